@@ -1,0 +1,4 @@
+//! The gateway's library.
+
+pub mod decode;
+pub mod readings;

@@ -1,0 +1,151 @@
+//! Event times.
+//!
+//! A time is a whole number of microseconds since 1970-01-01T00:00:00Z; finer stamps are
+//! floored. Windows are aligned to the epoch. Deliberately absent: what time it is now.
+
+use jiff::{Timestamp, civil, tz::TimeZone};
+use std::borrow::Cow;
+
+/// Microseconds since the Unix epoch.
+pub type Micros = i64;
+
+/// One second.
+pub const SECOND_US: Micros = 1_000_000;
+/// The first time a device with a set clock plausibly stamps: 2000-01-01T00:00:00Z.
+pub const PLAUSIBLE_FROM_US: Micros = 946_684_800 * SECOND_US;
+/// The last time that can be written as RFC 3339: 9999-12-30T22:00:00Z.
+pub const LAST_US: Micros = 253_402_207_200 * SECOND_US;
+/// The first: 0000-01-01T00:00:00Z.
+pub const FIRST_US: Micros = -62_167_219_200 * SECOND_US;
+
+/// Why a stamp cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TimeError {
+    /// Neither RFC 3339 nor a number.
+    #[error("time {0:?} is neither RFC 3339 nor an epoch number")]
+    Unreadable(String),
+    /// A date that the calendar or RFC 3339 cannot hold.
+    #[error("time {0} is outside the years 0000 to 9999")]
+    OutOfRange(String),
+}
+
+/// Reads an epoch number, its unit told by its magnitude: seconds below 1e11 (year 5138),
+/// then milliseconds below 1e14, microseconds below 1e17, nanoseconds above.
+pub fn from_epoch(number: f64) -> Result<Micros, TimeError> {
+    let magnitude = number.abs();
+    let us = match magnitude {
+        m if m < 1e11 => number * 1e6,
+        m if m < 1e14 => number * 1e3,
+        m if m < 1e17 => number,
+        _ => number / 1e3,
+    };
+    // A decimal such as 1680962879.62 is not exact in binary: round what is within the
+    // precision of an f64 (a quarter of a microsecond around now), floor what is not.
+    let rounded = us.round();
+    let us = if (us - rounded).abs() < 0.3 { rounded } else { us.floor() };
+    in_range(us as i128, || number.to_string())
+}
+
+/// Reads a whole epoch number; like [`from_epoch`] but exact beyond 2^53.
+pub fn from_epoch_integer(number: i64) -> Result<Micros, TimeError> {
+    let wide = i128::from(number);
+    let us = match wide.unsigned_abs() {
+        m if m < 100_000_000_000 => wide * 1_000_000,
+        m if m < 100_000_000_000_000 => wide * 1_000,
+        m if m < 100_000_000_000_000_000 => wide,
+        _ => wide.div_euclid(1_000),
+    };
+    in_range(us, || number.to_string())
+}
+
+fn in_range(us: i128, text: impl Fn() -> String) -> Result<Micros, TimeError> {
+    match i64::try_from(us) {
+        Ok(us) if (FIRST_US..=LAST_US).contains(&us) => Ok(us),
+        _ => Err(TimeError::OutOfRange(text())),
+    }
+}
+
+/// Reads RFC 3339, an epoch number, or a local stamp without offset, taken in `zone`.
+pub fn parse(text: &str, zone: &TimeZone) -> Result<Micros, TimeError> {
+    let text = text.trim();
+    if let Ok(number) = text.parse::<i64>() {
+        return from_epoch_integer(number);
+    }
+    if let Ok(timestamp) = text.parse::<Timestamp>() {
+        return in_range(timestamp.as_nanosecond().div_euclid(1_000), || text.into());
+    }
+    if text.starts_with(|c: char| c.is_ascii_digit())
+        && let Ok(local) = text.parse::<civil::DateTime>()
+        && text.contains(':')
+        && let Ok(zoned) = local.to_zoned(zone.clone())
+    {
+        return in_range(zoned.timestamp().as_nanosecond().div_euclid(1_000), || text.into());
+    }
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && text.bytes().all(|b| b"0123456789.+-eE".contains(&b)) => from_epoch(number),
+        _ => Err(TimeError::Unreadable(shorten(text).into_owned())),
+    }
+}
+
+fn shorten(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(40) {
+        Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Writes RFC 3339 in UTC, with as many decimals as the time has.
+pub fn format(us: Micros) -> String {
+    match Timestamp::from_microsecond(us) {
+        Ok(timestamp) => timestamp.to_string(),
+        Err(_) => us.to_string(),
+    }
+}
+
+/// The start of the epoch-aligned window of `length_us` that holds `us`.
+pub fn window_start(us: Micros, length_us: Micros) -> Micros {
+    us - us.rem_euclid(length_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn utc(text: &str) -> Result<Micros, TimeError> {
+        parse(text, &TimeZone::UTC)
+    }
+
+    #[test]
+    fn one_instant_has_many_spellings() {
+        let want = Ok(1_680_962_879_620_000);
+        assert_eq!(utc("2023-04-08T14:07:59.62Z"), want);
+        assert_eq!(utc("2023-04-08 16:07:59.62+02:00"), want);
+        assert_eq!(utc("1680962879.62"), want);
+        assert_eq!(utc("1680962879620"), want);
+        assert_eq!(utc("1680962879620000"), want);
+        assert_eq!(utc("1680962879620000000"), want);
+        assert_eq!(from_epoch(1_680_962_879.62), want);
+    }
+
+    #[test]
+    fn a_stamp_without_offset_is_taken_in_the_given_zone() {
+        assert_eq!(utc("2017-02-16T10:13:52").map(format), Ok("2017-02-16T10:13:52Z".into()));
+        let zone = TimeZone::fixed(jiff::tz::offset(1));
+        let there = parse("2017-02-16T10:13:52", &zone).map(format);
+        assert_eq!(there, Ok("2017-02-16T09:13:52Z".into()));
+    }
+
+    #[test]
+    fn nonsense_is_named_not_guessed() {
+        for text in ["", "yesterday", "inf", "nan", "2017-02-30T00:00:00Z", "10:13"] {
+            assert!(utc(text).is_err(), "{text:?}");
+        }
+        assert!(matches!(utc("1e30"), Err(TimeError::OutOfRange(_))));
+    }
+
+    #[test]
+    fn windows_before_the_epoch_are_aligned_too() {
+        assert_eq!(window_start(-1, 60 * SECOND_US), -60 * SECOND_US);
+        assert_eq!(window_start(60 * SECOND_US, 60 * SECOND_US), 60 * SECOND_US);
+    }
+}

@@ -1,4 +1,8 @@
 //! The gateway's library.
 
+pub mod catalog;
+pub mod clock;
+pub mod config;
 pub mod decode;
+pub mod journal;
 pub mod readings;

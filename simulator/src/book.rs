@@ -50,11 +50,11 @@ impl Page {
     pub(crate) fn sent(&mut self, message: &mut Message, is_acknowledged: bool) {
         let tally = &self.book.tally;
         tally.messages.fetch_add(1, Relaxed);
-        self.dirty = true;
         if message.copy {
             self.sent_again(&message.ids);
             return;
         }
+        self.dirty = true;
         let count = message.reading_count();
         tally.sent.fetch_add(count, Relaxed);
         if is_acknowledged {
@@ -65,6 +65,7 @@ impl Page {
 
     /// A message is about to leave once more, in a way that may store it twice.
     pub(crate) fn sent_again(&mut self, ids: &RangeInclusive<u64>) {
+        self.dirty = true;
         if self.book.ledger.is_some() {
             let mut again = Ranges::default();
             again.add('R', ids, &mut self.lines);

@@ -1,0 +1,337 @@
+//! Who is there: devices, their series, and the latest value of each.
+//!
+//! Arrives: names from the decoders, committed readings from the journal. Leaves: dense ids,
+//! births for the journal to write, answers to `/v1/devices`. Always holds: a name keeps its
+//! id for ever; the birth of an id is handed to the journal before any reading that uses it;
+//! devices and series never exceed their limits. Deliberately absent: SQLite.
+
+use crate::readings::{Readings, flag};
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use model::{Micros, Value};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// A device.
+#[derive(Debug)]
+pub struct Device {
+    /// Dense, from 0.
+    pub id: u32,
+    /// Its id as people know it.
+    pub name: Box<str>,
+}
+
+/// A metric of a device.
+#[derive(Debug)]
+pub struct Series {
+    /// Dense, from 0.
+    pub id: u32,
+    /// Whose.
+    pub device: Arc<Device>,
+    /// The metric's name.
+    pub metric: Box<str>,
+    unit: RwLock<Option<Box<str>>>,
+    assigned_us: AtomicI64,
+}
+
+/// Something new that the journal must write before it is used.
+#[derive(Debug, Clone)]
+pub enum Birth {
+    /// A device.
+    Device(Arc<Device>),
+    /// A series of a device already born.
+    Series(Arc<Series>),
+    /// A unit told for the first time, or a new one.
+    Unit(Arc<Series>),
+}
+
+/// The latest reading of a series, by event time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Latest {
+    /// Its event time.
+    pub time_us: Micros,
+    /// Its value.
+    pub value: Value,
+    /// When the gateway last received any reading of the series.
+    pub received_us: Micros,
+    /// How many readings have been acknowledged, repetitions included.
+    pub readings: u64,
+}
+
+/// A limit that a new name would exceed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} limit of {limit} reached: raise limits.{what} or remove what is not used")]
+pub struct LimitReached {
+    what: &'static str,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct Names {
+    devices: Vec<Arc<Device>>,
+    series: Vec<Arc<Series>>,
+    by_device: HashMap<Box<str>, Metrics, RandomState>,
+}
+
+struct Metrics {
+    device: Arc<Device>,
+    series: HashMap<Box<str>, Arc<Series>, RandomState>,
+}
+
+/// All devices and series.
+pub struct Catalog {
+    names: RwLock<Names>,
+    latest: RwLock<Vec<Option<Latest>>>,
+    births: Mutex<Vec<Birth>>,
+    devices_max: usize,
+    series_max: usize,
+}
+
+/// Poisoning only tells that another thread panicked; every critical section here leaves the
+/// data whole, so the data is used.
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Series {
+    /// A time for an unstamped reading: now, but later than any assigned before, so that two
+    /// unstamped readings never share an identity.
+    pub fn assign_time(&self, now_us: Micros) -> Micros {
+        let later = |last: i64| Some(now_us.max(last.saturating_add(1)));
+        match self.assigned_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later) {
+            Ok(last) | Err(last) => now_us.max(last.saturating_add(1)),
+        }
+    }
+
+    /// The unit, if anybody told it.
+    pub fn unit(&self) -> Option<Box<str>> {
+        read(&self.unit).clone()
+    }
+}
+
+impl Catalog {
+    /// An empty catalog with limits on devices and series.
+    pub fn new(devices_max: usize, series_max: usize) -> Self {
+        Catalog { names: RwLock::default(), latest: RwLock::default(), births: Mutex::default(), devices_max, series_max }
+    }
+
+    /// Puts back a device from the store; ids must come in order.
+    pub fn restore_device(&self, id: u32, name: &str) {
+        let mut names = write(&self.names);
+        assert_eq!(id as usize, names.devices.len(), "device ids are dense");
+        names.add_device(name);
+    }
+
+    /// Puts back a series from the store; ids must come in order.
+    pub fn restore_series(&self, id: u32, device: u32, metric: &str, unit: Option<&str>) {
+        let mut names = write(&self.names);
+        assert_eq!(id as usize, names.series.len(), "series ids are dense");
+        let device = names.devices[device as usize].name.clone();
+        let series = names.add_series(&device, metric);
+        *write(&series.unit) = unit.map(Into::into);
+    }
+
+    /// The series of a device and metric, born now if it is new.
+    pub fn resolve(&self, device: &str, metric: &str) -> Result<Arc<Series>, LimitReached> {
+        if let Some(series) = self.find(device, metric) {
+            return Ok(series);
+        }
+        let mut names = write(&self.names);
+        if let Some(series) = names.find(device, metric) {
+            return Ok(series);
+        }
+        if names.series.len() >= self.series_max {
+            return Err(LimitReached { what: "series", limit: self.series_max });
+        }
+        if !names.by_device.contains_key(device) {
+            if names.devices.len() >= self.devices_max {
+                return Err(LimitReached { what: "devices", limit: self.devices_max });
+            }
+            let born = names.add_device(device);
+            self.announce(Birth::Device(born));
+        }
+        let born = names.add_series(device, metric);
+        // Still under the lock: whoever finds the series finds its birth announced.
+        self.announce(Birth::Series(Arc::clone(&born)));
+        Ok(born)
+    }
+
+    /// The series of a device and metric, if it exists.
+    pub fn find(&self, device: &str, metric: &str) -> Option<Arc<Series>> {
+        read(&self.names).find(device, metric)
+    }
+
+    /// Takes note of a unit.
+    pub fn tell_unit(&self, series: &Arc<Series>, unit: &str) {
+        if read(&series.unit).as_deref() == Some(unit) {
+            return;
+        }
+        *write(&series.unit) = Some(unit.into());
+        self.announce(Birth::Unit(Arc::clone(series)));
+    }
+
+    fn announce(&self, birth: Birth) {
+        self.births.lock().unwrap_or_else(PoisonError::into_inner).push(birth);
+    }
+
+    /// Takes what the journal has to write before the next batch.
+    pub fn take_births(&self) -> Vec<Birth> {
+        std::mem::take(&mut *self.births.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All devices, by id.
+    pub fn devices(&self) -> Vec<Arc<Device>> {
+        read(&self.names).devices.clone()
+    }
+
+    /// All series, by id.
+    pub fn series(&self) -> Vec<Arc<Series>> {
+        read(&self.names).series.clone()
+    }
+
+    /// How many devices and series there are.
+    pub fn counts(&self) -> (usize, usize) {
+        let names = read(&self.names);
+        (names.devices.len(), names.series.len())
+    }
+
+    /// The series of one device, by metric; `None` if there is no such device.
+    pub fn series_of(&self, device: &str) -> Option<Vec<Arc<Series>>> {
+        let names = read(&self.names);
+        let mut series: Vec<_> = names.by_device.get(device)?.series.values().cloned().collect();
+        series.sort_by(|a, b| a.metric.cmp(&b.metric));
+        Some(series)
+    }
+
+    /// Takes note of committed readings.
+    pub fn note(&self, readings: &Readings, received_us: Micros) {
+        let mut latest = write(&self.latest);
+        for row in 0..readings.len() {
+            let series = readings.series[row] as usize;
+            if series >= latest.len() {
+                latest.resize(series + 1, None);
+            }
+            note_one(&mut latest[series], readings, row, received_us);
+        }
+    }
+
+    /// Puts back the latest reading of a series from the store.
+    pub fn restore_latest(&self, series: u32, restored: Latest) {
+        let mut latest = write(&self.latest);
+        let series = series as usize;
+        if series >= latest.len() {
+            latest.resize(series + 1, None);
+        }
+        latest[series] = Some(restored);
+    }
+
+    /// The latest reading of a series.
+    pub fn latest(&self, series: u32) -> Option<Latest> {
+        read(&self.latest).get(series as usize).cloned().flatten()
+    }
+
+    /// The latest reading of every series, by id.
+    pub fn all_latest(&self) -> Vec<Option<Latest>> {
+        read(&self.latest).clone()
+    }
+}
+
+fn note_one(slot: &mut Option<Latest>, readings: &Readings, row: usize, received_us: Micros) {
+    let time_us = readings.time_us[row];
+    match slot {
+        None => *slot = Some(Latest { time_us, value: readings.value(row), received_us, readings: 1 }),
+        Some(latest) => {
+            latest.readings += 1;
+            latest.received_us = received_us;
+            if time_us >= latest.time_us {
+                latest.time_us = time_us;
+                match readings.flags[row] & flag::KIND {
+                    flag::NUMBER => latest.value = Value::Number(readings.number[row]),
+                    _ => latest.value = readings.value(row),
+                }
+            }
+        }
+    }
+}
+
+impl Names {
+    fn find(&self, device: &str, metric: &str) -> Option<Arc<Series>> {
+        self.by_device.get(device)?.series.get(metric).cloned()
+    }
+
+    fn add_device(&mut self, name: &str) -> Arc<Device> {
+        let device = Arc::new(Device { id: self.devices.len() as u32, name: name.into() });
+        self.devices.push(Arc::clone(&device));
+        let metrics = Metrics { device: Arc::clone(&device), series: HashMap::default() };
+        self.by_device.insert(name.into(), metrics);
+        device
+    }
+
+    fn add_series(&mut self, device: &str, metric: &str) -> Arc<Series> {
+        let metrics = self.by_device.get_mut(device).expect("the device was born before its series");
+        let series = Arc::new(Series {
+            id: self.series.len() as u32,
+            device: Arc::clone(&metrics.device),
+            metric: metric.into(),
+            unit: RwLock::default(),
+            assigned_us: AtomicI64::new(i64::MIN),
+        });
+        metrics.series.insert(metric.into(), Arc::clone(&series));
+        self.series.push(Arc::clone(&series));
+        series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_its_id_and_is_announced_once() {
+        let catalog = Catalog::new(10, 10);
+        let a = catalog.resolve("a", "t").unwrap();
+        assert_eq!(catalog.resolve("a", "t").unwrap().id, a.id);
+        assert_ne!(catalog.resolve("a", "h").unwrap().id, a.id);
+        let births = catalog.take_births();
+        assert!(matches!(births.as_slice(), [Birth::Device(_), Birth::Series(_), Birth::Series(_)]));
+        assert!(catalog.take_births().is_empty());
+    }
+
+    #[test]
+    fn one_more_than_the_limit_is_refused_and_the_others_stay() {
+        let catalog = Catalog::new(1, 2);
+        catalog.resolve("a", "t").unwrap();
+        assert_eq!(
+            catalog.resolve("b", "t").unwrap_err().to_string(),
+            "devices limit of 1 reached: raise limits.devices or remove what is not used"
+        );
+        catalog.resolve("a", "h").unwrap();
+        assert!(catalog.resolve("a", "x").unwrap_err().to_string().starts_with("series limit of 2"));
+        assert!(catalog.resolve("a", "t").is_ok());
+    }
+
+    #[test]
+    fn assigned_times_are_unique_within_their_series() {
+        let catalog = Catalog::new(1, 1);
+        let series = catalog.resolve("a", "t").unwrap();
+        assert_eq!(series.assign_time(100), 100);
+        assert_eq!(series.assign_time(100), 101);
+        assert_eq!(series.assign_time(90), 102);
+        assert_eq!(series.assign_time(200), 200);
+    }
+
+    #[test]
+    fn the_latest_reading_is_the_latest_by_event_time() {
+        let catalog = Catalog::new(1, 1);
+        let mut readings = Readings::default();
+        readings.push(0, 50, Value::Number(1.0), 0);
+        readings.push(0, 40, Value::Text("late".into()), 0);
+        catalog.note(&readings, 60);
+        let latest = catalog.latest(0).unwrap();
+        assert_eq!((latest.time_us, latest.value, latest.readings), (50, Value::Number(1.0), 2));
+    }
+}

@@ -1,0 +1,386 @@
+//! What a person can turn.
+//!
+//! Arrives: a TOML file, the environment, `--set`. Leaves: a [`Config`] that is whole, or all
+//! problems at once, each with where it stands and what to do. Always holds: the defaults
+//! equal the shipped `configs/gateway.toml` (a test compares them), and an unknown key is an
+//! error. The field docs are the reference manual.
+
+/// Layers, unknown keys, places.
+mod load;
+/// Durations and sizes as people write them.
+mod units;
+
+use crate::decode::Format;
+use crate::decode::topic::{Rule, Rules};
+use jiff::tz::TimeZone;
+pub use load::{Problem, load};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+pub use units::{Size, Span};
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who this gateway is and where it keeps things.
+    pub gateway: Gateway,
+    /// The MQTT listener.
+    pub mqtt: Mqtt,
+    /// The CoAP listener.
+    pub coap: Coap,
+    /// The HTTP listener.
+    pub http: Http,
+    /// Who may come in.
+    pub auth: Auth,
+    /// How stamps are read.
+    pub time: Time,
+    /// The way to the disk.
+    pub journal: Journal,
+    /// Aggregation.
+    pub window: Window,
+    /// Bounds on what is kept.
+    pub limits: Limits,
+    /// Bounds on a question.
+    pub query: Query,
+    /// Which topics are readings; the first match counts. Giving any replaces the two defaults.
+    pub ingest: Vec<Ingest>,
+}
+
+/// Who this gateway is and where it keeps things.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gateway {
+    /// The gateway's name in answers and in the cloud; empty generates one at the first start and keeps it.
+    pub id: String,
+    /// The directory of the store and the users file; created if missing.
+    pub data_dir: PathBuf,
+}
+
+/// The MQTT listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mqtt {
+    /// Address and port; port 0 picks a free one; empty turns MQTT off.
+    pub listen: String,
+    /// Lets clients without user name in, also from other machines.
+    pub allow_anonymous: bool,
+    /// Threads that serve connections; 0 means one for every two processor cores.
+    pub threads: usize,
+    /// Connections at once; one more is refused (0x97, or 3 in MQTT 3.1.1).
+    pub max_connections: usize,
+    /// The largest packet accepted; a larger one ends the connection (0x95).
+    pub max_packet: Size,
+    /// How long a new connection may take until its CONNECT is complete.
+    pub connect_timeout: Span,
+    /// What may wait for one slow subscriber: beyond it QoS 0 messages are dropped and counted, and QoS 1 disconnects it.
+    pub subscriber_queue: Size,
+    /// QoS 1 messages a subscriber may have unacknowledged, if it does not ask for fewer.
+    pub max_inflight: u16,
+    /// Subscriptions of one client.
+    pub max_subscriptions: usize,
+}
+
+/// The CoAP listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Coap {
+    /// Address and UDP port; port 0 picks a free one; empty turns CoAP off.
+    pub listen: String,
+    /// Lets devices in from other machines; CoAP without DTLS knows no users.
+    pub allow_anonymous: bool,
+    /// The largest body, assembled from blocks; a larger one is answered 4.13.
+    pub max_body: Size,
+    /// Memory for bodies that are still being assembled; beyond it the oldest is forgotten.
+    pub assembly_memory: Size,
+    /// Answers kept to repeat them to retransmissions, each for 247 s (EXCHANGE_LIFETIME).
+    pub max_exchanges: usize,
+    /// Observations at once; one more is answered without observing.
+    pub max_observers: usize,
+}
+
+/// The HTTP listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Address and port; port 0 picks a free one; empty turns HTTP off.
+    pub listen: String,
+    /// Lets requests without credentials in, also from other machines.
+    pub allow_anonymous: bool,
+    /// The largest request body; a larger one is answered 413.
+    pub max_body: Size,
+    /// Connections to `/v1/live` at once; one more is answered 503.
+    pub max_live: usize,
+}
+
+/// Who may come in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// The users file that `tidegate user add` writes; relative to the data directory.
+    pub users: PathBuf,
+}
+
+/// How stamps are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Time {
+    /// The zone of local stamps without offset: "UTC" or a name such as "Europe/Berlin".
+    pub zone: String,
+    /// A stamp further in the future than this is kept, flagged, and moves no window.
+    pub max_skew: Span,
+}
+
+/// The way to the disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Journal {
+    /// How long a commit waits for company. "0ms" waits for nobody and takes whatever queued meanwhile; longer writes less to a card and acknowledges later.
+    pub commit_delay: Span,
+    /// Memory for readings that wait for the commit; full means sockets are not read.
+    pub queue: Size,
+    /// The write-ahead log is folded back into the store when it reaches this size.
+    pub wal: Size,
+}
+
+/// Aggregation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Window {
+    /// The length of the windows that are summarised, a whole number of seconds.
+    pub length: Span,
+    /// How long a window stays open for late readings.
+    pub lateness: Span,
+    /// Memory for readings of open windows; full means they are folded into partial summaries.
+    pub memory: Size,
+}
+
+/// Bounds on what is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Devices; readings of one more are rejected.
+    pub devices: usize,
+    /// Series, that is metrics of devices; readings of one more are rejected.
+    pub series: usize,
+    /// Rejects kept, newest first.
+    pub rejects: usize,
+    /// Retained messages kept; one more is not retained.
+    pub retained: usize,
+    /// Memory for retained messages; one that does not fit is not retained.
+    pub retained_memory: Size,
+}
+
+/// Bounds on a question.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Query {
+    /// Memory for the readings of one question; one that needs more is refused (422).
+    pub memory: Size,
+    /// Questions answered at once; the others wait.
+    pub concurrency: usize,
+}
+
+/// Which topics are readings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ingest {
+    /// Levels are literal, `+`, `{device}` or `{metric}`; a last `#` stands for any rest.
+    pub topic: String,
+    /// "auto", "text", "json", "cbor" or "senml".
+    #[serde(default)]
+    pub format: Format,
+    /// The device, where the topic has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The metric, where the topic has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Gateway { id: String::new(), data_dir: "data".into() }
+    }
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Mqtt {
+            listen: "127.0.0.1:1883".into(),
+            allow_anonymous: false,
+            threads: 0,
+            max_connections: 10_000,
+            max_packet: Size::mib(2),
+            connect_timeout: Span::seconds(10),
+            subscriber_queue: Size::mib(1),
+            max_inflight: 100,
+            max_subscriptions: 1_000,
+        }
+    }
+}
+
+impl Default for Coap {
+    fn default() -> Self {
+        Coap {
+            listen: "127.0.0.1:5683".into(),
+            allow_anonymous: false,
+            max_body: Size::mib(1),
+            assembly_memory: Size::mib(8),
+            max_exchanges: 20_000,
+            max_observers: 1_000,
+        }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Http { listen: "127.0.0.1:8080".into(), allow_anonymous: false, max_body: Size::mib(16), max_live: 100 }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Auth { users: "users.toml".into() }
+    }
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Time { zone: "UTC".into(), max_skew: Span::seconds(3_600) }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Journal { commit_delay: Span::millis(0), queue: Size::mib(8), wal: Size::mib(8) }
+    }
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Window { length: Span::seconds(60), lateness: Span::seconds(10), memory: Size::mib(16) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            devices: 10_000,
+            series: 100_000,
+            rejects: 10_000,
+            retained: 10_000,
+            retained_memory: Size::mib(16),
+        }
+    }
+}
+
+impl Default for Query {
+    fn default() -> Self {
+        Query { memory: Size::mib(64), concurrency: 2 }
+    }
+}
+
+/// The rules in force when the file gives none.
+pub fn default_ingest() -> Vec<Ingest> {
+    let rule = |topic: &str| Ingest { topic: topic.into(), format: Format::Auto, device: None, metric: None };
+    vec![rule("devices/{device}/{metric}"), rule("devices/{device}")]
+}
+
+impl Config {
+    /// Everything that each field's type allows and sense does not.
+    fn validate(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut wrong = |key: &str, what: String| problems.push((key.to_owned(), what));
+        for (key, listen) in
+            [("mqtt.listen", &self.mqtt.listen), ("coap.listen", &self.coap.listen), ("http.listen", &self.http.listen)]
+        {
+            if let Err(what) = address(listen) {
+                wrong(key, what);
+            }
+        }
+        let length_us = self.window.length.micros();
+        if length_us < 1_000_000 || length_us % 1_000_000 != 0 || length_us > 86_400_000_000 {
+            wrong("window.length", "must be a whole number of seconds from 1s to 1d".into());
+        }
+        if self.journal.commit_delay > Span::seconds(60) {
+            wrong("journal.commit_delay", "is above 60s: devices would give up waiting; choose less".into());
+        }
+        for (key, size, least) in [
+            ("mqtt.max_packet", self.mqtt.max_packet, Size::kib(1)),
+            ("journal.queue", self.journal.queue, Size::kib(64)),
+            ("journal.wal", self.journal.wal, Size::kib(256)),
+            ("window.memory", self.window.memory, Size::kib(256)),
+            ("query.memory", self.query.memory, Size::mib(1)),
+        ] {
+            if size < least {
+                wrong(key, format!("is below its least value {least}"));
+            }
+        }
+        for (key, number) in [
+            ("mqtt.max_connections", self.mqtt.max_connections),
+            ("mqtt.max_inflight", usize::from(self.mqtt.max_inflight)),
+            ("limits.devices", self.limits.devices),
+            ("limits.series", self.limits.series),
+            ("query.concurrency", self.query.concurrency),
+        ] {
+            if number == 0 {
+                wrong(key, "must be at least 1".into());
+            }
+        }
+        if let Err(what) = self.zone() {
+            wrong("time.zone", what);
+        }
+        if let Err(what) = self.rules() {
+            wrong("ingest", what);
+        }
+        problems
+    }
+
+    /// The zone of local stamps.
+    pub fn zone(&self) -> Result<TimeZone, String> {
+        match self.time.zone.as_str() {
+            "UTC" => Ok(TimeZone::UTC),
+            name => TimeZone::get(name).map_err(|_| {
+                format!("zone {name:?} is not known here: use \"UTC\" or a name such as \"Europe/Berlin\", and install tzdata")
+            }),
+        }
+    }
+
+    /// The ingest rules, compiled.
+    pub fn rules(&self) -> Result<Rules, String> {
+        let given = if self.ingest.is_empty() { default_ingest() } else { self.ingest.clone() };
+        let compile = |(i, rule): (usize, &Ingest)| {
+            Rule::new(&rule.topic, rule.device.as_deref(), rule.metric.as_deref(), rule.format)
+                .map_err(|e| format!("rule {} ({:?}): {e}", i + 1, rule.topic))
+        };
+        given.iter().enumerate().map(compile).collect::<Result<_, _>>().map(Rules)
+    }
+
+    /// The users file.
+    pub fn users_file(&self) -> PathBuf {
+        self.gateway.data_dir.join(&self.auth.users)
+    }
+
+    /// How many threads serve MQTT connections.
+    pub fn mqtt_threads(&self) -> usize {
+        match self.mqtt.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
+            n => n,
+        }
+    }
+}
+
+/// Reads a listen address; `None` means the listener is off.
+pub fn address(listen: &str) -> Result<Option<SocketAddr>, String> {
+    if listen.is_empty() {
+        return Ok(None);
+    }
+    let named = listen.replace("localhost:", "127.0.0.1:");
+    named.parse().map(Some).map_err(|_| {
+        format!("{listen:?} is no address and port: write for example \"127.0.0.1:1883\", \"0.0.0.0:1883\" or \"[::]:1883\"")
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,330 @@
+//! Readings of one commit as bytes.
+//!
+//! Columnar and compressed: runs of series ids and flags, zigzag varint deltas of times and of
+//! numbers scaled to whole decimals (only where that is bit-exact), then LZ4 where it helps.
+//! Layout, format 1: `format u8, rows varint, packing u8 (0 plain, 1 LZ4 with size), body,
+//! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what
+//! was encoded to the bit, and damaged bytes are an error, never other readings.
+
+use crate::readings::Readings;
+use std::borrow::Cow;
+use xxhash_rust::xxh3::xxh3_64;
+
+const FORMAT: u8 = 1;
+const PLAIN: u8 = 0;
+const LZ4: u8 = 1;
+const ROWS_MAX: u64 = 16 << 20;
+const BODY_BYTES_MAX: usize = 1 << 30;
+
+/// Numbers as they are, eight bytes each.
+const RAW: u8 = 255;
+const POWERS: [f64; 8] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7];
+
+/// Why bytes are not a batch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Written by a newer build.
+    #[error("batch format {0} is unknown, this build reads format 1")]
+    Format(u8),
+    /// The checksum does not match.
+    #[error("batch checksum does not match: the page was damaged")]
+    Checksum,
+    /// The checksum matches and the content contradicts itself.
+    #[error("batch is inconsistent")]
+    Inconsistent,
+}
+
+use BatchError::Inconsistent;
+
+/// Encodes all rows.
+pub fn encode(readings: &Readings) -> Vec<u8> {
+    let mut body = Vec::with_capacity(readings.len() * 10 + 16);
+    put_runs(&mut body, &readings.series, |previous, id| zigzag(i64::from(id) - i64::from(previous)));
+    put_runs(&mut body, &readings.flags, |_, flags| u64::from(flags));
+    let mut previous = 0;
+    for &time_us in &readings.time_us {
+        put_varint(&mut body, zigzag(time_us.wrapping_sub(previous)));
+        previous = time_us;
+    }
+    put_numbers(&mut body, &readings.number);
+    put_varint(&mut body, readings.texts.len() as u64);
+    for (row, text) in &readings.texts {
+        put_varint(&mut body, u64::from(*row));
+        put_varint(&mut body, text.len() as u64);
+        body.extend_from_slice(text.as_bytes());
+    }
+    let mut out = Vec::with_capacity(body.len() / 2 + 32);
+    out.push(FORMAT);
+    put_varint(&mut out, readings.len() as u64);
+    let packed = lz4_flex::block::compress_prepend_size(&body);
+    if packed.len() < body.len() {
+        out.push(LZ4);
+        out.extend_from_slice(&packed);
+    } else {
+        out.push(PLAIN);
+        out.extend_from_slice(&body);
+    }
+    let sum = xxh3_64(&out) as u32;
+    out.extend(sum.to_le_bytes());
+    out
+}
+
+/// Decodes what [`encode`] wrote.
+pub fn decode(bytes: &[u8]) -> Result<Readings, BatchError> {
+    let (content, sum) = bytes.split_last_chunk::<4>().ok_or(BatchError::Checksum)?;
+    if xxh3_64(content) as u32 != u32::from_le_bytes(*sum) {
+        return Err(BatchError::Checksum);
+    }
+    let mut rest = content;
+    let format = take(&mut rest)?;
+    if format != FORMAT {
+        return Err(BatchError::Format(format));
+    }
+    let rows = take_varint(&mut rest)?;
+    if rows > ROWS_MAX {
+        return Err(Inconsistent);
+    }
+    let body: Cow<'_, [u8]> = match take(&mut rest)? {
+        PLAIN => rest.into(),
+        LZ4 => unpack(rest)?.into(),
+        _ => return Err(Inconsistent),
+    };
+    decode_body(&body, rows as usize)
+}
+
+fn unpack(packed: &[u8]) -> Result<Vec<u8>, BatchError> {
+    let (size, packed) = lz4_flex::block::uncompressed_size(packed).map_err(|_| Inconsistent)?;
+    if size > BODY_BYTES_MAX {
+        return Err(Inconsistent);
+    }
+    lz4_flex::block::decompress(packed, size).map_err(|_| Inconsistent)
+}
+
+fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
+    let rest = &mut rest;
+    let series = take_runs(rest, rows, |previous: u32, code| {
+        u32::try_from(i64::from(previous) + unzigzag(code)).map_err(|_| Inconsistent)
+    })?;
+    let flags = take_runs(rest, rows, |_, code| u8::try_from(code).map_err(|_| Inconsistent))?;
+    let mut time_us = Vec::with_capacity(rows);
+    let mut previous = 0_i64;
+    for _ in 0..rows {
+        previous = previous.wrapping_add(unzigzag(take_varint(rest)?));
+        time_us.push(previous);
+    }
+    let number = take_numbers(rest, rows)?;
+    let mut texts = Vec::new();
+    for _ in 0..take_varint(rest)? {
+        let row = u32::try_from(take_varint(rest)?).map_err(|_| Inconsistent)?;
+        let length = take_varint(rest)? as usize;
+        let (text, after) = rest.split_at_checked(length).ok_or(Inconsistent)?;
+        texts.push((row, std::str::from_utf8(text).map_err(|_| Inconsistent)?.into()));
+        *rest = after;
+    }
+    Ok(Readings { series, time_us, flags, number, texts })
+}
+
+fn put_runs<T: Copy + PartialEq + Default>(out: &mut Vec<u8>, column: &[T], code: impl Fn(T, T) -> u64) {
+    let mut previous = T::default();
+    for run in column.chunk_by(|a, b| a == b) {
+        put_varint(out, code(previous, run[0]));
+        put_varint(out, run.len() as u64);
+        previous = run[0];
+    }
+}
+
+fn take_runs<T: Copy + Default>(
+    rest: &mut &[u8],
+    rows: usize,
+    value: impl Fn(T, u64) -> Result<T, BatchError>,
+) -> Result<Vec<T>, BatchError> {
+    let mut column = Vec::with_capacity(rows);
+    let mut previous = T::default();
+    while column.len() < rows {
+        previous = value(previous, take_varint(rest)?)?;
+        let run = take_varint(rest)? as usize;
+        if run == 0 || run > rows - column.len() {
+            return Err(Inconsistent);
+        }
+        column.resize(column.len() + run, previous);
+    }
+    Ok(column)
+}
+
+/// `n` as a whole number of `10^-decimals`, if that gives `n` back to the bit.
+#[inline]
+fn scaled(n: f64, decimals: usize) -> Option<i64> {
+    let whole = (n * POWERS[decimals]).round();
+    let exact = whole.abs() < 9e15 && (whole / POWERS[decimals]).to_bits() == n.to_bits();
+    exact.then_some(whole as i64)
+}
+
+/// The fewest decimals that suit most numbers; [`RAW`] where none do.
+fn choose_decimals(numbers: &[f64]) -> u8 {
+    let (mut decimals, mut unsuited) = (0, 0);
+    for &n in numbers {
+        if scaled(n, decimals).is_some() {
+            continue;
+        }
+        match (decimals + 1..POWERS.len()).find(|&d| scaled(n, d).is_some()) {
+            Some(more) => decimals = more,
+            None => unsuited += 1,
+        }
+        if unsuited * 4 > numbers.len() {
+            return RAW;
+        }
+    }
+    decimals as u8
+}
+
+/// Scaled numbers as deltas; what does not suit is a zero delta and listed behind, raw.
+fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
+    let decimals = choose_decimals(numbers);
+    out.push(decimals);
+    if decimals == RAW {
+        numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+        return;
+    }
+    let mut unsuited = Vec::new();
+    let mut previous = 0;
+    for (row, &n) in numbers.iter().enumerate() {
+        let whole = scaled(n, usize::from(decimals)).unwrap_or_else(|| {
+            unsuited.push((row, n));
+            previous
+        });
+        put_varint(out, zigzag(whole - previous));
+        previous = whole;
+    }
+    put_varint(out, unsuited.len() as u64);
+    for (row, n) in unsuited {
+        put_varint(out, row as u64);
+        out.extend(n.to_le_bytes());
+    }
+}
+
+fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
+    let decimals = take(rest)?;
+    if decimals == RAW {
+        return (0..rows).map(|_| take_raw(rest)).collect();
+    }
+    let power = *POWERS.get(usize::from(decimals)).ok_or(Inconsistent)?;
+    let mut numbers = Vec::with_capacity(rows);
+    let mut previous = 0_i64;
+    for _ in 0..rows {
+        previous = previous.wrapping_add(unzigzag(take_varint(rest)?));
+        numbers.push(previous as f64 / power);
+    }
+    for _ in 0..take_varint(rest)? {
+        let row = take_varint(rest)? as usize;
+        *numbers.get_mut(row).ok_or(Inconsistent)? = take_raw(rest)?;
+    }
+    Ok(numbers)
+}
+
+fn take_raw(rest: &mut &[u8]) -> Result<f64, BatchError> {
+    let (raw, after) = rest.split_first_chunk::<8>().ok_or(Inconsistent)?;
+    *rest = after;
+    Ok(f64::from_le_bytes(*raw))
+}
+
+fn zigzag(n: i64) -> u64 {
+    ((n << 1) ^ (n >> 63)) as u64
+}
+
+fn unzigzag(n: u64) -> i64 {
+    (n >> 1) as i64 ^ -((n & 1) as i64)
+}
+
+#[inline]
+fn put_varint(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+fn take(rest: &mut &[u8]) -> Result<u8, BatchError> {
+    let (&first, after) = rest.split_first().ok_or(Inconsistent)?;
+    *rest = after;
+    Ok(first)
+}
+
+#[inline]
+fn take_varint(rest: &mut &[u8]) -> Result<u64, BatchError> {
+    let mut n = 0_u64;
+    for (i, &byte) in rest.iter().enumerate().take(10) {
+        n |= u64::from(byte & 0x7f) << (7 * i as u32).min(63);
+        if byte < 0x80 {
+            *rest = &rest[i + 1..];
+            return Ok(n);
+        }
+    }
+    Err(Inconsistent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::Value;
+    use proptest::prelude::*;
+
+    fn value() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            4 => (-99_999..99_999_i32).prop_map(|n| Value::Number(f64::from(n) / 100.0)),
+            1 => any::<f64>().prop_filter("finite", |n| n.is_finite()).prop_map(Value::Number),
+            1 => Just(Value::Number(-0.0)),
+            1 => any::<bool>().prop_map(Value::Bool),
+            1 => "\\PC{0,12}".prop_map(|t| Value::Text(t.into())),
+        ]
+    }
+
+    prop_compose! {
+        fn readings()(rows in prop::collection::vec((0..50_u32, any::<i64>(), value(), 0..32_u8), 0..300)) -> Readings {
+            let mut readings = Readings::default();
+            for (series, time_us, value, flags) in rows {
+                readings.push(series, time_us, value, flags << 2);
+            }
+            readings
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_comes_back_to_the_bit(readings in readings()) {
+            let back = decode(&encode(&readings)).unwrap();
+            let bits = |r: &Readings| r.number.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&back), bits(&readings));
+            prop_assert_eq!(back, readings);
+        }
+
+        #[test]
+        fn a_flipped_bit_is_found(readings in readings(), at in any::<prop::sample::Index>(), bit in 0..8) {
+            let mut bytes = encode(&readings);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+            // With a checksum that matches, so that the content is looked at.
+            bytes.insert(0, FORMAT);
+            let sum = xxh3_64(&bytes) as u32;
+            bytes.extend(sum.to_le_bytes());
+            let _ = decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_sensor_reading_takes_a_few_bytes() {
+        let mut readings = Readings::default();
+        for i in 0..1_000 {
+            let n = f64::from(2_000 + i * 7 % 90) / 100.0;
+            readings.push_number(i as u32 % 50, 1_700_000_000_000_000 + i64::from(i) * 137, n, 0);
+        }
+        let bytes = encode(&readings).len();
+        assert!(bytes < 6_000, "{bytes} bytes for 1000 readings");
+    }
+}

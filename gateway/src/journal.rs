@@ -1,2 +1,118 @@
-//! x
+//! The way to the disk.
+//!
+//! Arrives: parcels of readings with the receipts of those who wait for them. Leaves: one
+//! transaction per commit, then the receipts, then the readings for windows and live feeds.
+//! Always holds: **commit, then acknowledge**; one thread writes, everybody else reads; what
+//! waits is bounded in bytes and full means the sender waits. Deliberately absent: what the
+//! readings mean.
+
+/// Readings of one commit as bytes.
 pub mod batch;
+
+/// What waits for the commit.
+pub mod intake;
+
+/// Tables, settings, versions.
+pub mod schema;
+
+/// The one thread that writes.
+pub mod writer;
+
+/// Raw readings, read back.
+pub mod scan;
+
+/// What a restart puts back.
+pub mod recover;
+
+use crate::readings::Readings;
+pub use intake::{Intake, Parcel};
+use model::{Micros, Summary};
+use std::sync::Arc;
+
+/// Readings that are on disk.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// The journal sequence of their commit.
+    pub seq: u64,
+    /// When the gateway received them.
+    pub received_us: Micros,
+    /// The readings.
+    pub readings: Arc<Readings>,
+}
+
+/// Something undecodable that is kept for its owner to look at.
+#[derive(Debug, Clone)]
+pub struct Rejected {
+    /// When it came.
+    pub received_us: Micros,
+    /// From where: a topic, a path.
+    pub source: Box<str>,
+    /// Why, see [`crate::decode::Reason`].
+    pub reason: &'static str,
+    /// Why, in a sentence that names the leaf.
+    pub detail: Box<str>,
+    /// The beginning of the payload.
+    pub payload: Box<[u8]>,
+}
+
+/// A retained message, or the removal of one.
+#[derive(Debug, Clone)]
+pub struct Retain {
+    /// Its topic.
+    pub topic: Box<str>,
+    /// QoS, properties and payload; `None` removes.
+    pub message: Option<(u8, bytes::Bytes, bytes::Bytes)>,
+}
+
+/// A change to the QoS 2 packet identifiers of a client.
+#[derive(Debug, Clone)]
+pub enum Inbound {
+    /// The message is stored: a repetition must not be stored again.
+    Stored {
+        /// The client id.
+        client: Arc<str>,
+        /// The packet identifier.
+        pkid: u16,
+        /// A hash of the message, so that a reused identifier is told from a repetition.
+        hash: u64,
+    },
+    /// The client has released the identifier.
+    Released {
+        /// The client id.
+        client: Arc<str>,
+        /// The packet identifier.
+        pkid: u16,
+    },
+    /// The client starts anew.
+    Forgotten {
+        /// The client id.
+        client: Arc<str>,
+    },
+}
+
+/// The summary of one window of one series, to be written.
+#[derive(Debug, Clone)]
+pub struct SummaryRow {
+    /// Whose.
+    pub series: u32,
+    /// The window's start.
+    pub start_us: Micros,
+    /// The window's length.
+    pub length_us: Micros,
+    /// The journal sequence up to which the window's readings are in it.
+    pub through_seq: u64,
+    /// What it says.
+    pub summary: Summary,
+}
+
+/// Work that the writer does between two batches, in their transactions.
+#[derive(Debug)]
+pub enum Chore {
+    /// Write summaries; a restart then replays from `replay_from`.
+    Summaries {
+        /// The summaries of windows that closed or changed.
+        rows: Vec<SummaryRow>,
+        /// The lowest sequence that an open or dirty window still needs.
+        replay_from: u64,
+    },
+}

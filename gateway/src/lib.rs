@@ -1,8 +1,34 @@
-//! The gateway's library.
+//! The gateway, in the order in which data flows.
+//!
+//! Device to listen to decode to journal to acknowledgement; from the journal to windows, to
+//! subscribers and live listeners, and to answers over HTTP. ARCHITECTURE.md has the map.
 
-pub mod catalog;
-pub mod clock;
+/// What a person can turn.
 pub mod config;
+
+/// What time it is.
+pub mod clock;
+
+/// What a person can run alerts on.
+pub mod metrics;
+
+/// A raw message comes in, by any protocol, and waits for its commit.
+pub mod listen;
+
+/// Bytes to readings or rejects.
 pub mod decode;
-pub mod journal;
+
+/// Who is there: names to ids, and the latest value of each.
+pub mod catalog;
+
+/// Readings as columns.
 pub mod readings;
+
+/// The way to the disk: commit, then acknowledge.
+pub mod journal;
+
+/// Which window, when it closes, what is late.
+pub mod window;
+
+/// What happens now, for those who watch.
+pub mod live;

@@ -22,6 +22,9 @@ pub mod summary;
 /// The grammar of a question: windows, statistics, globs.
 pub mod aggregate;
 
+/// Whole numbers in few bytes.
+pub mod varint;
+
 pub use identity::{NameError, check_name};
 pub use sketch::Sketch;
 pub use summary::Summary;

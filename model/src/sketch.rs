@@ -10,6 +10,7 @@
 //! scale (exactly, bucket pairs join) and set [`Sketch::degraded`]. Deliberately absent: the
 //! values themselves; the smallest and largest live in the summary.
 
+use crate::varint;
 use std::collections::BTreeMap;
 
 /// The scale a sketch starts with.
@@ -208,13 +209,13 @@ impl Sketch {
                 out.extend(width.to_le_bytes());
             }
         }
-        put_varint(&mut out, self.zero);
+        varint::put(&mut out, self.zero);
         for side in [&self.positive, &self.negative] {
-            put_varint(&mut out, side.len() as u64);
+            varint::put(&mut out, side.len() as u64);
             let mut previous = 0_i64;
             for (&index, &count) in side {
-                put_varint(&mut out, zigzag(i64::from(index) - previous));
-                put_varint(&mut out, count);
+                varint::put_signed(&mut out, i64::from(index) - previous);
+                varint::put(&mut out, count);
                 previous = i64::from(index);
             }
         }
@@ -223,28 +224,23 @@ impl Sketch {
 
     /// Reads what [`Sketch::to_bytes`] wrote.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SketchError> {
-        let mut rest = bytes;
-        let format = take(&mut rest)?;
-        if format != FORMAT {
-            return Err(SketchError::Format(format));
+        match bytes.first() {
+            Some(&FORMAT) => Sketch::parse(&mut &bytes[1..]).ok_or(SketchError::Damaged),
+            Some(&other) => Err(SketchError::Format(other)),
+            None => Err(SketchError::Damaged),
         }
-        let degraded = take(&mut rest)? != 0;
-        let mapping = match take(&mut rest)? {
-            0 => Mapping::Exponential { scale: take(&mut rest)? as i8 },
-            1 => {
-                let (width, after) = rest.split_first_chunk::<8>().ok_or(SketchError::Damaged)?;
-                rest = after;
-                Mapping::Linear { width: f64::from_le_bytes(*width) }
-            }
-            _ => return Err(SketchError::Damaged),
+    }
+
+    fn parse(rest: &mut &[u8]) -> Option<Self> {
+        let degraded = varint::take_byte(rest)? != 0;
+        let mapping = match varint::take_byte(rest)? {
+            0 => Mapping::Exponential { scale: varint::take_byte(rest)? as i8 },
+            1 => Mapping::Linear { width: varint::take_f64(rest)? },
+            _ => return None,
         };
-        let zero = take_varint(&mut rest)?;
-        let positive = take_side(&mut rest)?;
-        let negative = take_side(&mut rest)?;
-        if !rest.is_empty() {
-            return Err(SketchError::Damaged);
-        }
-        Ok(Sketch { mapping, zero, positive, negative, degraded })
+        let zero = varint::take(rest)?;
+        let (positive, negative) = (take_side(rest)?, take_side(rest)?);
+        rest.is_empty().then_some(Sketch { mapping, zero, positive, negative, degraded })
     }
 }
 
@@ -286,46 +282,14 @@ fn add_all(side: &mut Buckets, other: &Buckets, shift: i8) {
     }
 }
 
-fn zigzag(n: i64) -> u64 {
-    ((n << 1) ^ (n >> 63)) as u64
-}
-
-fn put_varint(out: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        out.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    out.push(n as u8);
-}
-
-fn take(rest: &mut &[u8]) -> Result<u8, SketchError> {
-    let (&first, after) = rest.split_first().ok_or(SketchError::Damaged)?;
-    *rest = after;
-    Ok(first)
-}
-
-fn take_varint(rest: &mut &[u8]) -> Result<u64, SketchError> {
-    let mut n = 0_u64;
-    for shift in (0..64).step_by(7) {
-        let byte = take(rest)?;
-        n |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Ok(n);
-        }
-    }
-    Err(SketchError::Damaged)
-}
-
-fn take_side(rest: &mut &[u8]) -> Result<Buckets, SketchError> {
+fn take_side(rest: &mut &[u8]) -> Option<Buckets> {
     let mut side = Buckets::new();
     let mut index = 0_i64;
-    for _ in 0..take_varint(rest)? {
-        let gap = take_varint(rest)?;
-        index += (gap >> 1) as i64 ^ -((gap & 1) as i64);
-        let key = i32::try_from(index).map_err(|_| SketchError::Damaged)?;
-        side.insert(key, take_varint(rest)?);
+    for _ in 0..varint::take(rest)? {
+        index = index.checked_add(varint::take_signed(rest)?)?;
+        side.insert(i32::try_from(index).ok()?, varint::take(rest)?);
     }
-    Ok(side)
+    Some(side)
 }
 
 #[cfg(test)]

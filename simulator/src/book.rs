@@ -36,14 +36,7 @@ pub(crate) struct Page {
 
 impl Page {
     pub(crate) fn new(book: Book, shard: usize) -> Self {
-        Self {
-            book,
-            shard,
-            lines: String::new(),
-            acked: Ranges::default(),
-            latencies: Vec::new(),
-            dirty: false,
-        }
+        Self { book, shard, lines: String::new(), acked: Ranges::default(), latencies: Vec::new(), dirty: false }
     }
 
     /// A message is about to leave for the first time, or as a deliberate copy.

@@ -17,12 +17,11 @@ const SECONDS_MAX: f64 = 1e11;
 
 /// Why a piece of text is not a time.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "\"{0}\" is not a time (RFC 3339, \"YYYY-MM-DD HH:MM:SS\" in UTC, an epoch number, or now-1h)"
-)]
+#[error("\"{0}\" is not a time (RFC 3339, \"YYYY-MM-DD HH:MM:SS\" in UTC, an epoch number, or now-1h)")]
 pub(crate) struct TimeError(String);
 
 /// The wall clock in microseconds since the Unix epoch.
+#[allow(clippy::disallowed_methods, reason = "this is the simulator's one place that asks")]
 pub(crate) fn now_us() -> i64 {
     Timestamp::now().as_microsecond()
 }
@@ -89,9 +88,8 @@ pub(crate) fn rfc3339(time_us: i64) -> String {
 
 /// Reads a duration as the configuration writes it: `250ms`, `10s`, `1m`, `7d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| {
-        format!("\"{text}\" is not a duration such as 250ms, 10s, 1m or 7d: {error}")
-    })
+    humantime::parse_duration(text)
+        .map_err(|error| format!("\"{text}\" is not a duration such as 250ms, 10s, 1m or 7d: {error}"))
 }
 
 #[cfg(test)]

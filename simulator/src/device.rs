@@ -120,9 +120,8 @@ impl Device {
     fn read_meter(&self, time_us: i64, readings: &mut Vec<Reading>) {
         let at_us = self.unless_stuck("power", time_us);
         let base_w = 60.0 + 240.0 * self.trait_of("base");
-        let power = base_w * (1.0 + 0.25 * diurnal(at_us, 19.0))
-            + self.appliances_w(at_us)
-            + 1.5 * self.noise("power", at_us);
+        let power =
+            base_w * (1.0 + 0.25 * diurnal(at_us, 19.0)) + self.appliances_w(at_us) + 1.5 * self.noise("power", at_us);
         readings.push(number("power", power.max(0.0), 1));
 
         // The counter follows the daily swing of the base load; its rate stays positive, so it never falls.
@@ -160,7 +159,9 @@ impl Device {
         readings.push(number("vibration", vibration.max(0.0), 3));
 
         let at_us = self.unless_stuck("temperature", time_us);
-        let bearing = 38.0 + 12.0 * self.trait_of("bearing") + 2.0 * diurnal(at_us, 14.0)
+        let bearing = 38.0
+            + 12.0 * self.trait_of("bearing")
+            + 2.0 * diurnal(at_us, 14.0)
             + 5.0 * self.drift("bearing", at_us, 2 * HOUR_US)
             + 0.1 * self.noise("bearing", at_us);
         readings.push(number("temperature", bearing, 2));
@@ -218,9 +219,9 @@ impl Device {
 
     fn hash(&self, name: &str, slot: i64) -> u64 {
         // FNV-1a over the name: short, and folded at compile time where the name is a literal.
-        let named = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        let named = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
         mix(self.seed ^ mix(named ^ mix(slot as u64)))
     }
 }

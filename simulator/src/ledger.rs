@@ -55,12 +55,11 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Creates the file with its header and keeps it flushed for as long as the ledger lives.
     pub(crate) fn create(path: &Path, seed: u64) -> Result<Arc<Self>, LedgerError> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(|source| {
-            match source.kind() {
+        let file =
+            OpenOptions::new().write(true).create_new(true).open(path).map_err(|source| match source.kind() {
                 io::ErrorKind::AlreadyExists => LedgerError::Exists(path.to_owned()),
                 _ => LedgerError::Io { path: path.to_owned(), source },
-            }
-        })?;
+            })?;
         let writer = Mutex::new(BufWriter::with_capacity(BUFFER_BYTES, file));
         let ledger = Arc::new(Self { path: path.to_owned(), writer });
         ledger.append(&format!("#tidegate-ledger 1 seed={seed}\n"))?;

@@ -10,6 +10,7 @@
 mod clock;
 
 /// Who exists and what it measures: the arguments and a seed become a fleet of sensors.
+mod args;
 mod device;
 mod fleet;
 mod scenario;
@@ -29,6 +30,9 @@ mod book;
 mod ledger;
 mod progress;
 mod report;
+
+/// One run from its links to its report.
+mod runner;
 
 /// The ledger against the gateway's answers.
 mod verify;
@@ -69,7 +73,8 @@ fn main() -> ExitCode {
         Verb::Verify(args) => verify::run(&args),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        // Every error names its cause itself.
+        eprintln!("error: {error}");
         ExitCode::from(if error.is::<BadUse>() { 2 } else { 1 })
     })
 }

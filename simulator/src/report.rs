@@ -2,9 +2,9 @@
 //!
 //! Arrives: counts and latencies from every connection. Leaves: a [`Report`] for people or as JSON.
 //! Always holds: `sent`, `acked` and `unacked` count readings, and a reading is counted once however
-//! often its message travelled. Latencies are per message, from handing it to the socket (the first
-//! time) to its acknowledgement. Deliberately absent: percentiles of percentiles; the histograms are
-//! merged, never averaged.
+//! often its message travelled. Latencies are per message, from first handing it to the socket (for
+//! CoAP: in the exchange that succeeded) to its acknowledgement. Deliberately absent: percentiles of
+//! percentiles; the histograms are merged, never averaged.
 
 use std::fmt::{self, Display};
 use std::fs;

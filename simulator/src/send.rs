@@ -108,11 +108,8 @@ pub(crate) async fn play(
     on_start: impl Future<Output = ()>,
 ) -> Result<(), SendError> {
     let (start, started) = watch::channel(false);
-    let gate = Gate {
-        connecting: Arc::new(Semaphore::new(CONNECTING_MAX)),
-        standing: Arc::new(Semaphore::new(0)),
-        started,
-    };
+    let gate =
+        Gate { connecting: Arc::new(Semaphore::new(CONNECTING_MAX)), standing: Arc::new(Semaphore::new(0)), started };
     let link_count = links.len() as u32;
     let mut tasks = JoinSet::new();
     for (place, link) in links.into_iter().enumerate() {
@@ -150,3 +147,6 @@ async fn next_end(tasks: &mut JoinSet<Result<(), SendError>>) -> Result<(), Send
         Some(Err(_)) | None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

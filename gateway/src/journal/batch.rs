@@ -7,6 +7,7 @@
 //! was encoded to the bit, and damaged bytes are an error, never other readings.
 
 use crate::readings::Readings;
+use model::varint;
 use std::borrow::Cow;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -39,23 +40,23 @@ use BatchError::Inconsistent;
 /// Encodes all rows.
 pub fn encode(readings: &Readings) -> Vec<u8> {
     let mut body = Vec::with_capacity(readings.len() * 10 + 16);
-    put_runs(&mut body, &readings.series, |previous, id| zigzag(i64::from(id) - i64::from(previous)));
+    put_runs(&mut body, &readings.series, |previous, id| varint::zigzag(i64::from(id) - i64::from(previous)));
     put_runs(&mut body, &readings.flags, |_, flags| u64::from(flags));
     let mut previous = 0;
     for &time_us in &readings.time_us {
-        put_varint(&mut body, zigzag(time_us.wrapping_sub(previous)));
+        varint::put_signed(&mut body, time_us.wrapping_sub(previous));
         previous = time_us;
     }
     put_numbers(&mut body, &readings.number);
-    put_varint(&mut body, readings.texts.len() as u64);
+    varint::put(&mut body, readings.texts.len() as u64);
     for (row, text) in &readings.texts {
-        put_varint(&mut body, u64::from(*row));
-        put_varint(&mut body, text.len() as u64);
+        varint::put(&mut body, u64::from(*row));
+        varint::put(&mut body, text.len() as u64);
         body.extend_from_slice(text.as_bytes());
     }
     let mut out = Vec::with_capacity(body.len() / 2 + 32);
     out.push(FORMAT);
-    put_varint(&mut out, readings.len() as u64);
+    varint::put(&mut out, readings.len() as u64);
     let packed = lz4_flex::block::compress_prepend_size(&body);
     if packed.len() < body.len() {
         out.push(LZ4);
@@ -76,15 +77,15 @@ pub fn decode(bytes: &[u8]) -> Result<Readings, BatchError> {
         return Err(BatchError::Checksum);
     }
     let mut rest = content;
-    let format = take(&mut rest)?;
+    let format = varint::take_byte(&mut rest).ok_or(Inconsistent)?;
     if format != FORMAT {
         return Err(BatchError::Format(format));
     }
-    let rows = take_varint(&mut rest)?;
+    let rows = varint::take(&mut rest).ok_or(Inconsistent)?;
     if rows > ROWS_MAX {
         return Err(Inconsistent);
     }
-    let body: Cow<'_, [u8]> = match take(&mut rest)? {
+    let body: Cow<'_, [u8]> = match varint::take_byte(&mut rest).ok_or(Inconsistent)? {
         PLAIN => rest.into(),
         LZ4 => unpack(rest)?.into(),
         _ => return Err(Inconsistent),
@@ -103,23 +104,20 @@ fn unpack(packed: &[u8]) -> Result<Vec<u8>, BatchError> {
 fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
     let rest = &mut rest;
     let series = take_runs(rest, rows, |previous: u32, code| {
-        u32::try_from(i64::from(previous) + unzigzag(code)).map_err(|_| Inconsistent)
+        u32::try_from(i64::from(previous) + varint::unzigzag(code)).map_err(|_| Inconsistent)
     })?;
     let flags = take_runs(rest, rows, |_, code| u8::try_from(code).map_err(|_| Inconsistent))?;
     let mut time_us = Vec::with_capacity(rows);
     let mut previous = 0_i64;
     for _ in 0..rows {
-        previous = previous.wrapping_add(unzigzag(take_varint(rest)?));
+        previous = previous.wrapping_add(varint::take_signed(rest).ok_or(Inconsistent)?);
         time_us.push(previous);
     }
     let number = take_numbers(rest, rows)?;
     let mut texts = Vec::new();
-    for _ in 0..take_varint(rest)? {
-        let row = u32::try_from(take_varint(rest)?).map_err(|_| Inconsistent)?;
-        let length = take_varint(rest)? as usize;
-        let (text, after) = rest.split_at_checked(length).ok_or(Inconsistent)?;
-        texts.push((row, std::str::from_utf8(text).map_err(|_| Inconsistent)?.into()));
-        *rest = after;
+    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
+        let row = u32::try_from(varint::take(rest).ok_or(Inconsistent)?).map_err(|_| Inconsistent)?;
+        texts.push((row, varint::take_str(rest).ok_or(Inconsistent)?.into()));
     }
     Ok(Readings { series, time_us, flags, number, texts })
 }
@@ -127,8 +125,8 @@ fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
 fn put_runs<T: Copy + PartialEq + Default>(out: &mut Vec<u8>, column: &[T], code: impl Fn(T, T) -> u64) {
     let mut previous = T::default();
     for run in column.chunk_by(|a, b| a == b) {
-        put_varint(out, code(previous, run[0]));
-        put_varint(out, run.len() as u64);
+        varint::put(out, code(previous, run[0]));
+        varint::put(out, run.len() as u64);
         previous = run[0];
     }
 }
@@ -141,8 +139,8 @@ fn take_runs<T: Copy + Default>(
     let mut column = Vec::with_capacity(rows);
     let mut previous = T::default();
     while column.len() < rows {
-        previous = value(previous, take_varint(rest)?)?;
-        let run = take_varint(rest)? as usize;
+        previous = value(previous, varint::take(rest).ok_or(Inconsistent)?)?;
+        let run = varint::take(rest).ok_or(Inconsistent)? as usize;
         if run == 0 || run > rows - column.len() {
             return Err(Inconsistent);
         }
@@ -192,75 +190,33 @@ fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
             unsuited.push((row, n));
             previous
         });
-        put_varint(out, zigzag(whole - previous));
+        varint::put_signed(out, whole - previous);
         previous = whole;
     }
-    put_varint(out, unsuited.len() as u64);
+    varint::put(out, unsuited.len() as u64);
     for (row, n) in unsuited {
-        put_varint(out, row as u64);
+        varint::put(out, row as u64);
         out.extend(n.to_le_bytes());
     }
 }
 
 fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
-    let decimals = take(rest)?;
+    let decimals = varint::take_byte(rest).ok_or(Inconsistent)?;
     if decimals == RAW {
-        return (0..rows).map(|_| take_raw(rest)).collect();
+        return (0..rows).map(|_| varint::take_f64(rest).ok_or(Inconsistent)).collect();
     }
     let power = *POWERS.get(usize::from(decimals)).ok_or(Inconsistent)?;
     let mut numbers = Vec::with_capacity(rows);
     let mut previous = 0_i64;
     for _ in 0..rows {
-        previous = previous.wrapping_add(unzigzag(take_varint(rest)?));
+        previous = previous.wrapping_add(varint::take_signed(rest).ok_or(Inconsistent)?);
         numbers.push(previous as f64 / power);
     }
-    for _ in 0..take_varint(rest)? {
-        let row = take_varint(rest)? as usize;
-        *numbers.get_mut(row).ok_or(Inconsistent)? = take_raw(rest)?;
+    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
+        let row = varint::take(rest).ok_or(Inconsistent)? as usize;
+        *numbers.get_mut(row).ok_or(Inconsistent)? = varint::take_f64(rest).ok_or(Inconsistent)?;
     }
     Ok(numbers)
-}
-
-fn take_raw(rest: &mut &[u8]) -> Result<f64, BatchError> {
-    let (raw, after) = rest.split_first_chunk::<8>().ok_or(Inconsistent)?;
-    *rest = after;
-    Ok(f64::from_le_bytes(*raw))
-}
-
-fn zigzag(n: i64) -> u64 {
-    ((n << 1) ^ (n >> 63)) as u64
-}
-
-fn unzigzag(n: u64) -> i64 {
-    (n >> 1) as i64 ^ -((n & 1) as i64)
-}
-
-#[inline]
-fn put_varint(out: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        out.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    out.push(n as u8);
-}
-
-fn take(rest: &mut &[u8]) -> Result<u8, BatchError> {
-    let (&first, after) = rest.split_first().ok_or(Inconsistent)?;
-    *rest = after;
-    Ok(first)
-}
-
-#[inline]
-fn take_varint(rest: &mut &[u8]) -> Result<u64, BatchError> {
-    let mut n = 0_u64;
-    for (i, &byte) in rest.iter().enumerate().take(10) {
-        n |= u64::from(byte & 0x7f) << (7 * i as u32).min(63);
-        if byte < 0x80 {
-            *rest = &rest[i + 1..];
-            return Ok(n);
-        }
-    }
-    Err(Inconsistent)
 }
 
 #[cfg(test)]
@@ -299,10 +255,10 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_found(readings in readings(), at in any::<prop::sample::Index>(), bit in 0..8) {
+        fn a_flipped_bit_is_found(readings in readings(), at in any::<prop::sample::Index>(), bit in 0..8_u32) {
             let mut bytes = encode(&readings);
             let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
             prop_assert!(decode(&bytes).is_err());
         }
 

@@ -19,8 +19,6 @@ pub(crate) struct Entry {
     /// Absent if the gateway was to stamp the reading.
     pub(crate) time_us: Option<i64>,
     pub(crate) value: String,
-    /// Whether the service promises at most one effect (MQTT QoS 2).
-    pub(crate) once: bool,
     /// How often the reading was sent: one, and one more for every `R` line.
     pub(crate) attempt_count: u64,
     /// The line that says it was sent, and the first one that says it was acknowledged.
@@ -41,9 +39,7 @@ pub(crate) fn load(path: &Path) -> Result<Vec<Entry>, LedgerError> {
     }
     let mut reader = Reader::default();
     for (line, content) in (1..).zip(text.lines()) {
-        reader.line(line, content).map_err(|reason| {
-            LedgerError::BadLine { path: path.to_owned(), line, reason }
-        })?;
+        reader.line(line, content).map_err(|reason| LedgerError::BadLine { path: path.to_owned(), line, reason })?;
     }
     Ok(reader.entries)
 }
@@ -62,7 +58,7 @@ impl Reader {
         }
         let fields: Vec<&str> = content.split('\t').collect();
         match fields[..] {
-            ["S", id, device, metric, time_us, value, service] => {
+            ["S", id, device, metric, time_us, value, _service] => {
                 let entry = Entry {
                     device: self.name(device),
                     metric: self.name(metric),
@@ -71,7 +67,6 @@ impl Reader {
                         number => Some(number.parse().map_err(|_| format!("\"{number}\" is not a time"))?),
                     },
                     value: value.to_owned(),
-                    once: service == "mqtt/2",
                     attempt_count: 1,
                     sent_line: line,
                     acked_line: None,
@@ -141,7 +136,7 @@ mod tests {
         assert_eq!(&*entries[0].device, "keller-ü");
         assert_eq!((entries[0].time_us, entries[0].value.as_str()), (Some(17), "2.50"));
         assert_eq!((entries[0].sent_line, entries[0].acked_line), (2, Some(4)));
-        assert_eq!((entries[1].time_us, entries[1].once, entries[1].attempt_count), (None, true, 2));
+        assert_eq!((entries[1].time_us, entries[1].attempt_count), (None, 2));
     }
 
     #[test]

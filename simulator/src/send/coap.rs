@@ -10,7 +10,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::net::{UdpSocket, lookup_host};
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
@@ -84,7 +83,7 @@ impl Client {
                 self.link.source.finish();
             }
             let source_wake = self.fill(now).await?;
-            self.retransmit(now);
+            self.retransmit(now).await;
             if self.is_done(now) {
                 return Ok(self.page.settle(now)?);
             }
@@ -93,7 +92,7 @@ impl Client {
             let wake = wakes.into_iter().flatten().min().unwrap_or(now + DRAIN_MAX);
             tokio::select! {
                 biased;
-                received = self.socket.recv(&mut datagram) => self.hear(received, &datagram)?,
+                received = self.socket.recv(&mut datagram) => self.hear(received, &datagram).await?,
                 () = time::sleep_until(wake) => {}
                 () = stop.cancelled(), if !self.stopped => {}
             }
@@ -121,7 +120,7 @@ impl Client {
                 }
             };
             self.page.sent(&mut message, true);
-            self.start(message, now)?;
+            self.start(message, now).await?;
         }
         Ok(None)
     }
@@ -133,7 +132,7 @@ impl Client {
             }
             let (_, message) = self.postponed.swap_remove(place);
             self.page.sent_again(&message.ids);
-            self.start(message, now)?;
+            self.start(message, now).await?;
         }
         Ok(())
     }
@@ -147,32 +146,35 @@ impl Client {
         Ok(!self.exchanges.is_worn())
     }
 
-    fn start(&mut self, message: Message, now: Instant) -> Result<(), SendError> {
+    async fn start(&mut self, message: Message, now: Instant) -> Result<(), SendError> {
         let twice = message.twice;
         if twice {
             self.page.sent_again(&message.ids);
         }
         self.page.settle(now)?;
-        let datagram = self.exchanges.start(message, now, rand::rng().random_range(1.0..1.5));
-        post(&self.socket, datagram);
+        let datagram = self.exchanges.start(message, now, rand::random_range(1.0..1.5));
+        post(&self.socket, datagram).await;
         if twice {
             // A stuttering radio repeats the datagram itself, message identifier and all.
-            post(&self.socket, datagram);
+            post(&self.socket, datagram).await;
         }
         Ok(())
     }
 
-    fn retransmit(&mut self, now: Instant) {
-        let socket = &self.socket;
-        for mut message in self.exchanges.overdue(now, |datagram| post(socket, datagram)) {
+    async fn retransmit(&mut self, now: Instant) {
+        let mut again = Vec::new();
+        for mut message in self.exchanges.overdue(now, |datagram| again.push(datagram.to_vec())) {
             tracing::debug!(topic = message.topic, "no answer from the gateway, starting over");
             self.page.failed();
             message.twice = false;
             self.postponed.push((now, message));
         }
+        for datagram in again {
+            post(&self.socket, &datagram).await;
+        }
     }
 
-    fn hear(&mut self, received: io::Result<usize>, datagram: &[u8]) -> Result<(), SendError> {
+    async fn hear(&mut self, received: io::Result<usize>, datagram: &[u8]) -> Result<(), SendError> {
         let now = Instant::now();
         let length = match received {
             Ok(length) => length,
@@ -184,7 +186,7 @@ impl Client {
         };
         let (reply, meaning) = self.exchanges.receive(&datagram[..length], now);
         if let Some(reply) = reply {
-            post(&self.socket, &reply);
+            post(&self.socket, &reply).await;
         }
         match meaning {
             Meaning::Acked { message, sent_at } => self.page.acked(&message, now - sent_at),
@@ -208,8 +210,7 @@ impl Client {
 }
 
 fn fresh_exchanges() -> Exchanges {
-    let mut dice = rand::rng();
-    Exchanges::new(dice.random(), dice.random())
+    Exchanges::new(rand::random(), rand::random())
 }
 
 /// A new local port that talks to the target alone.
@@ -225,8 +226,8 @@ async fn endpoint(target: &Target) -> Result<UdpSocket, SendError> {
 }
 
 /// Hands a datagram to the network, which may lose it as it may any other.
-fn post(socket: &UdpSocket, datagram: &[u8]) {
-    if let Err(error) = socket.try_send(datagram) {
+async fn post(socket: &UdpSocket, datagram: &[u8]) {
+    if let Err(error) = socket.send(datagram).await {
         tracing::debug!(%error, "datagram lost on this side");
     }
 }

@@ -27,11 +27,20 @@ const UNAVAILABLE_PAUSE_S: u32 = 1;
 /// What a datagram meant.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    Acked { message: Message, sent_at: Instant },
+    Acked {
+        message: Message,
+        sent_at: Instant,
+    },
     /// Any final answer that is not 2.04.
-    Refused { message: Message, reason: String },
+    Refused {
+        message: Message,
+        reason: String,
+    },
     /// 5.03: to be tried again after this time.
-    Unavailable { message: Message, pause: Duration },
+    Unavailable {
+        message: Message,
+        pause: Duration,
+    },
     Nothing,
 }
 
@@ -111,7 +120,8 @@ impl Exchanges {
                 (None, if is_ours { self.conclude(mid, response, &packet) } else { Meaning::Nothing })
             }
             (MessageType::Reset, _) => {
-                let refused = |exchange: Exchange| Meaning::Refused { message: exchange.message, reason: "RST".to_owned() };
+                let refused =
+                    |exchange: Exchange| Meaning::Refused { message: exchange.message, reason: "RST".to_owned() };
                 (None, self.open.remove(&mid).map_or(Meaning::Nothing, refused))
             }
             (kind, MessageClass::Response(response)) => {
@@ -134,9 +144,8 @@ impl Exchanges {
             ResponseType::Changed => Meaning::Acked { message, sent_at },
             ResponseType::ServiceUnavailable => {
                 let max_age = packet.get_first_option(CoapOption::MaxAge);
-                let seconds = max_age.map_or(UNAVAILABLE_PAUSE_S, |bytes| {
-                    bytes.iter().fold(0, |age, byte| age << 8 | u32::from(*byte))
-                });
+                let seconds = max_age
+                    .map_or(UNAVAILABLE_PAUSE_S, |bytes| bytes.iter().fold(0, |age, byte| age << 8 | u32::from(*byte)));
                 Meaning::Unavailable { message, pause: Duration::from_secs(seconds.max(1).into()) }
             }
             other => {

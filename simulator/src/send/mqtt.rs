@@ -6,28 +6,24 @@
 //! open or to come. QoS 2 keeps its session on the broker, so that an interrupted exchange stays
 //! exactly-once; lower levels start afresh, like most sensors. Deliberately absent: subscriptions.
 
-use std::io;
+mod connect;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rand::RngExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{self, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::session::{Meaning, Session};
-use super::wire::{Answer, Hello, Wire, is_acknowledged};
+use super::wire::{Answer, Wire, is_acknowledged};
 use super::{DRAIN_MAX, Gate, Next, SendError, Source};
 use crate::book::{Book, Page};
 use crate::message::Message;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the first connection may fail before the run gives up: a gateway may still be starting.
-const FIRST_CONNECT_MAX: Duration = Duration::from_secs(10);
-const PAUSE: std::ops::Range<Duration> = Duration::from_millis(50)..Duration::from_secs(5);
 /// A batch of packets is handed to the socket when it has grown to this.
 const BATCH_BYTES: usize = 64 << 10;
 const READ_BYTES: usize = 2 << 10;
@@ -59,12 +55,6 @@ enum End {
     Lost(String),
 }
 
-enum Failure {
-    /// Worth another try.
-    Passing(String),
-    Final(SendError),
-}
-
 /// A connection with everything that outlives a single TCP stream.
 struct Client {
     link: MqttLink,
@@ -73,8 +63,8 @@ struct Client {
     stop: CancellationToken,
     inbox: BytesMut,
     outbox: BytesMut,
-    /// The second time of a message that is to be sent twice.
-    copy: Option<Message>,
+    /// To be sent before the source is asked again; often the second time of a message sent twice.
+    ahead: Option<Message>,
     /// The source has nothing more to say.
     over: bool,
     stopped: bool,
@@ -98,7 +88,7 @@ pub(crate) async fn carry(
         stop,
         inbox: BytesMut::with_capacity(4 << 10),
         outbox: BytesMut::with_capacity(4 << 10),
-        copy: None,
+        ahead: None,
         over: false,
         stopped: false,
         drain_until: None,
@@ -126,84 +116,6 @@ pub(crate) async fn carry(
 impl Client {
     fn keeps_session(&self) -> bool {
         self.link.target.qos == 2
-    }
-
-    async fn open_first(&mut self) -> Result<TcpStream, SendError> {
-        let give_up_at = Instant::now() + FIRST_CONNECT_MAX;
-        let mut pause = PAUSE.start;
-        loop {
-            match self.open(!self.keeps_session()).await {
-                Ok(stream) => return Ok(stream),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing(reason)) if Instant::now() > give_up_at => {
-                    let address = self.link.target.address.clone();
-                    return Err(SendError::Unreachable { address, reason });
-                }
-                Err(Failure::Passing(_)) => pause = rest(pause).await,
-            }
-        }
-    }
-
-    /// Opens the connection again and again; nothing means that nobody waits for it any longer.
-    async fn reopen(&mut self) -> Result<Option<TcpStream>, SendError> {
-        self.page.reconnected();
-        let mut pause = PAUSE.start;
-        loop {
-            self.notice_stop();
-            if self.is_done(Instant::now()) {
-                return Ok(None);
-            }
-            match self.open(!self.keeps_session()).await {
-                Ok(stream) => return Ok(Some(stream)),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing(reason)) => {
-                    tracing::debug!(client = self.link.client_id, reason, "cannot reconnect");
-                    pause = rest(pause).await;
-                }
-            }
-        }
-    }
-
-    async fn open(&mut self, is_clean: bool) -> Result<TcpStream, Failure> {
-        let opened = time::timeout(CONNECT_TIMEOUT, self.shake_hands(is_clean)).await;
-        opened.unwrap_or_else(|_| Err(Failure::Passing("no answer within 10 s".to_owned())))
-    }
-
-    /// CONNECT and CONNACK; afterwards the outbox holds what has to be sent again.
-    async fn shake_hands(&mut self, is_clean: bool) -> Result<TcpStream, Failure> {
-        let target = self.link.target.clone();
-        let mut stream = TcpStream::connect(&target.address).await.map_err(passing)?;
-        stream.set_nodelay(true).map_err(passing)?;
-        let hello = Hello {
-            client_id: &self.link.client_id,
-            login: target.login.as_ref(),
-            is_clean,
-            keep_alive_s: KEEP_ALIVE.as_secs() as u16,
-        };
-        (self.inbox.clear(), self.outbox.clear());
-        target.wire.connect(&hello, &mut self.outbox);
-        stream.write_all_buf(&mut self.outbox).await.map_err(passing)?;
-        loop {
-            match target.wire.read(&mut self.inbox).map_err(|error| Failure::Passing(error.to_string()))? {
-                Some(Answer::Welcome { session_present, receive_max }) => {
-                    let page = &mut self.page;
-                    let again = |message: &Message| page.sent_again(&message.ids);
-                    self.session.resume(session_present, receive_max, &mut self.outbox, again);
-                    return Ok(stream);
-                }
-                Some(Answer::Unwelcome { reason, for_good: true }) => {
-                    let address = target.address.clone();
-                    return Err(Failure::Final(SendError::Refused { address, reason }));
-                }
-                Some(Answer::Unwelcome { reason, for_good: false }) => return Err(Failure::Passing(reason)),
-                Some(other) => return Err(Failure::Passing(format!("{other:?} instead of CONNACK"))),
-                None => {
-                    if stream.read_buf(&mut self.inbox).await.map_err(passing)? == 0 {
-                        return Err(Failure::Passing("closed before CONNACK".to_owned()));
-                    }
-                }
-            }
-        }
     }
 
     /// Sends and listens until all is done or the connection breaks.
@@ -266,8 +178,8 @@ impl Client {
     /// Takes messages from the source while there is room; answers when to look again.
     fn fill(&mut self, now: Instant) -> Option<Instant> {
         while !self.over && self.session.has_room() && self.outbox.len() < BATCH_BYTES {
-            let mut message = match self.copy.take() {
-                Some(copy) => copy,
+            let mut message = match self.ahead.take() {
+                Some(ahead) => ahead,
                 None => match self.link.source.next(now) {
                     Next::Message(message) => message,
                     Next::NotBefore(wake) => return Some(wake),
@@ -278,7 +190,7 @@ impl Client {
                     }
                 },
             };
-            self.copy = message.twice.then(|| message.to_copy());
+            self.ahead = message.twice.then(|| message.to_copy());
             self.page.sent(&mut message, is_acknowledged(self.link.target.qos));
             self.session.publish(message, now, &mut self.outbox);
         }
@@ -317,6 +229,17 @@ impl Client {
         }
     }
 
+    /// Finds out whether a stopped source still holds something back.
+    fn look_ahead(&mut self, now: Instant) {
+        if self.ahead.is_none() && !self.over {
+            match self.link.source.next(now) {
+                Next::Message(message) => self.ahead = Some(message),
+                Next::NotBefore(_) => {}
+                Next::Over => self.over = true,
+            }
+        }
+    }
+
     fn is_done(&self, now: Instant) -> bool {
         let drained = self.over && self.session.open_count() == 0;
         drained || self.drain_until.is_some_and(|until| now >= until)
@@ -325,10 +248,9 @@ impl Client {
     /// Parts politely, and takes a kept session off the broker: nobody will come back for it.
     async fn close(&mut self, mut stream: TcpStream) -> Result<(), SendError> {
         self.part(&mut stream).await;
-        if self.keeps_session() && self.session.open_count() == 0 {
-            if let Ok(mut stream) = self.open(true).await {
-                self.part(&mut stream).await;
-            }
+        let is_left_behind = self.keeps_session() && self.session.open_count() == 0;
+        if is_left_behind && let Ok(mut stream) = self.open(true).await {
+            self.part(&mut stream).await;
         }
         Ok(())
     }
@@ -342,26 +264,11 @@ impl Client {
     }
 }
 
-/// Sleeps for about `pause` and answers the next, longer one.
-async fn rest(pause: Duration) -> Duration {
-    time::sleep(pause.mul_f64(rand::rng().random_range(0.5..1.5))).await;
-    (pause * 2).min(PAUSE.end)
-}
-
 /// When a connection is to be cut: cuts come independently, so the time between them is exponential.
 fn cut_time(cut_per_s: f64, now: Instant) -> Option<Instant> {
     if cut_per_s <= 0.0 {
         return None;
     }
-    let uniform: f64 = rand::rng().random_range(f64::EPSILON..1.0);
+    let uniform: f64 = rand::random_range(f64::EPSILON..1.0);
     Some(now + Duration::from_secs_f64(-uniform.ln() / cut_per_s))
-}
-
-fn passing(error: io::Error) -> Failure {
-    let remedy = match error.raw_os_error() {
-        // EMFILE: the limit on open files counts connections too.
-        Some(24) => " (raise the limit with `ulimit -n`)",
-        _ => "",
-    };
-    Failure::Passing(format!("{error}{remedy}"))
 }

@@ -18,12 +18,20 @@ use crate::message::Message;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// The gateway has committed this message.
-    Acked { message: Message, sent_at: Instant },
+    Acked {
+        message: Message,
+        sent_at: Instant,
+    },
     /// The gateway will not have it.
-    Refused { message: Message, reason: String },
+    Refused {
+        message: Message,
+        reason: String,
+    },
     Nothing,
     /// The broker answered something that was never asked: the connection cannot be trusted further.
-    Nonsense { reason: String },
+    Nonsense {
+        reason: String,
+    },
 }
 
 /// A message on its way.
@@ -89,7 +97,8 @@ impl Session {
 
     /// Takes a broker's answer; what it asks for in turn is written to `out`.
     pub(crate) fn answer(&mut self, answer: Answer, out: &mut BytesMut) -> Meaning {
-        let nonsense = |what: &str, pkid| Meaning::Nonsense { reason: format!("{what} for packet {pkid}, which is not open") };
+        let nonsense =
+            |what: &str, pkid| Meaning::Nonsense { reason: format!("{what} for packet {pkid}, which is not open") };
         match answer {
             Answer::Acked { pkid } if self.qos == 1 => match self.complete(pkid) {
                 Some(slot) => Meaning::Acked { message: slot.message, sent_at: slot.sent_at },
@@ -104,15 +113,13 @@ impl Session {
                 }
                 None => nonsense("PUBREC", pkid),
             },
-            Answer::Completed { pkid } if self.qos == 2 => {
-                match self.slot(pkid).is_some_and(|slot| slot.released) {
-                    true => {
-                        self.complete(pkid);
-                        Meaning::Nothing
-                    }
-                    false => nonsense("PUBCOMP", pkid),
+            Answer::Completed { pkid } if self.qos == 2 => match self.slot(pkid).is_some_and(|slot| slot.released) {
+                true => {
+                    self.complete(pkid);
+                    Meaning::Nothing
                 }
-            }
+                false => nonsense("PUBCOMP", pkid),
+            },
             Answer::Refused { pkid, reason } => match self.complete(pkid) {
                 Some(slot) => Meaning::Refused { message: slot.message, reason },
                 None => nonsense("a refusal", pkid),
@@ -134,10 +141,8 @@ impl Session {
         mut again: impl FnMut(&Message),
     ) {
         self.receive_max = usize::from(receive_max);
-        let mut open: Vec<(u64, u16)> = (1..)
-            .zip(&self.slots)
-            .filter_map(|(pkid, slot)| Some((slot.as_ref()?.sequence, pkid)))
-            .collect();
+        let mut open: Vec<(u64, u16)> =
+            (1..).zip(&self.slots).filter_map(|(pkid, slot)| Some((slot.as_ref()?.sequence, pkid))).collect();
         open.sort_unstable();
         for (_, pkid) in open {
             let (wire, qos) = (self.wire, self.qos);

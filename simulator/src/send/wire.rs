@@ -38,18 +38,35 @@ pub(crate) struct Hello<'a> {
 /// What a broker's packet means to a publisher.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Welcome { session_present: bool, receive_max: u16 },
-    Unwelcome { reason: String, for_good: bool },
+    Welcome {
+        session_present: bool,
+        receive_max: u16,
+    },
+    Unwelcome {
+        reason: String,
+        for_good: bool,
+    },
     /// PUBACK.
-    Acked { pkid: u16 },
+    Acked {
+        pkid: u16,
+    },
     /// PUBREC: committed, and waiting for our PUBREL.
-    Received { pkid: u16 },
+    Received {
+        pkid: u16,
+    },
     /// PUBCOMP.
-    Completed { pkid: u16 },
+    Completed {
+        pkid: u16,
+    },
     /// A PUBACK or PUBREC that says no.
-    Refused { pkid: u16, reason: String },
+    Refused {
+        pkid: u16,
+        reason: String,
+    },
     /// DISCONNECT from the broker (5.0).
-    Goodbye { reason: String },
+    Goodbye {
+        reason: String,
+    },
     /// PINGRESP and whatever else does not concern a publisher.
     Other,
 }

@@ -41,17 +41,16 @@ fn a_request_names_device_and_metric_in_its_path() {
 fn silence_is_answered_by_four_retransmissions_at_doubling_intervals_and_then_given_up() {
     let (mut exchanges, start, _) = started();
     let mut resent_at_s = Vec::new();
-    let mut now = start;
-    loop {
-        now = exchanges.next_due().expect("the exchange is open");
+    let given_up_at = loop {
+        let now = exchanges.next_due().expect("the exchange is open");
         let given_up = exchanges.overdue(now, |_| resent_at_s.push((now - start).as_secs()));
         if !given_up.is_empty() {
             assert_eq!(given_up, [message()]);
-            break;
+            break now;
         }
-    }
+    };
     assert_eq!(resent_at_s, [2, 6, 14, 30]);
-    assert_eq!((now - start).as_secs(), 62, "MAX_TRANSMIT_WAIT of the shortest spread");
+    assert_eq!((given_up_at - start).as_secs(), 62, "MAX_TRANSMIT_WAIT of the shortest spread");
     assert_eq!(exchanges.open_count(), 0);
 }
 
@@ -95,7 +94,9 @@ fn a_separate_response_is_awaited_without_retransmission_and_acknowledged() {
 
 #[test]
 fn any_other_answer_is_a_refusal_and_5_03_a_request_to_wait() {
-    for (code, refused) in [(ResponseType::Created, true), (ResponseType::BadRequest, true), (ResponseType::ServiceUnavailable, false)] {
+    for (code, refused) in
+        [(ResponseType::Created, true), (ResponseType::BadRequest, true), (ResponseType::ServiceUnavailable, false)]
+    {
         let (mut exchanges, start, request) = started();
         let answer = response(MessageType::Acknowledgement, code, 65_535, &request);
         match exchanges.receive(&answer, start).1 {

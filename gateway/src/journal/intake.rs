@@ -1,0 +1,241 @@
+//! What waits for the commit.
+//!
+//! Arrives: parcels, from any thread. Leaves: one load that holds all of them, in order of
+//! arrival. Always holds: bounded in bytes; a parcel is taken whole or not at all; full means
+//! the sender waits ([`Intake::push`]) and is woken when the writer has taken the load.
+
+use super::{Chore, Inbound, Rejected, Retain};
+use crate::listen::Receipt;
+use crate::readings::Readings;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// What one pass over a socket brings.
+#[derive(Debug, Default)]
+pub struct Parcel {
+    /// Readings to store.
+    pub readings: Readings,
+    /// Undecodable messages to keep.
+    pub rejects: Vec<Rejected>,
+    /// Retained messages to keep or remove.
+    pub retain: Vec<Retain>,
+    /// QoS 2 identifiers to remember or forget.
+    pub inbound: Vec<Inbound>,
+    /// Who waits for the commit, at which desk.
+    pub receipts: Vec<(usize, Receipt)>,
+    /// Bytes of memory held by receipts (messages to pass on).
+    pub carried: usize,
+}
+
+impl Parcel {
+    /// True if there is nothing to store and nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.receipts.is_empty() && self.content_is_empty()
+    }
+
+    /// True if there is nothing to store.
+    pub fn content_is_empty(&self) -> bool {
+        self.readings.is_empty() && self.rejects.is_empty() && self.retain.is_empty() && self.inbound.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 128).sum();
+        let retain: usize = self.retain.iter().map(|r| r.message.as_ref().map_or(0, |m| m.2.len()) + 128).sum();
+        self.readings.bytes() + rejects + retain + self.inbound.len() * 64 + self.receipts.len() * 64 + self.carried
+    }
+
+    fn append(&mut self, other: &mut Parcel) {
+        self.readings.append(&mut other.readings);
+        self.rejects.append(&mut other.rejects);
+        self.retain.append(&mut other.retain);
+        self.inbound.append(&mut other.inbound);
+        self.receipts.append(&mut other.receipts);
+        self.carried += std::mem::take(&mut other.carried);
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Parcel,
+    bytes: usize,
+    since: Option<Instant>,
+    chores: Vec<Chore>,
+    idle: bool,
+    closed: bool,
+}
+
+/// The queue before the writer.
+#[derive(Debug)]
+pub struct Intake {
+    state: Mutex<State>,
+    work: Condvar,
+    space: Notify,
+    bytes_max: usize,
+}
+
+/// What the writer takes at once.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// All that waited.
+    pub parcel: Parcel,
+    /// Work for between two batches.
+    pub chores: Vec<Chore>,
+    /// The intake is closed and this is the last load.
+    pub last: bool,
+}
+
+/// The gateway is draining and takes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the gateway is shutting down")]
+pub struct Closed;
+
+impl Intake {
+    /// An intake for at most `bytes_max` of what waits.
+    pub fn new(bytes_max: usize) -> Self {
+        Intake { state: Mutex::default(), work: Condvar::new(), space: Notify::new(), bytes_max }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the parcel, which is then empty, or leaves it as it is because the intake is full.
+    pub fn try_push(&self, parcel: &mut Parcel) -> Result<bool, Closed> {
+        let bytes = parcel.bytes();
+        let mut state = self.state();
+        if state.closed {
+            return Err(Closed);
+        }
+        if state.bytes >= self.bytes_max {
+            return Ok(false);
+        }
+        state.bytes += bytes;
+        state.waiting.append(parcel);
+        if state.since.is_none() {
+            state.since = Some(Instant::now());
+        }
+        // A writer that waits for company needs no word of every guest.
+        let wake = std::mem::take(&mut state.idle) || state.bytes >= self.bytes_max;
+        drop(state);
+        if wake {
+            self.work.notify_one();
+        }
+        Ok(true)
+    }
+
+    /// Waits until the parcel fits.
+    pub async fn push(&self, mut parcel: Parcel) -> Result<(), Closed> {
+        loop {
+            let space = self.space.notified();
+            tokio::pin!(space);
+            space.as_mut().enable();
+            if self.try_push(&mut parcel)? {
+                return Ok(());
+            }
+            space.await;
+        }
+    }
+
+    /// Hands the writer a chore; never waits, because whoever does has at most one under way.
+    pub fn push_chore(&self, chore: Chore) {
+        let mut state = self.state();
+        state.chores.push(chore);
+        state.idle = false;
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Takes nothing more; the writer commits what waits and then stops.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.idle = false;
+        drop(state);
+        self.work.notify_one();
+        self.space.notify_waiters();
+    }
+
+    /// Waits for work, then until its oldest parcel is `delay` old, and takes all there is.
+    /// `spare` is an empty load whose capacity is used again.
+    pub fn take(&self, delay: Duration, mut spare: Parcel) -> Load {
+        let mut state = self.state();
+        loop {
+            let ready = match state.since {
+                _ if state.closed || state.bytes >= self.bytes_max => true,
+                Some(since) => delay.is_zero() || since.elapsed() >= delay,
+                None => !state.chores.is_empty(),
+            };
+            if ready {
+                break;
+            }
+            state.idle = state.since.is_none();
+            let patience = state.since.map(|since| delay.saturating_sub(since.elapsed()));
+            state = match patience {
+                Some(patience) => self.work.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        std::mem::swap(&mut state.waiting, &mut spare);
+        state.bytes = 0;
+        state.since = None;
+        state.idle = false;
+        let load = Load { parcel: spare, chores: std::mem::take(&mut state.chores), last: state.closed };
+        drop(state);
+        self.space.notify_waiters();
+        load
+    }
+
+    /// Bytes waiting, for the metrics.
+    pub fn depth(&self) -> usize {
+        self.state().bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parcel(rows: u32) -> Parcel {
+        let mut parcel = Parcel::default();
+        (0..rows).for_each(|i| parcel.readings.push_number(i, 0, 0.0, 0));
+        parcel
+    }
+
+    #[test]
+    fn a_full_intake_leaves_the_parcel_with_its_sender() {
+        let intake = Intake::new(100);
+        assert_eq!(intake.try_push(&mut parcel(10)), Ok(true));
+        let mut late = parcel(1);
+        assert_eq!(intake.try_push(&mut late), Ok(false));
+        assert_eq!(late.readings.len(), 1);
+        assert_eq!(intake.take(Duration::ZERO, Parcel::default()).parcel.readings.len(), 10);
+        assert_eq!(intake.try_push(&mut late), Ok(true));
+        assert!(late.is_empty());
+    }
+
+    #[test]
+    fn a_closed_intake_gives_up_what_it_holds_and_takes_no_more() {
+        let intake = Intake::new(100);
+        assert_eq!(intake.try_push(&mut parcel(3)), Ok(true));
+        intake.close();
+        assert_eq!(intake.try_push(&mut parcel(1)), Err(Closed));
+        let load = intake.take(Duration::from_secs(60), Parcel::default());
+        assert!(load.last);
+        assert_eq!(load.parcel.readings.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_sender_is_woken_by_the_writer() {
+        let intake = std::sync::Arc::new(Intake::new(10));
+        assert_eq!(intake.try_push(&mut parcel(1)), Ok(true));
+        let sender = tokio::spawn({
+            let intake = std::sync::Arc::clone(&intake);
+            async move { intake.push(parcel(2)).await }
+        });
+        while intake.take(Duration::ZERO, Parcel::default()).parcel.readings.len() != 2 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(sender.await.unwrap(), Ok(()));
+    }
+}

@@ -1,0 +1,164 @@
+//! What a restart puts back.
+//!
+//! Arrives: the store. Leaves: the catalog as it was, and the batches that open windows still
+//! need. The *snapshot* is a cache: the latest reading and the count of every series as of one
+//! commit, so that a restart reads the batches since then and not all there are. Layout,
+//! format 1: `format u8, LZ4 with size of: count varint, then per series: id, time, received
+//! (both zigzag), readings, kind u8, number 8 bytes or text with length`.
+
+use super::{Committed, batch, schema};
+use crate::catalog::{Catalog, Latest};
+use model::{Value, varint};
+use rusqlite::{Connection, OptionalExtension, params};
+use std::sync::Arc;
+
+const FORMAT: u8 = 1;
+
+/// What recovery found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovered {
+    /// The last commit with readings.
+    pub last_seq: u64,
+    /// The lowest commit that an open or dirty window may still need.
+    pub replay_from: u64,
+}
+
+/// Why the store's content cannot be put back.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// SQLite cannot read it.
+    #[error("the store cannot be read: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A batch is damaged.
+    #[error("batch {seq}: {error}")]
+    Batch {
+        /// Its sequence.
+        seq: u64,
+        /// What is wrong with it.
+        error: batch::BatchError,
+    },
+}
+
+/// Fills an empty catalog from the store.
+pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, RecoverError> {
+    let mut devices = db.prepare("SELECT id, name FROM device ORDER BY id")?;
+    let mut rows = devices.query([])?;
+    while let Some(row) = rows.next()? {
+        catalog.restore_device(row.get(0)?, row.get_ref(1)?.as_str().unwrap_or_default());
+    }
+    let mut series = db.prepare("SELECT id, device, metric, unit FROM series ORDER BY id")?;
+    let mut rows = series.query([])?;
+    while let Some(row) = rows.next()? {
+        let unit: Option<String> = row.get(3)?;
+        catalog.restore_series(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str().unwrap_or_default(), unit.as_deref());
+    }
+    let snapshot_seq = read_snapshot(db, catalog)?;
+    let mut last_seq = snapshot_seq;
+    each_batch(db, snapshot_seq + 1, |committed| {
+        last_seq = committed.seq;
+        catalog.note(&committed.readings, committed.received_us);
+        true
+    })?;
+    let replay_from = schema::meta::<i64>(db, "replay_from")?.unwrap_or(1) as u64;
+    Ok(Recovered { last_seq, replay_from })
+}
+
+/// Calls `each` with every batch from `from` on, in order, until it says false. A damaged
+/// batch is named in the log and passed over: what is whole still counts.
+pub fn each_batch(
+    db: &Connection,
+    from: u64,
+    mut each: impl FnMut(Committed) -> bool,
+) -> Result<(), rusqlite::Error> {
+    let mut batches = db.prepare("SELECT seq, received_us, body FROM batch WHERE seq >= ?1 ORDER BY seq")?;
+    let mut rows = batches.query([from as i64])?;
+    while let Some(row) = rows.next()? {
+        let seq: i64 = row.get(0)?;
+        match batch::decode(row.get_ref(2)?.as_blob().unwrap_or_default()) {
+            Ok(readings) => {
+                let committed = Committed { seq: seq as u64, received_us: row.get(1)?, readings: Arc::new(readings) };
+                if !each(committed) {
+                    break;
+                }
+            }
+            Err(error) => tracing::error!("{}", RecoverError::Batch { seq: seq as u64, error }),
+        }
+    }
+    Ok(())
+}
+
+/// Writes the latest reading of every series as of commit `seq`.
+pub(super) fn write_snapshot(db: &Connection, catalog: &Catalog, seq: u64) -> rusqlite::Result<u64> {
+    let latest = catalog.all_latest();
+    let mut body = Vec::with_capacity(latest.len() * 24);
+    varint::put(&mut body, latest.iter().flatten().count() as u64);
+    for (id, latest) in latest.iter().enumerate().filter_map(|(id, latest)| Some((id, latest.as_ref()?))) {
+        varint::put(&mut body, id as u64);
+        varint::put_signed(&mut body, latest.time_us);
+        varint::put_signed(&mut body, latest.received_us);
+        varint::put(&mut body, latest.readings);
+        put_value(&mut body, &latest.value);
+    }
+    let mut bytes = vec![FORMAT];
+    bytes.extend(lz4_flex::block::compress_prepend_size(&body));
+    db.prepare_cached("INSERT OR REPLACE INTO snapshot VALUES (1, ?1, ?2)")?.execute(params![seq as i64, bytes])?;
+    Ok(bytes.len() as u64)
+}
+
+/// Puts the snapshot back and says up to which commit it holds. One that cannot be read is as
+/// good as none: all batches are read instead.
+fn read_snapshot(db: &Connection, catalog: &Catalog) -> Result<u64, rusqlite::Error> {
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
+    let Some((seq, bytes)) = db.query_row("SELECT seq, body FROM snapshot", [], row).optional()? else {
+        return Ok(0);
+    };
+    match parse_snapshot(&bytes) {
+        Some(all) => {
+            for (id, latest) in all {
+                catalog.restore_latest(id, latest);
+            }
+            Ok(seq as u64)
+        }
+        None => {
+            tracing::warn!("the snapshot is damaged: reading every batch instead, which takes longer");
+            Ok(0)
+        }
+    }
+}
+
+fn parse_snapshot(bytes: &[u8]) -> Option<Vec<(u32, Latest)>> {
+    let (&format, packed) = bytes.split_first()?;
+    let body = if format == FORMAT { lz4_flex::block::decompress_size_prepended(packed).ok()? } else { return None };
+    let rest = &mut body.as_slice();
+    let mut all = Vec::new();
+    for _ in 0..varint::take(rest)? {
+        let id = u32::try_from(varint::take(rest)?).ok()?;
+        let (time_us, received_us, readings) = (varint::take_signed(rest)?, varint::take_signed(rest)?, varint::take(rest)?);
+        all.push((id, Latest { time_us, value: take_value(rest)?, received_us, readings }));
+    }
+    Some(all)
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Number(n) => {
+            out.push(0);
+            out.extend(n.to_le_bytes());
+        }
+        Value::Bool(b) => out.push(1 + u8::from(*b)),
+        Value::Text(text) => {
+            out.push(3);
+            varint::put(out, text.len() as u64);
+            out.extend(text.as_bytes());
+        }
+    }
+}
+
+fn take_value(rest: &mut &[u8]) -> Option<Value> {
+    match varint::take_byte(rest)? {
+        0 => varint::take_f64(rest).map(Value::Number),
+        kind @ (1 | 2) => Some(Value::Bool(kind == 2)),
+        3 => Some(Value::Text(varint::take_str(rest)?.into())),
+        _ => None,
+    }
+}

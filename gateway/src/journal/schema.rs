@@ -1,0 +1,167 @@
+//! The store's tables, settings and versions.
+//!
+//! One SQLite file. Raw readings are compressed batches; devices, series and summaries are
+//! plain rows that a person reads with any SQLite tool (`SELECT * FROM summaries`). All times
+//! are microseconds since the Unix epoch. `auto_vacuum`, page size and `application_id` are
+//! set at creation: later is too late.
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// "TIDE": tells the file from other SQLite files.
+const APPLICATION_ID: i32 = 0x5449_4445;
+const VERSION: i32 = 1;
+const FILE: &str = "tidegate.db";
+
+const TABLES: &str = "
+-- Facts about the store itself: id, incarnation, created_us, replay_from.
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+CREATE TABLE device (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_us INTEGER NOT NULL) STRICT;
+CREATE TABLE series (id INTEGER PRIMARY KEY, device INTEGER NOT NULL REFERENCES device, metric TEXT NOT NULL,
+    unit TEXT, UNIQUE (device, metric)) STRICT;
+-- One row per commit; body holds the readings, see journal/batch.rs.
+CREATE TABLE batch (seq INTEGER PRIMARY KEY, received_us INTEGER NOT NULL, readings INTEGER NOT NULL,
+    first_us INTEGER NOT NULL, last_us INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+-- One row per window and series. Numbers only in count, sum, m2 (sum of squared deviations
+-- from the mean), min, max and sketch; first and last may be state texts.
+CREATE TABLE summary (length_us INTEGER NOT NULL, start_us INTEGER NOT NULL, series INTEGER NOT NULL,
+    revision INTEGER NOT NULL, through_seq INTEGER NOT NULL, count INTEGER NOT NULL, texts INTEGER NOT NULL,
+    sum REAL, m2 REAL, min REAL, max REAL, first_us INTEGER NOT NULL, first ANY NOT NULL,
+    last_us INTEGER NOT NULL, last ANY NOT NULL, sketch BLOB NOT NULL,
+    PRIMARY KEY (length_us, start_us, series)) STRICT, WITHOUT ROWID;
+CREATE TABLE reject (id INTEGER PRIMARY KEY, received_us INTEGER NOT NULL, source TEXT NOT NULL,
+    reason TEXT NOT NULL, detail TEXT NOT NULL, payload BLOB NOT NULL) STRICT;
+CREATE TABLE retained (topic TEXT PRIMARY KEY, qos INTEGER NOT NULL, properties BLOB NOT NULL,
+    payload BLOB NOT NULL) STRICT, WITHOUT ROWID;
+-- QoS 2 packet identifiers whose messages are stored and not yet released by their client.
+CREATE TABLE inbound (client TEXT NOT NULL, pkid INTEGER NOT NULL, hash INTEGER NOT NULL,
+    PRIMARY KEY (client, pkid)) STRICT, WITHOUT ROWID;
+-- What a restart would otherwise recompute from all readings, see journal/recover.rs.
+CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE VIEW summaries AS
+    SELECT d.name AS device, s.metric, datetime(y.start_us / 1000000, 'unixepoch') AS start_utc,
+        y.length_us / 1000000 AS length_s, y.count, y.texts, y.sum, y.sum / y.count AS mean,
+        CASE WHEN y.count > 1 THEN sqrt(max(y.m2, 0) / (y.count - 1)) END AS stddev,
+        y.min, y.max, y.first, y.last, y.revision
+    FROM summary y JOIN series s ON s.id = y.series JOIN device d ON d.id = s.device;
+";
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be made or written.
+    #[error("data directory {path} cannot be used: {source}; choose another with gateway.data_dir or fix its permissions")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// Another gateway has it.
+    #[error("data directory {0} is in use by another gateway: stop it, or choose another with gateway.data_dir")]
+    InUse(PathBuf),
+    /// Not ours.
+    #[error("{0} is an SQLite file, but not a Tidegate store: choose another gateway.data_dir")]
+    Foreign(PathBuf),
+    /// From the future.
+    #[error("{path} has schema version {found}, this build knows up to {VERSION}: run a newer tidegate")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i32,
+    },
+    /// Anything else that SQLite says.
+    #[error("store {path} cannot be opened: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+}
+
+/// A store that this process alone writes.
+#[derive(Debug)]
+pub struct Store {
+    /// The writing connection.
+    pub connection: Connection,
+    /// The file.
+    pub path: PathBuf,
+    _lock: File,
+}
+
+/// Opens the store in `directory`, created if there is none.
+pub fn open(directory: &Path) -> Result<Store, OpenError> {
+    let at = |source| OpenError::Directory { path: directory.into(), source };
+    std::fs::create_dir_all(directory).map_err(at)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock")).map_err(at)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.into())),
+        Err(TryLockError::Error(source)) => return Err(at(source)),
+    }
+    let path = directory.join(FILE);
+    let sqlite = |source| OpenError::Sqlite { path: path.clone(), source };
+    let connection = Connection::open(&path).map_err(sqlite)?;
+    let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite)?;
+    let application: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sqlite)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
+    match (application, version, tables) {
+        (0, 0, 0) => create(&connection).map_err(sqlite)?,
+        (APPLICATION_ID, VERSION, _) => {}
+        (APPLICATION_ID, found, _) if found > VERSION => return Err(OpenError::Newer { path, found }),
+        _ => return Err(OpenError::Foreign(path)),
+    }
+    settle(&connection).map_err(sqlite)?;
+    Ok(Store { connection, path, _lock: lock })
+}
+
+fn create(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch("PRAGMA page_size=4096; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL;")?;
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; {TABLES} PRAGMA user_version={VERSION}; COMMIT;"
+    ))
+}
+
+/// FULL is what makes "committed" mean "on disk"; checkpoints are the writer's business.
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0;
+         PRAGMA temp_store=MEMORY; PRAGMA cache_size=-2000;",
+    )?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}
+
+/// Opens a connection that only reads.
+pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-1000; PRAGMA temp_store=MEMORY;")?;
+    Ok(connection)
+}
+
+/// Opens a connection that moves pages from the write-ahead log into the file.
+pub fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.execute_batch("PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-500;")?;
+    Ok(connection)
+}
+
+/// A fact about the store.
+pub fn meta<T: rusqlite::types::FromSql>(connection: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
+    connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+}
+
+/// Sets a fact about the store.
+pub fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")?
+        .execute(rusqlite::params![key, value])?;
+    Ok(())
+}

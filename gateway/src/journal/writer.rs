@@ -1,0 +1,384 @@
+//! The one thread that writes.
+//!
+//! Natural group commit: it takes whatever queued while the last fsync ran, writes it in one
+//! transaction, and only then lets receipts go. Always holds: a receipt leaves after the
+//! fsync of its commit; a full disk holds everything back and nothing is lost; any other
+//! failed write is fatal, because after a failed fsync nobody knows what is on disk. The log
+//! is folded back by another thread; this one only does the small rest.
+
+use super::batch;
+use super::intake::{Intake, Load, Parcel};
+use super::recover;
+use super::schema::{self, Store};
+use super::{Chore, Committed, Inbound, Rejected, Retain, SummaryRow};
+use crate::catalog::{Birth, Catalog};
+use crate::clock::Clock;
+use crate::listen::Desk;
+use crate::metrics::Metrics;
+use model::Value;
+use rusqlite::{Connection, ErrorCode, params};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often the state that a restart needs is written anew.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
+/// How long to wait before a full disk is tried again.
+const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
+/// What a commit adds to the log besides its batch, roughly: a few pages and their headers.
+const COMMIT_OVERHEAD_BYTES: u64 = 12 << 10;
+
+/// All that the writer needs, handed over by the app.
+pub struct Writer {
+    /// The store, which nobody else writes.
+    pub store: Store,
+    /// The last commit in it.
+    pub last_seq: u64,
+    /// The queue before it.
+    pub intake: Arc<Intake>,
+    /// Who is there.
+    pub catalog: Arc<Catalog>,
+    /// Where receipts go, by desk.
+    pub desks: Vec<Arc<Desk>>,
+    /// Where committed readings go.
+    pub committed: SyncSender<Committed>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Receive times.
+    pub clock: Clock,
+    /// `journal.commit_delay`.
+    pub commit_delay: Duration,
+    /// `journal.wal`, bytes.
+    pub wal_max: u64,
+    /// `limits.rejects`.
+    pub rejects_max: usize,
+    /// Slows every commit; only tests set it.
+    pub slow: Duration,
+}
+
+/// Why the writer stopped before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// SQLite could not write; what is on disk is not known.
+    #[error("the store cannot be written: {0}; nothing more is acknowledged. Check the disk and its filesystem, then start again")]
+    Store(#[from] rusqlite::Error),
+}
+
+struct State {
+    checkpoints: Checkpoints,
+    log_bytes: u64,
+    snapshot_at: Instant,
+    snapshot_seq: u64,
+}
+
+impl Writer {
+    /// Writes until the intake is closed and empty.
+    pub fn run(mut self) -> Result<(), WriteError> {
+        let mut state = State {
+            checkpoints: Checkpoints::start(&self.store.path)?,
+            log_bytes: 0,
+            snapshot_at: Instant::now(),
+            snapshot_seq: self.last_seq,
+        };
+        let mut spare = Parcel::default();
+        loop {
+            let load = self.intake.take(self.commit_delay, spare);
+            let last = load.last;
+            spare = self.process(load, &mut state)?;
+            if last {
+                self.write_snapshot()?;
+                return Ok(());
+            }
+        }
+    }
+
+    fn process(&mut self, mut load: Load, state: &mut State) -> Result<Parcel, WriteError> {
+        let received_us = self.clock.now_us();
+        self.metrics.queue_bytes.set(self.intake.depth() as i64);
+        let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty();
+        if has_content {
+            let started = Instant::now();
+            self.commit_patiently(&load, received_us, state)?;
+            self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
+            self.metrics.commits.inc();
+        }
+        let readings = std::mem::take(&mut load.parcel.readings);
+        if !readings.is_empty() {
+            self.last_seq += 1;
+            self.catalog.note(&readings, received_us);
+            self.metrics.readings.inc_by(readings.len() as u64);
+        }
+        self.hand_out(&mut load.parcel);
+        if !readings.is_empty() {
+            let committed = Committed { seq: self.last_seq, received_us, readings: Arc::new(readings) };
+            // A receiver that is gone means the gateway is stopping; the readings are safe.
+            let _ = self.committed.send(committed);
+        }
+        self.fold_log_back(state)?;
+        let mut spare = load.parcel;
+        spare.rejects.clear();
+        spare.retain.clear();
+        spare.inbound.clear();
+        spare.carried = 0;
+        Ok(spare)
+    }
+
+    fn hand_out(&self, parcel: &mut Parcel) {
+        let mut piles: Vec<Vec<_>> = self.desks.iter().map(|desk| desk.spare()).collect();
+        for (desk, receipt) in parcel.receipts.drain(..) {
+            piles[desk].push(receipt);
+        }
+        for (desk, pile) in self.desks.iter().zip(piles) {
+            desk.deliver(pile);
+        }
+    }
+
+    /// Commits; on a full disk waits for space and tries again.
+    fn commit_patiently(&self, load: &Load, received_us: i64, state: &mut State) -> Result<(), WriteError> {
+        let births = self.catalog.take_births();
+        loop {
+            let snapshot_due = state.snapshot_at.elapsed() >= SNAPSHOT_EVERY && state.snapshot_seq < self.last_seq;
+            match self.commit(load, &births, received_us, snapshot_due) {
+                Ok(bytes) => {
+                    self.metrics.disk_full.set(0);
+                    state.log_bytes += bytes + COMMIT_OVERHEAD_BYTES;
+                    if snapshot_due {
+                        (state.snapshot_at, state.snapshot_seq) = (Instant::now(), self.last_seq);
+                    }
+                    return Ok(());
+                }
+                Err(e) if e.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                    if self.metrics.disk_full.set(1) == 0 {
+                        tracing::error!("the disk is full: nothing is acknowledged until there is space");
+                    }
+                    if !self.store.connection.is_autocommit() {
+                        self.store.connection.execute_batch("ROLLBACK")?;
+                    }
+                    std::thread::sleep(FULL_DISK_PAUSE);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn commit(&self, load: &Load, births: &[Birth], received_us: i64, snapshot: bool) -> rusqlite::Result<u64> {
+        let db = &self.store.connection;
+        let mut bytes = 0;
+        db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        write_births(db, births, received_us)?;
+        if snapshot {
+            bytes += recover::write_snapshot(db, &self.catalog, self.last_seq)?;
+        }
+        let readings = &load.parcel.readings;
+        if !readings.is_empty() {
+            let body = batch::encode(readings);
+            let first = readings.time_us.iter().min().copied().unwrap_or_default();
+            let last = readings.time_us.iter().max().copied().unwrap_or_default();
+            let row = params![self.last_seq as i64 + 1, received_us, readings.len() as i64, first, last, body];
+            db.prepare_cached("INSERT INTO batch VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(row)?;
+            self.metrics.batch_bytes.inc_by(body.len() as u64);
+            bytes += body.len() as u64;
+        }
+        bytes += write_rejects(db, &load.parcel.rejects, self.rejects_max)?;
+        bytes += write_retained(db, &load.parcel.retain)?;
+        write_inbound(db, &load.parcel.inbound)?;
+        for chore in &load.chores {
+            let Chore::Summaries { rows, replay_from } = chore;
+            bytes += write_summaries(db, rows)?;
+            schema::set_meta(db, "replay_from", *replay_from as i64)?;
+        }
+        if !self.slow.is_zero() {
+            std::thread::sleep(self.slow);
+        }
+        db.prepare_cached("COMMIT")?.execute([])?;
+        Ok(bytes)
+    }
+
+    fn write_snapshot(&self) -> rusqlite::Result<()> {
+        let db = &self.store.connection;
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        recover::write_snapshot(db, &self.catalog, self.last_seq)?;
+        db.execute_batch("COMMIT")
+    }
+
+    /// When the log is long, another thread moves most of it into the file; then this one
+    /// moves the rest, after which SQLite starts the log from its beginning.
+    fn fold_log_back(&self, state: &mut State) -> rusqlite::Result<()> {
+        if state.checkpoints.take_done() {
+            let db = &self.store.connection;
+            let (log, done): (i64, i64) =
+                db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+            state.log_bytes = if done >= log { 0 } else { ((log - done) as u64) * 4096 };
+        } else if state.log_bytes >= self.wal_max {
+            state.checkpoints.ask();
+        }
+        Ok(())
+    }
+}
+
+/// The thread that moves pages from the log into the file, off the commit path.
+struct Checkpoints {
+    ask: SyncSender<()>,
+    done: Arc<AtomicBool>,
+    asked: bool,
+}
+
+impl Checkpoints {
+    fn start(path: &Path) -> rusqlite::Result<Self> {
+        let connection = schema::open_checkpointer(path)?;
+        let (ask, asked) = sync_channel(1);
+        let done = Arc::new(AtomicBool::new(false));
+        let thread_done = Arc::clone(&done);
+        std::thread::Builder::new()
+            .name("checkpoint".into())
+            .spawn(move || serve_checkpoints(&connection, &asked, &thread_done))
+            .expect("a thread can be started");
+        Ok(Checkpoints { ask, done, asked: false })
+    }
+
+    fn ask(&mut self) {
+        if !self.asked && self.ask.try_send(()).is_ok() {
+            self.asked = true;
+        }
+    }
+
+    fn take_done(&mut self) -> bool {
+        let done = self.done.swap(false, Ordering::AcqRel);
+        self.asked &= !done;
+        done
+    }
+}
+
+fn serve_checkpoints(connection: &Connection, asked: &Receiver<()>, done: &AtomicBool) {
+    while asked.recv().is_ok() {
+        if let Err(e) = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+            tracing::warn!("the log could not be folded back yet: {e}");
+        }
+        done.store(true, Ordering::Release);
+    }
+}
+
+fn write_births(db: &Connection, births: &[Birth], now_us: i64) -> rusqlite::Result<()> {
+    for birth in births {
+        match birth {
+            Birth::Device(device) => db
+                .prepare_cached("INSERT OR IGNORE INTO device VALUES (?1, ?2, ?3)")?
+                .execute(params![device.id, &*device.name, now_us])?,
+            Birth::Series(series) => db
+                .prepare_cached("INSERT OR IGNORE INTO series VALUES (?1, ?2, ?3, NULL)")?
+                .execute(params![series.id, series.device.id, &*series.metric])?,
+            Birth::Unit(series) => db
+                .prepare_cached("UPDATE series SET unit = ?2 WHERE id = ?1")?
+                .execute(params![series.id, series.unit().as_deref()])?,
+        };
+    }
+    Ok(())
+}
+
+fn write_rejects(db: &Connection, rejects: &[Rejected], keep: usize) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    for reject in rejects {
+        bytes += reject.payload.len() as u64 + 256;
+        db.prepare_cached("INSERT INTO reject VALUES (NULL, ?1, ?2, ?3, ?4, ?5)")?.execute(params![
+            reject.received_us,
+            &*reject.source,
+            reject.reason,
+            &*reject.detail,
+            &*reject.payload
+        ])?;
+    }
+    if !rejects.is_empty() {
+        let newest: i64 = db.last_insert_rowid();
+        db.prepare_cached("DELETE FROM reject WHERE id <= ?1")?.execute([newest - keep as i64])?;
+    }
+    Ok(bytes)
+}
+
+fn write_retained(db: &Connection, retained: &[Retain]) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    for retain in retained {
+        match &retain.message {
+            Some((qos, properties, payload)) => {
+                bytes += payload.len() as u64;
+                db.prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![&*retain.topic, qos, &properties[..], &payload[..]])?
+            }
+            None => db.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([&*retain.topic])?,
+        };
+    }
+    Ok(bytes)
+}
+
+fn write_inbound(db: &Connection, inbound: &[Inbound]) -> rusqlite::Result<()> {
+    for change in inbound {
+        match change {
+            Inbound::Stored { client, pkid, hash } => db
+                .prepare_cached("INSERT OR REPLACE INTO inbound VALUES (?1, ?2, ?3)")?
+                .execute(params![&**client, pkid, *hash as i64])?,
+            Inbound::Released { client, pkid } => db
+                .prepare_cached("DELETE FROM inbound WHERE client = ?1 AND pkid = ?2")?
+                .execute(params![&**client, pkid])?,
+            Inbound::Forgotten { client } => {
+                db.prepare_cached("DELETE FROM inbound WHERE client = ?1")?.execute([&**client])?
+            }
+        };
+    }
+    Ok(())
+}
+
+/// Writes summaries; a window that is there already gets a new revision only if something
+/// changed (the last bits of a sum depend on the order of adding and do not count), and never
+/// from fewer readings than it has seen.
+fn write_summaries(db: &Connection, rows: &[SummaryRow]) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    for row in rows {
+        let s = &row.summary;
+        let sketch = s.sketch.to_bytes();
+        bytes += sketch.len() as u64 + 100;
+        let finite = |n: f64| n.is_finite().then_some(n);
+        db.prepare_cached(
+            "INSERT INTO summary VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+             ON CONFLICT DO UPDATE SET revision = revision + 1, through_seq = excluded.through_seq,
+               count = excluded.count, texts = excluded.texts, sum = excluded.sum, m2 = excluded.m2,
+               min = excluded.min, max = excluded.max, first_us = excluded.first_us, first = excluded.first,
+               last_us = excluded.last_us, last = excluded.last, sketch = excluded.sketch
+             WHERE excluded.through_seq >= through_seq AND ((count, texts, min, max, first_us, first,
+               last_us, last, sketch) IS NOT (excluded.count, excluded.texts, excluded.min, excluded.max,
+               excluded.first_us, excluded.first, excluded.last_us, excluded.last, excluded.sketch)
+               OR abs(excluded.sum - sum) > 1e-12 * (abs(excluded.sum) + abs(sum)))",
+        )?
+        .execute(params![
+            row.length_us,
+            row.start_us,
+            row.series,
+            row.through_seq as i64,
+            s.count as i64,
+            s.texts as i64,
+            s.sum,
+            s.m2,
+            finite(s.min),
+            finite(s.max),
+            s.first.0,
+            ToSql(&s.first.1),
+            s.last.0,
+            ToSql(&s.last.1),
+            sketch
+        ])?;
+    }
+    Ok(bytes)
+}
+
+/// A value as SQLite keeps it.
+pub(super) struct ToSql<'a>(pub(super) &'a Value);
+
+impl rusqlite::ToSql for ToSql<'_> {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(match self.0 {
+            Value::Number(n) => (*n).into(),
+            Value::Bool(b) => (*b).into(),
+            Value::Text(text) => (&**text).into(),
+        })
+    }
+}

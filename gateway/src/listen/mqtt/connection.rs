@@ -1,0 +1,306 @@
+//! The sending half of a connection, shared by all who have something for it.
+//!
+//! Arrives: acknowledgements after their commit, messages of other clients, answers. Leaves:
+//! bytes on the socket, written at once by whoever has them; what the socket does not take
+//! waits in the outbox and the connection's own task writes it when it can. Always holds: the
+//! outbox is bounded; QoS 0 beyond the bound is dropped and counted, QoS 1 beyond it
+//! disconnects the subscriber (0x97); acknowledgements leave in order. TLS and WebSocket
+//! streams take their place here, as other kinds of [`Wire`].
+
+use super::packet::{Outgoing, Version, kind, put_acknowledgement, put_length, reason};
+use super::router::{Delivery, Publication};
+use crate::metrics::Metrics;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::Notify;
+
+/// Where bytes go.
+#[derive(Debug)]
+pub enum Wire {
+    /// A TCP socket.
+    Tcp(OwnedWriteHalf),
+    /// Nowhere: tests of the router need no sockets.
+    #[cfg(test)]
+    Nowhere,
+}
+
+impl Wire {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Wire::Tcp(half) => half.try_write(bytes),
+            #[cfg(test)]
+            Wire::Nowhere => Ok(bytes.len()),
+        }
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        match self {
+            Wire::Tcp(half) => half.writable().await,
+            #[cfg(test)]
+            Wire::Nowhere => Ok(()),
+        }
+    }
+}
+
+/// What a client said of itself when it connected.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its protocol.
+    pub version: Version,
+    /// Its id, given or assigned.
+    pub client: Arc<str>,
+    /// QoS 1 messages it takes unacknowledged.
+    pub inflight_max: usize,
+    /// The largest packet it takes.
+    pub packet_max: usize,
+}
+
+/// A connection as others see it.
+#[derive(Debug)]
+pub struct Connection {
+    /// Unique in this process, from 1.
+    pub id: u64,
+    wire: Wire,
+    peer: OnceLock<Peer>,
+    out: Mutex<Outbox>,
+    wake: Notify,
+    metrics: Arc<Metrics>,
+    queue_max: usize,
+    /// Seconds of the sweeper's clock when the client was last heard.
+    pub heard_s: AtomicU32,
+    /// Seconds of silence after which the connection ends; 0 means never.
+    pub patience_s: AtomicU32,
+    /// The gateway itself is not reading: silence proves nothing.
+    pub paused: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    bytes: Vec<u8>,
+    /// The socket did not take everything; the connection's task waits for it.
+    blocked: bool,
+    /// Somebody will flush: acknowledgements of one commit leave in one write.
+    touched: bool,
+    inflight: BTreeSet<u16>,
+    last_pkid: u16,
+    queue: VecDeque<(Arc<Publication>, Delivery)>,
+    queue_bytes: usize,
+    closing: Option<u8>,
+}
+
+/// Bytes of acknowledgements that a client may leave unread before it is not read either.
+const UNREAD_MAX: usize = 64 << 10;
+
+impl Connection {
+    /// A new connection, its peer not known yet.
+    pub fn new(id: u64, wire: Wire, metrics: Arc<Metrics>, queue_max: usize) -> Self {
+        Connection {
+            id,
+            wire,
+            peer: OnceLock::new(),
+            out: Mutex::default(),
+            wake: Notify::new(),
+            metrics,
+            queue_max,
+            heard_s: AtomicU32::new(0),
+            patience_s: AtomicU32::new(0),
+            paused: AtomicBool::new(false),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_test(id: u64) -> Self {
+        Connection::new(id, Wire::Nowhere, Arc::default(), 1_000)
+    }
+
+    fn out(&self) -> MutexGuard<'_, Outbox> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Introduces the client, once.
+    pub fn introduce(&self, peer: Peer) {
+        let _ = self.peer.set(peer);
+    }
+
+    /// What the client said of itself, after CONNECT.
+    pub fn peer(&self) -> Option<&Peer> {
+        self.peer.get()
+    }
+
+    /// Appends an acknowledgement without sending it yet; true if nobody else will flush.
+    pub fn acknowledge(&self, kind: u8, pkid: u16) -> bool {
+        let mut out = self.out();
+        put_acknowledgement(&mut out.bytes, kind, pkid);
+        !std::mem::replace(&mut out.touched, true)
+    }
+
+    /// Sends what has been appended.
+    pub fn flush(&self) {
+        let mut out = self.out();
+        out.touched = false;
+        self.write(&mut out);
+    }
+
+    /// Sends a packet after all before it.
+    pub fn send(&self, packet: &[u8]) {
+        let mut out = self.out();
+        out.bytes.extend_from_slice(packet);
+        self.write(&mut out);
+    }
+
+    /// Writes what the socket takes; leaves the rest to the connection's task.
+    fn write(&self, out: &mut Outbox) {
+        if out.blocked {
+            return;
+        }
+        let mut written = 0;
+        while written < out.bytes.len() {
+            match self.wire.try_write(&out.bytes[written..]) {
+                Ok(0) => break,
+                Ok(n) => written += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    // The reading half sees the same end; nothing more can be sent.
+                    out.closing.get_or_insert(reason::NORMAL);
+                    written = out.bytes.len();
+                    self.wake.notify_one();
+                }
+            }
+        }
+        out.bytes.drain(..written);
+        if out.bytes.is_empty() {
+            out.bytes.shrink_to(4 << 10);
+        } else {
+            out.blocked = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// Puts a message into the outbox; true if the caller has to flush it.
+    pub fn send_publication(&self, publication: &Arc<Publication>, delivery: &Delivery) -> bool {
+        let Some(peer) = self.peer() else { return false };
+        let mut out = self.out();
+        if out.closing.is_some() {
+            return false;
+        }
+        let waiting = out.bytes.len() + out.queue_bytes;
+        if delivery.qos == 0 {
+            if waiting > self.queue_max || publication.bytes() > peer.packet_max {
+                self.metrics.dropped.inc();
+                return false;
+            }
+            out.put(peer, publication, delivery, 0);
+        } else if publication.bytes() > peer.packet_max {
+            self.metrics.dropped.inc();
+            return false;
+        } else if waiting > self.queue_max {
+            self.metrics.overflowed.inc();
+            drop(out);
+            self.close(reason::QUOTA);
+            return false;
+        } else if out.inflight.len() < peer.inflight_max && out.queue.is_empty() {
+            let pkid = out.next_pkid();
+            out.put(peer, publication, delivery, pkid);
+        } else {
+            out.queue_bytes += publication.bytes();
+            out.queue.push_back((Arc::clone(publication), delivery.clone()));
+            return false;
+        }
+        self.metrics.delivered.inc();
+        !std::mem::replace(&mut out.touched, true)
+    }
+
+    /// The client has acknowledged a QoS 1 message; the next one may leave.
+    pub fn acknowledged(&self, pkid: u16) {
+        let Some(peer) = self.peer() else { return };
+        let mut out = self.out();
+        if !out.inflight.remove(&pkid) {
+            return;
+        }
+        while out.inflight.len() < peer.inflight_max {
+            let Some((publication, delivery)) = out.queue.pop_front() else { break };
+            out.queue_bytes -= publication.bytes();
+            let pkid = out.next_pkid();
+            out.put(peer, &publication, &delivery, pkid);
+            self.metrics.delivered.inc();
+        }
+        self.write(&mut out);
+    }
+
+    /// Ends the connection, telling an MQTT 5 client why.
+    pub fn close(&self, code: u8) {
+        let mut out = self.out();
+        if out.closing.is_some() {
+            return;
+        }
+        out.closing = Some(code);
+        if code != reason::NORMAL && self.peer().is_some_and(|peer| peer.version == Version::V5) {
+            out.bytes.push(kind::DISCONNECT << 4);
+            put_length(&mut out.bytes, 2);
+            out.bytes.extend([code, 0]);
+        }
+        self.write(&mut out);
+        drop(out);
+        self.wake.notify_one();
+    }
+
+    /// Why the connection is to end, if it is.
+    pub fn closing(&self) -> Option<u8> {
+        self.out().closing
+    }
+
+    /// True if the client does not read what it has coming.
+    pub fn is_backed_up(&self) -> bool {
+        self.out().bytes.len() > UNREAD_MAX
+    }
+
+    /// Waits until there is something for the connection's task to do.
+    pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
+        self.wake.notified()
+    }
+
+    /// True if bytes wait for the socket.
+    pub fn is_blocked(&self) -> bool {
+        self.out().blocked
+    }
+
+    /// Waits for the socket and writes on.
+    pub async fn unblock(&self) -> io::Result<()> {
+        self.wire.writable().await?;
+        let mut out = self.out();
+        out.blocked = false;
+        self.write(&mut out);
+        Ok(())
+    }
+}
+
+impl Outbox {
+    fn put(&mut self, peer: &Peer, publication: &Publication, delivery: &Delivery, pkid: u16) {
+        if pkid > 0 {
+            self.inflight.insert(pkid);
+        }
+        Outgoing {
+            topic: &publication.topic,
+            properties: &publication.properties,
+            payload: &publication.payload,
+            qos: delivery.qos,
+            retain: delivery.retain,
+            pkid,
+            subscriptions: &delivery.ids,
+        }
+        .put(peer.version, &mut self.bytes);
+    }
+
+    /// The next identifier that is not in flight; there are fewer in flight than identifiers.
+    fn next_pkid(&mut self) -> u16 {
+        loop {
+            self.last_pkid = self.last_pkid.checked_add(1).unwrap_or(1);
+            if !self.inflight.contains(&self.last_pkid) {
+                return self.last_pkid;
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! From a socket to a client that is known.
+//!
+//! Arrives: the first frame of a connection. Leaves: a session and CONNACK, or a refusal that
+//! says why in the client's own protocol. Always holds: nothing else is done for a client
+//! before its user name and password have been found right.
+
+use super::connection::{Connection, Peer};
+use super::packet::{self, Frame, Version, Violation, malformed, reason};
+use super::router::Publication;
+use super::session::{ALIASES_MAX, Session};
+use super::{Shared, packet::protocol_error};
+use crate::journal::{Inbound, Parcel};
+use bytes::Bytes;
+use rumqttd::protocol::{
+    ConnAck, ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, LastWill, LastWillProperties, Login,
+    Packet,
+};
+use smallvec::SmallVec;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// CONNACK's own codes for a refusal, in both protocols (3.1.1: table 3.1).
+struct Refusal {
+    v5: u8,
+    v4: u8,
+    what: &'static str,
+}
+
+const VERSION: Refusal = Refusal { v5: reason::UNSUPPORTED_VERSION, v4: 1, what: "protocol level is neither 4 nor 5" };
+const CLIENT_ID: Refusal = Refusal { v5: reason::CLIENT_ID_INVALID, v4: 2, what: "client identifier" };
+const BUSY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.max_connections reached" };
+const LOGIN: Refusal = Refusal { v5: reason::BAD_LOGIN, v4: 4, what: "user name or password" };
+const ANONYMOUS: Refusal = Refusal { v5: reason::NOT_AUTHORIZED, v4: 5, what: "no user name" };
+const METHOD: Refusal = Refusal { v5: reason::BAD_METHOD, v4: 5, what: "authentication method" };
+
+/// Answers CONNECT.
+pub(super) async fn greet(
+    frame: &Frame<'_>,
+    shared: &Arc<Shared>,
+    connection: &Arc<Connection>,
+    desk: usize,
+    parcel: &mut Parcel,
+) -> Result<Session, Violation> {
+    let Some(version) = packet::connect_version(frame)? else {
+        return Err(refuse(connection, Version::V4, &VERSION));
+    };
+    let Packet::Connect(connect, properties, will, will_properties, login) = packet::decode(version, frame)? else {
+        return Err(malformed("CONNECT that is none"));
+    };
+    if shared.open.load(Ordering::Relaxed) > shared.limits.connections {
+        return Err(refuse(connection, version, &BUSY));
+    }
+    if properties.as_ref().is_some_and(|p| p.authentication_method.is_some()) {
+        return Err(refuse(connection, version, &METHOD));
+    }
+    if connect.client_id.contains('\0') || (connect.client_id.is_empty() && version == Version::V4 && !connect.clean_session)
+    {
+        return Err(refuse(connection, version, &CLIENT_ID));
+    }
+    if let Some(refusal) = check_login(shared, login.as_ref()).await {
+        return Err(refuse(connection, version, refusal));
+    }
+    let will = will.map(|will| last_will(will, will_properties.as_ref(), connection.id)).transpose()?;
+    let peer = peer(version, &connect, properties.as_ref(), shared)?;
+    let client = Arc::clone(&peer.client);
+    connection.introduce(peer);
+    let grace = u32::from(connect.keep_alive) * 3;
+    connection.patience_s.store(grace.div_ceil(2), Ordering::Relaxed);
+    shared.clients.enter(&client, connection);
+    let expiry_s = properties.as_ref().and_then(|p| p.session_expiry_interval).unwrap_or(0);
+    let persistent = if version == Version::V4 { !connect.clean_session } else { expiry_s > 0 };
+    let mut inbound = shared.clients.take_inbound(&client);
+    if connect.clean_session && !inbound.is_empty() {
+        inbound.clear();
+        parcel.inbound.push(Inbound::Forgotten { client: Arc::clone(&client) });
+    }
+    accept(connection, version, shared, connect.client_id.is_empty().then(|| client.to_string()), expiry_s);
+    Ok(Session {
+        shared: Arc::clone(shared),
+        desk,
+        connection: Arc::clone(connection),
+        version,
+        client,
+        persistent,
+        will,
+        filters: HashSet::new(),
+        aliases: HashMap::new(),
+        inbound,
+        steps: SmallVec::new(),
+    })
+}
+
+async fn check_login(shared: &Shared, login: Option<&Login>) -> Option<&'static Refusal> {
+    match login {
+        // Anybody may come in, and a name that is wrong is no reason to keep somebody out.
+        _ if shared.anonymous && !shared.auth.has_users() => None,
+        None if shared.anonymous => None,
+        None => Some(&ANONYMOUS),
+        Some(login) => {
+            let right = shared.auth.password(&login.username, login.password.as_bytes()).await;
+            (!right).then_some(&LOGIN)
+        }
+    }
+}
+
+fn peer(
+    version: Version,
+    connect: &Connect,
+    properties: Option<&ConnectProperties>,
+    shared: &Shared,
+) -> Result<Peer, Violation> {
+    let asked = properties.and_then(|p| p.receive_maximum);
+    let packet_max = properties.and_then(|p| p.max_packet_size);
+    if asked == Some(0) || packet_max == Some(0) {
+        return Err(protocol_error("receive maximum or maximum packet size 0"));
+    }
+    let inflight_max = shared.limits.inflight.min(asked.map_or(usize::MAX, usize::from)).min(60_000);
+    let client = if connect.client_id.is_empty() { assigned_id() } else { connect.client_id.as_str().into() };
+    Ok(Peer { version, client, inflight_max, packet_max: packet_max.map_or(usize::MAX, |n| n as usize) })
+}
+
+fn assigned_id() -> Arc<str> {
+    let mut bytes = [0_u8; 8];
+    let _ = getrandom::fill(&mut bytes);
+    format!("auto-{:016x}", u64::from_le_bytes(bytes)).into()
+}
+
+fn last_will(will: LastWill, properties: Option<&LastWillProperties>, from: u64) -> Result<Publication, Violation> {
+    let topic = std::str::from_utf8(&will.topic).map_err(|_| malformed("will topic is not UTF-8"))?;
+    if !packet::topic_is_valid(topic) {
+        return Err(Violation { code: reason::TOPIC_INVALID, what: "will topic empty or with wildcards" });
+    }
+    Ok(Publication {
+        topic: topic.into(),
+        properties: properties.map(will_properties).unwrap_or_default(),
+        payload: will.message,
+        qos: will.qos as u8,
+        retain: will.retain,
+        keep: false,
+        from,
+    })
+}
+
+/// The will's properties as a PUBLISH carries them (section 3.1.3.2); the delay is not one.
+fn will_properties(will: &LastWillProperties) -> Bytes {
+    let mut out = Vec::new();
+    let text = |out: &mut Vec<u8>, id: u8, bytes: &[u8]| {
+        out.push(id);
+        out.extend((bytes.len() as u16).to_be_bytes());
+        out.extend(bytes);
+    };
+    if let Some(format) = will.payload_format_indicator {
+        out.extend([0x01, format]);
+    }
+    if let Some(expiry_s) = will.message_expiry_interval {
+        out.push(0x02);
+        out.extend(expiry_s.to_be_bytes());
+    }
+    if let Some(content_type) = &will.content_type {
+        text(&mut out, 0x03, content_type.as_bytes());
+    }
+    if let Some(topic) = &will.response_topic {
+        text(&mut out, 0x08, topic.as_bytes());
+    }
+    if let Some(data) = &will.correlation_data {
+        text(&mut out, 0x09, data);
+    }
+    for (key, value) in &will.user_properties {
+        text(&mut out, 0x26, key.as_bytes());
+        out.extend((value.len() as u16).to_be_bytes());
+        out.extend(value.as_bytes());
+    }
+    out.into()
+}
+
+fn accept(connection: &Connection, version: Version, shared: &Shared, assigned: Option<String>, expiry_s: u32) {
+    let answer = ConnAck { session_present: false, code: ConnectReturnCode::Success };
+    let properties = (version == Version::V5).then(|| ConnAckProperties {
+        assigned_client_identifier: assigned,
+        // Subscriptions end with the connection, and the client is told so.
+        session_expiry_interval: (expiry_s > 0).then_some(0),
+        max_packet_size: u32::try_from(shared.limits.packet_bytes).ok(),
+        topic_alias_max: Some(ALIASES_MAX),
+        shared_subscription_available: Some(0),
+        ..ConnAckProperties::default()
+    });
+    connection.send(&packet::encode(version, Packet::ConnAck(answer, properties)));
+}
+
+/// Sends CONNACK with a refusal; the connection then ends without DISCONNECT.
+fn refuse(connection: &Connection, version: Version, refusal: &Refusal) -> Violation {
+    match version {
+        Version::V4 => connection.send(&[0x20, 2, 0, refusal.v4]),
+        Version::V5 => connection.send(&[0x20, 3, 0, refusal.v5, 0]),
+    }
+    Violation { code: refusal.v5, what: refusal.what }
+}

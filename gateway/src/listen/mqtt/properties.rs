@@ -1,0 +1,140 @@
+//! Properties of MQTT 5.0 packets (section 2.2.2).
+//!
+//! Arrives: the bytes of a property list. Leaves: the word that it holds only what its packet
+//! allows, each at most once, or a [`Violation`]; and the few values that are needed here.
+//! The rest is passed on as it came.
+
+use super::packet::{Violation, malformed, protocol_error};
+
+/// Payload format, expiry, content type, response topic and correlation data pass through.
+pub(super) const PUBLISH: &[u8] = &[0x01, 0x02, 0x03, 0x08, 0x09, 0x23, 0x26];
+pub(super) const WILL: &[u8] = &[0x01, 0x02, 0x03, 0x08, 0x09, 0x18, 0x26];
+pub(super) const CONNECT: &[u8] = &[0x11, 0x15, 0x16, 0x17, 0x19, 0x21, 0x22, 0x26, 0x27];
+pub(super) const SUBSCRIBE: &[u8] = &[SUBSCRIPTION_ID, 0x26];
+pub(super) const UNSUBSCRIBE: &[u8] = &[0x26];
+pub(super) const ACKNOWLEDGEMENT: &[u8] = &[0x1f, 0x26];
+pub(super) const DISCONNECT: &[u8] = &[0x11, 0x1f, 0x26];
+pub(super) const SUBSCRIPTION_ID: u8 = 0x0b;
+const TOPIC_ALIAS: u8 = 0x23;
+const RESPONSE_TOPIC: u8 = 0x08;
+const PAYLOAD_FORMAT: u8 = 0x01;
+const USER: u8 = 0x26;
+
+/// Takes a property list, its length before it.
+#[inline]
+pub(super) fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = take_variable(rest)? as usize;
+    let (list, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(list)
+}
+
+/// Accepts a list that holds only `allowed` properties, each but the user's at most once.
+pub(super) fn check(list: &[u8], allowed: &[u8]) -> Result<(), Violation> {
+    walk(list, allowed, |_, _| Ok(()))
+}
+
+/// What a PUBLISH's properties say to the gateway.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct PublishProperties {
+    /// The topic's alias.
+    pub(super) alias: Option<u16>,
+    /// All but the alias, to be passed on.
+    pub(super) forward: Vec<u8>,
+}
+
+/// Checks and splits the properties of a PUBLISH.
+pub(super) fn publish(list: &[u8]) -> Result<PublishProperties, Violation> {
+    let mut out = PublishProperties::default();
+    walk(list, PUBLISH, |id, whole| {
+        match id {
+            TOPIC_ALIAS => out.alias = Some(u16::from_be_bytes([whole[1], whole[2]])),
+            RESPONSE_TOPIC if whole[3..].iter().any(|b| b"+#\0".contains(b)) => {
+                return Err(protocol_error("response topic with wildcards"));
+            }
+            PAYLOAD_FORMAT if whole[1] > 1 => return Err(protocol_error("payload format is neither 0 nor 1")),
+            _ => out.forward.extend(whole),
+        }
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+fn walk(
+    mut list: &[u8],
+    allowed: &[u8],
+    mut each: impl FnMut(u8, &[u8]) -> Result<(), Violation>,
+) -> Result<(), Violation> {
+    let mut seen = 0_u64;
+    while let Some(&id) = list.first() {
+        if !allowed.contains(&id) {
+            return Err(protocol_error("property that its packet does not allow"));
+        }
+        if id != USER && seen & 1 << id != 0 {
+            return Err(protocol_error("property given twice"));
+        }
+        seen |= 1 << id;
+        let length = value_length(id, &list[1..]).ok_or(malformed("property cut short"))?;
+        let (whole, after) = list.split_at_checked(1 + length).ok_or(malformed("property cut short"))?;
+        each(id, whole)?;
+        list = after;
+    }
+    Ok(())
+}
+
+/// How long the value of a property is (table 2-4).
+fn value_length(id: u8, rest: &[u8]) -> Option<usize> {
+    let text = |rest: &[u8]| Some(2 + usize::from(u16::from_be_bytes(*rest.first_chunk::<2>()?)));
+    match id {
+        0x01 | 0x17 | 0x19 => Some(1),
+        0x21 | TOPIC_ALIAS => Some(2),
+        0x02 | 0x11 | 0x18 | 0x27 => Some(4),
+        SUBSCRIPTION_ID => {
+            let mut after = rest;
+            let id = take_variable(&mut after)?;
+            (id > 0).then(|| rest.len() - after.len())
+        }
+        USER => {
+            let key = text(rest)?;
+            Some(key + text(rest.get(key..)?)?)
+        }
+        _ => text(rest),
+    }
+}
+
+fn take_variable(rest: &mut &[u8]) -> Option<u32> {
+    let mut n = 0_u32;
+    for i in 0..4 {
+        let byte = *rest.get(i)?;
+        n |= u32::from(byte & 0x7f) << (7 * i as u32);
+        if byte < 0x80 {
+            *rest = &rest[i + 1..];
+            return Some(n);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packet::reason;
+    use super::*;
+
+    #[test]
+    fn the_alias_is_taken_out_and_the_rest_is_passed_on() {
+        let list = [0x01, 1, 0x23, 0, 5, 0x26, 0, 1, b'k', 0, 1, b'v'];
+        let got = publish(&list).unwrap();
+        assert_eq!(got.alias, Some(5));
+        assert_eq!(got.forward, [0x01, 1, 0x26, 0, 1, b'k', 0, 1, b'v']);
+    }
+
+    #[test]
+    fn what_is_repeated_foreign_or_short_is_a_violation() {
+        assert_eq!(publish(&[0x01, 1, 0x01, 1]).unwrap_err().code, reason::PROTOCOL_ERROR);
+        assert_eq!(publish(&[0x0b, 1]).unwrap_err().code, reason::PROTOCOL_ERROR);
+        assert_eq!(publish(&[0x23, 0]).unwrap_err().code, reason::MALFORMED);
+        assert_eq!(publish(&[0x7e]).unwrap_err().code, reason::PROTOCOL_ERROR);
+        assert_eq!(check(&[0x0b, 0], SUBSCRIBE).unwrap_err().code, reason::MALFORMED);
+        assert!(check(&[0x26, 0, 0, 0, 0, 0x26, 0, 0, 0, 0], UNSUBSCRIBE).is_ok());
+    }
+}

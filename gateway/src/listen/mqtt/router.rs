@@ -1,0 +1,362 @@
+//! Who gets what: subscriptions, fan-out and retained messages.
+//!
+//! Arrives: subscriptions, and publications whose commit is on disk. Leaves: messages in the
+//! outboxes of subscribers. Always holds: devices wait, subscribers do not make them wait; a
+//! client gets a message once, at the highest QoS of its matching filters; what is unsubscribed
+//! leaves nothing behind; topics that start with `$` match no leading wildcard (section 4.7.2).
+//! Deliberately absent: sockets.
+
+use super::connection::Connection;
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// A message on its way to subscribers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// Its topic.
+    pub topic: Box<str>,
+    /// MQTT 5 properties to pass on, as they came.
+    pub properties: Bytes,
+    /// Its payload.
+    pub payload: Bytes,
+    /// As published.
+    pub qos: u8,
+    /// As published.
+    pub retain: bool,
+    /// Keep it for later subscribers, or with an empty payload remove what is kept.
+    pub keep: bool,
+    /// The connection it came from; 0 for the gateway itself.
+    pub from: u64,
+}
+
+impl Publication {
+    /// Bytes of memory, roughly.
+    pub fn bytes(&self) -> usize {
+        self.topic.len() + self.properties.len() + self.payload.len() + 96
+    }
+}
+
+/// One filter of one client.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Whose.
+    pub to: Arc<Connection>,
+    /// The highest QoS to deliver.
+    pub qos: u8,
+    /// Not what the client itself publishes.
+    pub no_local: bool,
+    /// Keep the retain flag as published.
+    pub retain_as_published: bool,
+    /// MQTT 5 subscription identifier.
+    pub id: Option<u32>,
+}
+
+/// A delivery: a message's way to one client.
+#[derive(Debug, Clone, Default)]
+pub struct Delivery {
+    /// 0 or 1.
+    pub qos: u8,
+    /// The retain flag to send.
+    pub retain: bool,
+    /// Identifiers of the subscriptions that matched.
+    pub ids: SmallVec<[u32; 2]>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    children: HashMap<Box<str>, Node, RandomState>,
+    any: Option<Box<Node>>,
+    /// Subscribers of the filter that ends here, by connection.
+    here: HashMap<u64, Subscription, RandomState>,
+    /// Subscribers of the filter that goes on with `#`.
+    below: HashMap<u64, Subscription, RandomState>,
+}
+
+/// Subscriptions and retained messages.
+#[derive(Debug)]
+pub struct Router {
+    root: RwLock<Node>,
+    subscriptions: AtomicUsize,
+    retained: Mutex<Retained>,
+    retained_max: usize,
+    retained_bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Retained {
+    by_topic: BTreeMap<Box<str>, Arc<Publication>>,
+    bytes: usize,
+}
+
+impl Router {
+    /// A router without subscriptions, with bounds on retained messages.
+    pub fn new(retained_max: usize, retained_bytes_max: usize) -> Self {
+        Router {
+            root: RwLock::default(),
+            subscriptions: AtomicUsize::new(0),
+            retained: Mutex::default(),
+            retained_max,
+            retained_bytes_max,
+        }
+    }
+
+    fn retained(&self) -> MutexGuard<'_, Retained> {
+        self.retained.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if anybody subscribes to anything: messages need not be copied otherwise.
+    pub fn has_subscribers(&self) -> bool {
+        self.subscriptions.load(Ordering::Relaxed) > 0
+    }
+
+    /// Adds or replaces a subscription; true if it is new.
+    pub fn subscribe(&self, filter: &str, subscription: Subscription) -> bool {
+        let mut root = self.root.write().unwrap_or_else(PoisonError::into_inner);
+        let client = subscription.to.id;
+        let new = slot(&mut root, filter).insert(client, subscription).is_none();
+        if new {
+            self.subscriptions.fetch_add(1, Ordering::Relaxed);
+        }
+        new
+    }
+
+    /// Removes a subscription; true if there was one.
+    pub fn unsubscribe(&self, filter: &str, client: u64) -> bool {
+        let mut root = self.root.write().unwrap_or_else(PoisonError::into_inner);
+        let levels: Vec<&str> = filter.split('/').collect();
+        let found = remove(&mut root, &levels, client);
+        if found {
+            self.subscriptions.fetch_sub(1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// Puts a message into the outboxes of all who want it, and keeps it if it is retained.
+    /// Connections whose outbox was empty are added to `touched`, to be flushed together.
+    pub fn publish(&self, publication: &Arc<Publication>, touched: &mut Vec<Arc<Connection>>) {
+        if publication.keep {
+            self.retain(publication);
+        }
+        if !self.has_subscribers() {
+            return;
+        }
+        let mut found: SmallVec<[(Arc<Connection>, Delivery); 8]> = SmallVec::new();
+        {
+            let root = self.root.read().unwrap_or_else(PoisonError::into_inner);
+            let levels: SmallVec<[&str; 8]> = publication.topic.split('/').collect();
+            let dollar = publication.topic.starts_with('$');
+            find(&root, &levels, dollar, &mut |subscription| note(&mut found, subscription, publication));
+        }
+        for (to, delivery) in found {
+            if to.send_publication(publication, &delivery) {
+                touched.push(to);
+            }
+        }
+    }
+
+    /// Keeps a retained message if there is room; an empty payload removes (section 3.3.1.3).
+    fn retain(&self, publication: &Arc<Publication>) {
+        let mut retained = self.retained();
+        let replaced = retained.by_topic.remove(&publication.topic);
+        retained.bytes -= replaced.map_or(0, |old| old.bytes());
+        if publication.payload.is_empty() {
+            return;
+        }
+        retained.bytes += publication.bytes();
+        retained.by_topic.insert(publication.topic.clone(), Arc::clone(publication));
+    }
+
+    /// True if a message of so many bytes on `topic` may be retained.
+    pub fn may_retain(&self, topic: &str, bytes: usize) -> bool {
+        let retained = self.retained();
+        let replaced = retained.by_topic.get(topic).map(|old| old.bytes());
+        let count = retained.by_topic.len() + usize::from(replaced.is_none());
+        count <= self.retained_max && retained.bytes - replaced.unwrap_or(0) + bytes <= self.retained_bytes_max
+    }
+
+    /// Puts back a retained message from the store.
+    pub fn restore(&self, publication: Publication) {
+        self.retain(&Arc::new(publication));
+    }
+
+    /// The retained messages that a filter matches.
+    pub fn retained_for(&self, filter: &str) -> Vec<Arc<Publication>> {
+        let retained = self.retained();
+        if !filter.contains(['+', '#']) {
+            return retained.by_topic.get(filter).into_iter().cloned().collect();
+        }
+        retained.by_topic.values().filter(|kept| matches(filter, &kept.topic)).cloned().collect()
+    }
+
+    /// How many retained messages there are.
+    pub fn retained_count(&self) -> usize {
+        self.retained().by_topic.len()
+    }
+}
+
+fn note(
+    found: &mut SmallVec<[(Arc<Connection>, Delivery); 8]>,
+    subscription: &Subscription,
+    publication: &Publication,
+) {
+    if subscription.no_local && publication.from == subscription.to.id {
+        return;
+    }
+    let qos = subscription.qos.min(publication.qos);
+    let retain = subscription.retain_as_published && publication.retain;
+    let at = found.iter().position(|(to, _)| to.id == subscription.to.id).unwrap_or_else(|| {
+        found.push((Arc::clone(&subscription.to), Delivery::default()));
+        found.len() - 1
+    });
+    let delivery = &mut found[at].1;
+    delivery.qos = delivery.qos.max(qos);
+    delivery.retain |= retain;
+    delivery.ids.extend(subscription.id);
+}
+
+type Subscribers = HashMap<u64, Subscription, RandomState>;
+
+fn slot<'a>(root: &'a mut Node, filter: &str) -> &'a mut Subscribers {
+    let mut node = root;
+    for level in filter.split('/') {
+        match level {
+            "#" => return &mut node.below,
+            "+" => node = node.any.get_or_insert_default(),
+            name => node = node.children.entry(name.into()).or_default(),
+        }
+    }
+    &mut node.here
+}
+
+fn remove(node: &mut Node, levels: &[&str], client: u64) -> bool {
+    match levels {
+        [] => node.here.remove(&client).is_some(),
+        ["#", ..] => node.below.remove(&client).is_some(),
+        ["+", rest @ ..] => {
+            let Some(any) = &mut node.any else { return false };
+            let found = remove(any, rest, client);
+            if any.is_empty() {
+                node.any = None;
+            }
+            found
+        }
+        [name, rest @ ..] => {
+            let Some(child) = node.children.get_mut(*name) else { return false };
+            let found = remove(child, rest, client);
+            if child.is_empty() {
+                node.children.remove(*name);
+            }
+            found
+        }
+    }
+}
+
+impl Node {
+    fn is_empty(&self) -> bool {
+        self.children.is_empty() && self.any.is_none() && self.here.is_empty() && self.below.is_empty()
+    }
+}
+
+/// Calls `each` with every subscription whose filter matches; `dollar` at the first level only.
+fn find(node: &Node, levels: &[&str], dollar: bool, each: &mut impl FnMut(&Subscription)) {
+    if !dollar {
+        node.below.values().for_each(&mut *each);
+    }
+    match levels {
+        [] => node.here.values().for_each(each),
+        [name, rest @ ..] => {
+            if let Some(any) = node.any.as_ref().filter(|_| !dollar) {
+                find(any, rest, false, each);
+            }
+            if let Some(child) = node.children.get(*name) {
+                find(child, rest, false, each);
+            }
+        }
+    }
+}
+
+/// True if `filter` matches `topic`.
+pub fn matches(filter: &str, topic: &str) -> bool {
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut topic = topic.split('/');
+    for level in filter.split('/') {
+        match (level, topic.next()) {
+            ("#", _) => return true,
+            (_, None) => return false,
+            ("+", Some(_)) => {}
+            (name, Some(got)) if name == got => {}
+            _ => return false,
+        }
+    }
+    topic.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn filter() -> impl Strategy<Value = String> {
+        prop_oneof![Just("#".to_owned()), "(a|b|\\+|\\$s)(/(a|b|\\+|)){0,3}(/#)?"]
+    }
+
+    fn found(router: &Router, topic: &str) -> Vec<u64> {
+        let root = router.root.read().unwrap();
+        let levels: Vec<&str> = topic.split('/').collect();
+        let mut ids = Vec::new();
+        find(&root, &levels, topic.starts_with('$'), &mut |s| ids.push(s.to.id));
+        ids.sort_unstable();
+        ids
+    }
+
+    #[test]
+    fn filters_match_as_section_4_7_shows() {
+        for (filter, topic, want) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1", true),
+            ("sport/tennis/player1/#", "sport/tennis/player1/score/wimbledon", true),
+            ("sport/tennis/+", "sport/tennis/player1/ranking", false),
+            ("sport/+", "sport", false),
+            ("sport/+", "sport/", true),
+            ("+/+", "/finance", true),
+            ("/+", "/finance", true),
+            ("+", "/finance", false),
+            ("#", "$SYS/broker", false),
+            ("+/monitor/Clients", "$SYS/monitor/Clients", false),
+            ("$SYS/#", "$SYS/broker", true),
+        ] {
+            assert_eq!(matches(filter, topic), want, "{filter} {topic}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_tree_finds_what_matching_one_by_one_finds_and_unsubscribing_leaves_nothing(
+            filters in prop::collection::btree_set(filter(), 1..12),
+            topic in "(a|b|\\$s)(/(a|b|)){0,3}",
+        ) {
+            let router = Router::new(0, 0);
+            let filters: Vec<String> = filters.into_iter().collect();
+            for (i, filter) in filters.iter().enumerate() {
+                let to = Arc::new(Connection::for_test(i as u64));
+                let subscription = Subscription { to, qos: 0, no_local: false, retain_as_published: false, id: None };
+                prop_assert!(router.subscribe(filter, subscription));
+            }
+            let want: Vec<u64> =
+                (0..filters.len()).filter(|&i| matches(&filters[i], &topic)).map(|i| i as u64).collect();
+            prop_assert_eq!(found(&router, &topic), want);
+            for (i, filter) in filters.iter().enumerate() {
+                prop_assert!(router.unsubscribe(filter, i as u64));
+                prop_assert!(!router.unsubscribe(filter, i as u64));
+            }
+            prop_assert!(router.root.read().unwrap().is_empty());
+            prop_assert!(!router.has_subscribers());
+        }
+    }
+}

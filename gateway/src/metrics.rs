@@ -1,0 +1,219 @@
+//! What a person can run alerts on, as Prometheus text.
+//!
+//! Counters live where things happen; this is their one list. Names follow the Prometheus
+//! conventions (base units, `_total` for counters).
+
+use crate::decode::Reason;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+type Labels = Vec<(&'static str, &'static str)>;
+
+/// The protocol that something came in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// MQTT.
+    Mqtt,
+    /// CoAP.
+    Coap,
+    /// HTTP.
+    Http,
+}
+
+impl Protocol {
+    fn name(self) -> &'static str {
+        ["mqtt", "coap", "http"][self as usize]
+    }
+}
+
+/// All counters, cheap to share.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    messages: [Counter; 3],
+    rejects: Family<Labels, Counter>,
+    /// Readings on disk.
+    pub readings: Counter,
+    /// Values that say that there is none.
+    pub missing: Counter,
+    /// Integers beyond 2^53.
+    pub inexact: Counter,
+    /// Stamps before 2000, replaced by the receive time.
+    pub restamped: Counter,
+    /// Stamps beyond the skew bound.
+    pub future: Counter,
+    /// Readings for windows that had closed.
+    pub late: Counter,
+    /// Commits.
+    pub commits: Counter,
+    /// From the start of a transaction to its fsync.
+    pub commit_seconds: Histogram,
+    /// Bytes of batches before SQLite's own.
+    pub batch_bytes: Counter,
+    /// Bytes waiting for the commit.
+    pub queue_bytes: Gauge,
+    /// 1 while the disk is full.
+    pub disk_full: Gauge,
+    /// MQTT connections.
+    pub connections: Gauge,
+    /// Messages passed on to subscribers.
+    pub delivered: Counter,
+    /// QoS 0 messages that a slow subscriber did not get.
+    pub dropped: Counter,
+    /// Subscribers disconnected because their QoS 1 queue overflowed.
+    pub overflowed: Counter,
+    /// Events that a slow listener of `/v1/live` did not get.
+    pub live_dropped: Counter,
+    /// Windows summarised for the first time.
+    pub windows_closed: Counter,
+    /// Windows computed again because of late readings.
+    pub windows_revised: Counter,
+    /// Open windows of all series.
+    pub windows_open: Gauge,
+    /// Windows waiting to be computed again.
+    pub windows_dirty: Gauge,
+    /// How long ago the oldest open window ended, in seconds.
+    pub window_lag_s: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("tidegate");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let readings = counter("readings", "Readings committed");
+        let missing = counter("missing_values", "Values that say that there is none");
+        let inexact = counter("inexact_values", "Integers beyond 2^53, kept as the nearest f64");
+        let restamped = counter("restamped_readings", "Readings stamped before 2000, kept with their receive time");
+        let future = counter("future_readings", "Readings stamped beyond the skew bound");
+        let late = counter("late_readings", "Readings for windows that had closed");
+        let commits = counter("commits", "Commits");
+        let batch_bytes = counter("batch_bytes", "Bytes of journal batches");
+        let delivered = counter("delivered_messages", "Messages passed on to subscribers");
+        let dropped = counter("dropped_messages", "QoS 0 messages that a slow subscriber did not get");
+        let overflowed = counter("overflowed_subscribers", "Subscribers disconnected for a full QoS 1 queue");
+        let live_dropped = counter("live_dropped_events", "Events that a slow listener of /v1/live did not get");
+        let windows_closed = counter("windows_closed", "Windows summarised for the first time");
+        let windows_revised = counter("windows_recomputed", "Windows computed again because of late readings");
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let queue_bytes = gauge("queue_bytes", "Bytes waiting for the commit");
+        let disk_full = gauge("disk_full", "1 while commits wait for space on the disk");
+        let connections = gauge("mqtt_connections", "MQTT connections");
+        let windows_open = gauge("windows_open", "Open windows of all series");
+        let windows_dirty = gauge("windows_dirty", "Windows waiting to be computed again");
+        let window_lag_s = gauge("window_lag_seconds", "How long ago the oldest open window ended");
+        let commit_seconds = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
+        registry.register("commit_seconds", "From the start of a transaction to its fsync", commit_seconds.clone());
+        let by_protocol = Family::<Labels, Counter>::default();
+        registry.register("messages", "Messages received, by protocol", by_protocol.clone());
+        let messages = [Protocol::Mqtt, Protocol::Coap, Protocol::Http]
+            .map(|p| by_protocol.get_or_create(&vec![("protocol", p.name())]).clone());
+        let rejects = Family::<Labels, Counter>::default();
+        registry.register("rejects", "What could not be decoded, by reason", rejects.clone());
+        for reason in Reason::ALL {
+            let _ = rejects.get_or_create(&vec![("reason", reason.as_str())]);
+        }
+        Metrics {
+            registry,
+            messages,
+            rejects,
+            readings,
+            missing,
+            inexact,
+            restamped,
+            future,
+            late,
+            commits,
+            commit_seconds,
+            batch_bytes,
+            queue_bytes,
+            disk_full,
+            connections,
+            delivered,
+            dropped,
+            overflowed,
+            live_dropped,
+            windows_closed,
+            windows_revised,
+            windows_open,
+            windows_dirty,
+            window_lag_s,
+        }
+    }
+}
+
+impl Metrics {
+    /// The counter of messages that came in by `protocol`.
+    pub fn messages(&self, protocol: Protocol) -> &Counter {
+        &self.messages[protocol as usize]
+    }
+
+    /// Counts a reject.
+    pub fn reject(&self, reason: Reason) {
+        self.rejects.get_or_create(&vec![("reason", reason.as_str())]).inc();
+    }
+
+    /// How many rejects there have been.
+    pub fn rejects_total(&self) -> u64 {
+        let count = |reason: &Reason| self.rejects.get_or_create(&vec![("reason", reason.as_str())]).get();
+        Reason::ALL.iter().map(count).sum()
+    }
+
+    /// Everything, in the text format, with what the operating system counts for us.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        let usage = Usage::now();
+        let process = format!(
+            "# HELP process_resident_memory_bytes Resident memory.\n# TYPE process_resident_memory_bytes gauge\n\
+             process_resident_memory_bytes {}\n\
+             # HELP process_cpu_seconds CPU time.\n# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total {}\n\
+             # HELP tidegate_written_bytes Bytes sent to the disk, of any cause.\n# TYPE tidegate_written_bytes counter\n\
+             tidegate_written_bytes_total {}\n# EOF\n",
+            usage.resident_bytes, usage.cpu_s, usage.written_bytes
+        );
+        text.trim_end_matches("# EOF\n").to_owned() + &process
+    }
+}
+
+/// What the operating system says of this process; zeros where it does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// Resident memory.
+    pub resident_bytes: u64,
+    /// User and system time.
+    pub cpu_s: f64,
+    /// Bytes sent to the block layer.
+    pub written_bytes: u64,
+}
+
+impl Usage {
+    /// As of now.
+    pub fn now() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let field = |text: &str, name: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+        };
+        let stat = read("/proc/self/stat");
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+        Usage {
+            resident_bytes: field(&read("/proc/self/status"), "VmRSS:") * 1024,
+            cpu_s: ticks as f64 / 100.0,
+            written_bytes: field(&read("/proc/self/io"), "write_bytes:"),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Which window a reading belongs to, when a window closes, what is late.
+//!
+//! Arrives: committed readings, and the time. Leaves: summaries of closed windows, and the
+//! *dirty* windows whose readings must be read again. Always holds: a summary equals a
+//! computation over the distinct readings up to its `through_seq`; watermarks are per device,
+//! so that a wrong clock disturbs only its own; memory is bounded, because rows that do not
+//! fit are folded into partial summaries, and a partial that can no longer be exact (a reading
+//! not later than it has seen) makes its window dirty. Pure: no clock, no SQLite, no threads.
+
+/// The thread around this: channels, clock, store.
+pub mod driver;
+
+/// Columns of readings as a Polars frame.
+pub mod frame;
+
+/// Dirty windows, computed again from the journal.
+pub mod revise;
+
+use crate::journal::{Committed, SummaryRow};
+use crate::readings::{Readings, flag};
+use frame::{Columns, is_text};
+use model::time::window_start;
+use model::{Micros, Summary};
+use polars::prelude::PolarsResult;
+use std::collections::BTreeMap;
+
+/// A window of a series: its start and whose it is.
+pub type Key = (Micros, u32);
+
+/// All open windows.
+pub struct Windows {
+    length_us: Micros,
+    lateness_us: Micros,
+    rows_max: usize,
+    rows: Columns,
+    /// By series: the latest time in `rows`.
+    latest_us: Vec<Micros>,
+    /// By series.
+    device_of: Vec<u32>,
+    devices: Vec<Device>,
+    through_seq: u64,
+    dirty: BTreeMap<Key, u64>,
+    revising: BTreeMap<Key, u64>,
+    late: u64,
+}
+
+/// The clock of a device and its open windows.
+#[derive(Debug)]
+struct Device {
+    /// The latest event time, but for times in the future.
+    watermark_us: Micros,
+    /// When the gateway last heard it.
+    heard_us: Micros,
+    /// Windows that end here or before are closed.
+    closed_through_us: Micros,
+    open: BTreeMap<Micros, Open>,
+    /// The window of the last reading: usually that of the next.
+    current_us: Option<Micros>,
+}
+
+#[derive(Debug)]
+struct Open {
+    first_seq: u64,
+    partials: BTreeMap<u32, Partial>,
+}
+
+#[derive(Debug)]
+struct Partial {
+    summary: Summary,
+    spoiled: bool,
+}
+
+/// How far a device's windows have got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Windows that end here or before are closed.
+    pub closed_through_us: Micros,
+    /// The start of the earliest open window; `i64::MAX` without one.
+    pub open_from_us: Micros,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress { closed_through_us: Micros::MIN, open_from_us: Micros::MAX }
+    }
+}
+
+impl Windows {
+    /// No windows yet; `memory_bytes` bounds the rows kept.
+    pub fn new(length_us: Micros, lateness_us: Micros, memory_bytes: usize) -> Self {
+        Windows {
+            length_us,
+            lateness_us,
+            rows_max: (memory_bytes / Columns::ROW_BYTES).max(1_000),
+            rows: Columns::default(),
+            latest_us: Vec::new(),
+            device_of: Vec::new(),
+            devices: Vec::new(),
+            through_seq: 0,
+            dirty: BTreeMap::new(),
+            revising: BTreeMap::new(),
+            late: 0,
+        }
+    }
+
+    /// Learns whose each series is, by id; series are only ever added.
+    pub fn learn(&mut self, device_of: impl IntoIterator<Item = u32>) {
+        for device in device_of {
+            self.device_of.push(device);
+            self.latest_us.push(Micros::MIN);
+            while self.devices.len() <= device as usize {
+                self.devices.push(Device {
+                    watermark_us: Micros::MIN,
+                    heard_us: Micros::MIN,
+                    closed_through_us: Micros::MIN,
+                    open: BTreeMap::new(),
+                    current_us: None,
+                });
+            }
+        }
+    }
+
+    /// How many series it knows.
+    pub fn known(&self) -> usize {
+        self.device_of.len()
+    }
+
+    /// Takes committed readings; rows that `wanted` refuses have been summarised before.
+    pub fn take(&mut self, committed: &Committed, mut wanted: impl FnMut(Key) -> bool) -> PolarsResult<()> {
+        self.through_seq = committed.seq;
+        let readings = &*committed.readings;
+        for row in 0..readings.len() {
+            self.take_row(committed, readings, row, &mut wanted);
+            if self.rows.len() >= self.rows_max {
+                self.fold()?;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn take_row(
+        &mut self,
+        committed: &Committed,
+        readings: &Readings,
+        row: usize,
+        wanted: &mut impl FnMut(Key) -> bool,
+    ) {
+        let (series, time_us, flags) = (readings.series[row], readings.time_us[row], readings.flags[row]);
+        let device = &mut self.devices[self.device_of[series as usize] as usize];
+        let start_us = match device.current_us {
+            Some(start_us) if start_us <= time_us && time_us - start_us < self.length_us => start_us,
+            _ => window_start(time_us, self.length_us),
+        };
+        device.heard_us = committed.received_us;
+        if flags & flag::FUTURE == 0 && time_us > device.watermark_us {
+            device.watermark_us = time_us;
+        }
+        if !wanted((start_us, series)) {
+            return;
+        }
+        if start_us.saturating_add(self.length_us) <= device.closed_through_us {
+            self.late += 1;
+            self.dirty.entry((start_us, series)).or_insert(committed.seq);
+            return;
+        }
+        if device.current_us != Some(start_us) {
+            device.current_us = Some(start_us);
+            let open = || Open { first_seq: committed.seq, partials: BTreeMap::new() };
+            device.open.entry(start_us).or_insert_with(open);
+        }
+        let latest_us = &mut self.latest_us[series as usize];
+        if time_us > *latest_us {
+            *latest_us = time_us;
+        } else {
+            self.rows.disordered = true;
+        }
+        let text = if is_text(flags) { readings.text(row) } else { None };
+        self.rows.push(series, start_us, time_us, readings.number[row], text);
+    }
+
+    /// Folds the rows kept into partial summaries.
+    fn fold(&mut self) -> PolarsResult<()> {
+        let rows = std::mem::take(&mut self.rows);
+        self.latest_us.fill(Micros::MIN);
+        for group in rows.aggregate()? {
+            let device = &mut self.devices[self.device_of[group.series as usize] as usize];
+            let Some(open) = device.open.get_mut(&group.start_us) else {
+                // Closed between its rows' arrival and now cannot be: closing folds first.
+                debug_assert!(false, "rows without their window");
+                self.dirty.insert((group.start_us, group.series), self.through_seq);
+                continue;
+            };
+            let series = group.series;
+            let summary = group.summarised();
+            match open.partials.get_mut(&series) {
+                None => {
+                    open.partials.insert(series, Partial { summary, spoiled: false });
+                }
+                Some(partial) => {
+                    // Merging is exact only for readings later than all before.
+                    partial.spoiled |= summary.first.0 <= partial.summary.last.0;
+                    if !partial.spoiled {
+                        partial.summary.merge(&summary);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// True if some window is due at `now_us`.
+    pub fn is_due(&self, now_us: Micros) -> bool {
+        self.devices.iter().any(|device| {
+            device.open.first_key_value().is_some_and(|(start_us, _)| self.boundary(device, now_us) >= start_us + self.length_us)
+        })
+    }
+
+    /// Windows of the device that end here or before are due: by its own watermark, or, once
+    /// it has been silent for the lateness, by the gateway's clock.
+    fn boundary(&self, device: &Device, now_us: Micros) -> Micros {
+        let by_watermark = device.watermark_us.saturating_sub(self.lateness_us);
+        if now_us.saturating_sub(device.heard_us) >= self.lateness_us {
+            by_watermark.max(now_us - self.lateness_us)
+        } else {
+            by_watermark
+        }
+    }
+
+    /// Closes every window that is due and returns the summaries of those that need no
+    /// further look at the journal.
+    pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<SummaryRow>> {
+        self.fold()?;
+        let mut rows = Vec::new();
+        for i in 0..self.devices.len() {
+            let boundary_us = self.boundary(&self.devices[i], now_us);
+            let device = &mut self.devices[i];
+            while let Some(first) = device.open.first_entry() {
+                let (start_us, end_us) = (*first.key(), first.key() + self.length_us);
+                if end_us > boundary_us {
+                    break;
+                }
+                let open = first.remove();
+                device.closed_through_us = device.closed_through_us.max(end_us);
+                device.current_us = None;
+                for (series, partial) in open.partials {
+                    if partial.spoiled {
+                        self.dirty.entry((start_us, series)).or_insert(open.first_seq);
+                        continue;
+                    }
+                    rows.push(SummaryRow {
+                        series,
+                        start_us,
+                        length_us: self.length_us,
+                        through_seq: self.through_seq,
+                        summary: partial.summary,
+                    });
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// A window that turns out to have a summary already: it is computed again from all its
+    /// readings instead.
+    pub fn mark_dirty(&mut self, key: Key) {
+        self.dirty.entry(key).or_insert(self.through_seq);
+    }
+
+    /// Takes up to `most` dirty windows to compute again; one lot at a time.
+    pub fn take_dirty(&mut self, most: usize) -> Vec<Key> {
+        debug_assert!(self.revising.is_empty());
+        while self.revising.len() < most
+            && let Some((key, seq)) = self.dirty.pop_first()
+        {
+            self.revising.insert(key, seq);
+        }
+        self.revising.keys().copied().collect()
+    }
+
+    /// The windows taken have been computed, or could not be and are dirty again.
+    pub fn revised(&mut self, done: bool) {
+        let revising = std::mem::take(&mut self.revising);
+        if !done {
+            for (key, seq) in revising {
+                let first = self.dirty.entry(key).or_insert(seq);
+                *first = seq.min(*first);
+            }
+        }
+    }
+
+    /// The lowest sequence that an open or dirty window still needs.
+    pub fn replay_from(&self) -> u64 {
+        let open = self.devices.iter().flat_map(|device| device.open.values()).map(|open| open.first_seq);
+        let dirty = self.dirty.values().chain(self.revising.values()).copied();
+        open.chain(dirty).min().unwrap_or(self.through_seq + 1)
+    }
+
+    /// How far each device's windows have got, by device.
+    pub fn progress(&self) -> Vec<Progress> {
+        let of = |device: &Device| Progress {
+            closed_through_us: device.closed_through_us,
+            open_from_us: device.open.first_key_value().map_or(Micros::MAX, |(start_us, _)| *start_us),
+        };
+        self.devices.iter().map(of).collect()
+    }
+
+    /// How many windows are open and dirty, and the end of the earliest open one.
+    pub fn counts(&self) -> (usize, usize, Option<Micros>) {
+        let open = self.devices.iter().map(|device| device.open.len()).sum();
+        let first = self.devices.iter().filter_map(|device| device.open.first_key_value()).map(|(s, _)| *s).min();
+        (open, self.dirty.len() + self.revising.len(), first.map(|start_us| start_us + self.length_us))
+    }
+
+    /// How many readings came too late since this was last asked.
+    pub fn take_late(&mut self) -> u64 {
+        std::mem::take(&mut self.late)
+    }
+
+    /// True if some window waits to be computed again.
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,280 @@
+//! The thread around the windows: channels, clock, store.
+//!
+//! Arrives: committed readings, in order of commit. Leaves: summaries as chores for the
+//! journal's writer, events for live listeners, progress for answers. Always holds: it never
+//! waits for the writer while the writer may be waiting for it; after a restart the readings
+//! that open windows still need are taken first, and those already summarised are skipped.
+
+use super::revise::{ReviseError, revise};
+use super::{Key, Progress, Windows};
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::journal::{Chore, Committed, Intake, SummaryRow, recover, schema};
+use crate::live::{Event, Live};
+use crate::metrics::Metrics;
+use model::Micros;
+use polars::prelude::PolarsError;
+use rusqlite::{Connection, params};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
+
+const TICK: Duration = Duration::from_millis(200);
+/// Late readings come in swarms: wait until one has passed, but not for ever.
+const QUIET: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Windows computed again in one pass over the journal.
+const LOT: usize = 20_000;
+
+/// How far each device's windows have got, by device.
+pub type SharedProgress = Arc<RwLock<Vec<Progress>>>;
+
+/// All that the thread needs, handed over by the app.
+pub struct Driver {
+    /// The windows, empty.
+    pub windows: Windows,
+    /// `window.length`.
+    pub length_us: Micros,
+    /// `window.memory`.
+    pub memory_bytes: usize,
+    /// Committed readings.
+    pub committed: Receiver<Committed>,
+    /// Where chores go.
+    pub intake: Arc<Intake>,
+    /// Whose each series is.
+    pub catalog: Arc<Catalog>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The time.
+    pub clock: Clock,
+    /// Listeners to `/v1/live`.
+    pub live: Arc<Live>,
+    /// Where progress is told.
+    pub progress: SharedProgress,
+    /// The store's file.
+    pub store: PathBuf,
+    /// Where a restart begins to read.
+    pub replay_from: u64,
+    /// The last commit before the start.
+    pub last_seq: u64,
+}
+
+/// Why the thread cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The store cannot be read.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] rusqlite::Error),
+    /// Polars refused.
+    #[error("aggregation failed: {0}")]
+    Frame(#[from] PolarsError),
+}
+
+type Revision = Result<Vec<SummaryRow>, ReviseError>;
+
+struct State {
+    store: Connection,
+    /// No summary of before the start is later than this.
+    summarised_until_us: Micros,
+    to_reviser: SyncSender<Vec<Key>>,
+    from_reviser: Receiver<Revision>,
+    revising_since: Option<Instant>,
+    dirty_since: Option<Instant>,
+    late_at: Instant,
+    rest_until: Instant,
+}
+
+impl Driver {
+    /// Runs until the writer is gone and everything it committed has been taken.
+    pub fn run(mut self) -> Result<(), DriverError> {
+        let mut state = self.start()?;
+        self.replay(&state)?;
+        loop {
+            match self.committed.recv_timeout(TICK) {
+                Ok(committed) => {
+                    self.take(&committed)?;
+                    self.live.publish(|| Event::Readings(committed.clone()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            self.close_due(&mut state)?;
+            self.revise_dirty(&mut state);
+            self.tell();
+        }
+    }
+
+    fn start(&self) -> Result<State, DriverError> {
+        let store = schema::open_reader(&self.store)?;
+        let latest = store.query_row("SELECT max(start_us) FROM summary", [], |row| row.get::<_, Option<i64>>(0))?;
+        let (to_reviser, jobs) = sync_channel::<Vec<Key>>(1);
+        let (results, from_reviser) = sync_channel::<Revision>(1);
+        let reader = schema::open_reader(&self.store)?;
+        let (length_us, rows_max) = (self.length_us, self.memory_bytes / super::frame::Columns::ROW_BYTES);
+        std::thread::Builder::new()
+            .name("revise".into())
+            .spawn(move || {
+                while let Ok(keys) = jobs.recv() {
+                    if results.send(revise(&reader, &keys, length_us, rows_max)).is_err() {
+                        return;
+                    }
+                }
+            })
+            .expect("a thread can be started");
+        let now = Instant::now();
+        Ok(State {
+            store,
+            summarised_until_us: latest.unwrap_or(Micros::MIN),
+            to_reviser,
+            from_reviser,
+            revising_since: None,
+            dirty_since: None,
+            late_at: now,
+            rest_until: now,
+        })
+    }
+
+    fn learn(&mut self) {
+        let (_, series) = self.catalog.counts();
+        if series > self.windows.known() {
+            let all = self.catalog.series();
+            self.windows.learn(all[self.windows.known()..].iter().map(|series| series.device.id));
+        }
+    }
+
+    /// Takes the readings that open windows needed when the gateway stopped, but for those
+    /// that a summary has seen.
+    fn replay(&mut self, state: &State) -> Result<(), DriverError> {
+        self.learn();
+        let mut through: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
+        let (windows, length_us) = (&mut self.windows, self.length_us);
+        let last_seq = self.last_seq;
+        let mut failed = None;
+        recover::each_batch(&state.store, self.replay_from, |committed| {
+            if committed.seq > last_seq {
+                return false;
+            }
+            let taken = windows.take(&committed, |(start_us, series)| {
+                let seen = through
+                    .entry(start_us)
+                    .or_insert_with(|| read_through(&state.store, length_us, start_us).unwrap_or_default());
+                seen.get(&series).is_none_or(|&seq| seq < committed.seq)
+            });
+            failed = taken.err();
+            failed.is_none()
+        })?;
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    fn take(&mut self, committed: &Committed) -> Result<(), DriverError> {
+        self.learn();
+        self.windows.take(committed, |_| true)?;
+        Ok(())
+    }
+
+    fn close_due(&mut self, state: &mut State) -> Result<(), DriverError> {
+        let now_us = self.clock.now_us();
+        if !self.windows.is_due(now_us) {
+            return Ok(());
+        }
+        let mut rows = self.windows.close(now_us)?;
+        self.set_aside_summarised(state, &mut rows)?;
+        self.metrics.windows_closed.inc_by(rows.len() as u64);
+        self.publish(rows);
+        Ok(())
+    }
+
+    /// A window that was summarised before the start has more readings than are in memory.
+    fn set_aside_summarised(&mut self, state: &State, rows: &mut Vec<SummaryRow>) -> Result<(), DriverError> {
+        let mut known: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
+        for row in rows.iter().filter(|row| row.start_us <= state.summarised_until_us) {
+            if !known.contains_key(&row.start_us) {
+                known.insert(row.start_us, read_through(&state.store, self.length_us, row.start_us)?);
+            }
+        }
+        let windows = &mut self.windows;
+        rows.retain(|row| {
+            let before = known.get(&row.start_us).is_some_and(|seen| seen.contains_key(&row.series));
+            if before {
+                windows.mark_dirty((row.start_us, row.series));
+            }
+            !before
+        });
+        Ok(())
+    }
+
+    fn revise_dirty(&mut self, state: &mut State) {
+        match state.from_reviser.try_recv() {
+            Ok(revision) => self.revised(state, revision),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
+        }
+        let late = self.windows.take_late();
+        let now = Instant::now();
+        if late > 0 {
+            self.metrics.late.inc_by(late);
+            state.late_at = now;
+        }
+        if !self.windows.has_dirty() || state.revising_since.is_some() || now < state.rest_until {
+            return;
+        }
+        let dirty_since = *state.dirty_since.get_or_insert(now);
+        if now - state.late_at < QUIET && now - dirty_since < PATIENCE {
+            return;
+        }
+        state.dirty_since = None;
+        let lot = self.windows.take_dirty(LOT);
+        if state.to_reviser.try_send(lot).is_ok() {
+            state.revising_since = Some(now);
+        } else {
+            self.windows.revised(false);
+        }
+    }
+
+    fn revised(&mut self, state: &mut State, revision: Revision) {
+        // Passes over the journal take at most a tenth of the time, however late things come.
+        let took = state.revising_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        state.rest_until = Instant::now() + took * 9;
+        match revision {
+            Ok(rows) => {
+                self.windows.revised(true);
+                self.metrics.windows_revised.inc_by(rows.len() as u64);
+                self.publish(rows);
+            }
+            Err(error) => {
+                tracing::error!("late readings could not be worked in yet: {error}");
+                self.windows.revised(false);
+            }
+        }
+    }
+
+    fn publish(&mut self, rows: Vec<SummaryRow>) {
+        if rows.is_empty() {
+            return;
+        }
+        let rows = Arc::new(rows);
+        self.live.publish(|| Event::Windows(Arc::clone(&rows)));
+        let rows = Arc::unwrap_or_clone(rows);
+        self.intake.push_chore(Chore::Summaries { rows, replay_from: self.windows.replay_from() });
+    }
+
+    fn tell(&self) {
+        let (open, dirty, first_end_us) = self.windows.counts();
+        let lag_us = first_end_us.map_or(0, |end_us| (self.clock.now_us() - end_us).max(0));
+        self.metrics.windows_open.set(open as i64);
+        self.metrics.windows_dirty.set(dirty as i64);
+        self.metrics.window_lag_s.set(lag_us / 1_000_000);
+        if let Ok(mut progress) = self.progress.write() {
+            *progress = self.windows.progress();
+        }
+    }
+}
+
+/// Which series have a summary of this window, and up to which sequence.
+fn read_through(store: &Connection, length_us: Micros, start_us: Micros) -> rusqlite::Result<HashMap<u32, u64>> {
+    let mut query =
+        store.prepare_cached("SELECT series, through_seq FROM summary WHERE length_us = ?1 AND start_us = ?2")?;
+    let rows = query.query_map(params![length_us, start_us], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?;
+    rows.collect()
+}

@@ -27,6 +27,9 @@ mod senml;
 /// InfluxDB line protocol.
 pub mod line;
 
+/// What `POST /v1/readings` takes.
+pub mod posted;
+
 /// Topic patterns: which topics are readings, and of whom.
 pub mod topic;
 
@@ -228,11 +231,6 @@ fn read_tree(format: Format, payload: &[u8]) -> Result<Option<Node>, Reject> {
             _ => Ok(None),
         },
     }
-}
-
-/// Reads a JSON document, as `POST /v1/readings` carries it.
-pub fn parse_json(payload: &[u8]) -> Result<Node, Reject> {
-    json::parse(payload)
 }
 
 fn from_text(target: Target<'_>, payload: &[u8]) -> Decoded {

@@ -3,6 +3,9 @@
 //! Device to listen to decode to journal to acknowledgement; from the journal to windows, to
 //! subscribers and live listeners, and to answers over HTTP. ARCHITECTURE.md has the map.
 
+/// Opens, wires and orders everything.
+pub mod app;
+
 /// What a person can turn.
 pub mod config;
 
@@ -32,3 +35,9 @@ pub mod window;
 
 /// What happens now, for those who watch.
 pub mod live;
+
+/// A question to an answer.
+pub mod query;
+
+/// Answers over HTTP.
+pub mod http;

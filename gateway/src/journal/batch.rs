@@ -153,8 +153,9 @@ fn take_runs<T: Copy + Default>(
 #[inline]
 fn scaled(n: f64, decimals: usize) -> Option<i64> {
     let whole = (n * POWERS[decimals]).round();
-    let exact = whole.abs() < 9e15 && (whole / POWERS[decimals]).to_bits() == n.to_bits();
-    exact.then_some(whole as i64)
+    let kept = whole as i64;
+    let exact = whole.abs() < 9e15 && (kept as f64 / POWERS[decimals]).to_bits() == n.to_bits();
+    exact.then_some(kept)
 }
 
 /// The fewest decimals that suit most numbers; [`RAW`] where none do.

@@ -202,7 +202,8 @@ impl Auth {
     /// Checks the value of an HTTP `Authorization` header, Basic or Bearer.
     pub async fn authorization(&self, header: &str) -> bool {
         let Some((scheme, value)) = header.split_once(' ') else { return false };
-        if scheme.eq_ignore_ascii_case("bearer") {
+        // "Token" is what InfluxDB clients write.
+        if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("token") {
             let hash = token_hash(value.trim());
             return self.users().users.values().any(|user| user.token.as_deref() == Some(&hash));
         }

@@ -8,6 +8,7 @@
 use crate::readings::flag;
 use model::{Micros, Sketch, Summary, Value};
 use polars::prelude::*;
+use std::collections::HashMap;
 
 /// Rows to aggregate.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +77,24 @@ impl Columns {
         self.start_us.push(start_us);
         self.time_us.push(time_us);
         self.number.push(number);
+    }
+
+    /// Keeps of each identity the row that came last.
+    pub fn compact(&mut self) {
+        let mut last: HashMap<(u32, Micros), usize> = HashMap::new();
+        for row in 0..self.len() {
+            last.insert((self.series[row], self.time_us[row]), row);
+        }
+        let mut rows: Vec<usize> = last.into_values().collect();
+        rows.sort_unstable();
+        let old = std::mem::take(self);
+        let mut texts = old.texts.iter().peekable();
+        self.disordered = old.disordered;
+        for row in rows {
+            while texts.next_if(|(text_row, _)| (*text_row as usize) < row).is_some() {}
+            let text = texts.next_if(|(text_row, _)| *text_row as usize == row).map(|(_, text)| &**text);
+            self.push(old.series[row], old.start_us[row], old.time_us[row], old.number[row], text);
+        }
     }
 
     /// Aggregates all rows, sorted by series and window.

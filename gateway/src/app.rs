@@ -1,0 +1,411 @@
+//! Opens, wires and orders everything; the only module that knows all others.
+//!
+//! The map of channels:
+//!
+//! ```text
+//! sockets -> Intake (journal.queue, bytes; full: sockets are not read) -> writer thread
+//! writer  -> Desks (what the commit held)                              -> listening threads: acknowledgements
+//! writer  -> committed (16 commits; full: the writer waits)            -> windows thread
+//! windows -> Intake's chores (one lot at a time)                       -> writer thread: summaries
+//! windows -> Live (256 events; full: the listener loses the oldest)    -> /v1/live, CoAP observers
+//! ```
+//!
+//! It stops in flow order: sockets are no longer read, the writer commits what waits, desks
+//! are settled, connections say goodbye, windows end.
+
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::config::{Config, address};
+use crate::http::{About, Site};
+use crate::journal::recover::{RecoverError, recover};
+use crate::journal::schema::{self, OpenError, Store};
+use crate::journal::writer::Writer;
+use crate::journal::Intake;
+use crate::listen::admit::Admission;
+use crate::listen::auth::{Auth, Users, UsersError};
+use crate::listen::mqtt::router::{Publication, Router};
+use crate::listen::mqtt::{self, Clients, Threads};
+use crate::listen::{Desk, coap};
+use crate::live::Live;
+use crate::metrics::Metrics;
+use crate::query::Engine;
+use crate::window::Windows;
+use crate::window::driver::{Driver, SharedProgress};
+use crate::http;
+use rusqlite::Connection;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle as TaskHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Commits that windows may be behind the writer.
+const COMMITTED_AHEAD: usize = 16;
+/// How long requests under way may take at the end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why the gateway does not start, or stopped before its time.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listener would let anybody in.
+    #[error("{0}")]
+    Exposed(String),
+    /// The store.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store's content.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// The users file.
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    /// A port.
+    #[error("{key} {address} cannot be bound: {source}; choose another address, or stop what uses it")]
+    Bind {
+        /// The configuration key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The store, while reading its facts.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] rusqlite::Error),
+    /// A thread could not be started.
+    #[error("a thread could not be started: {0}")]
+    Thread(#[from] io::Error),
+    /// A thread ended with an error.
+    #[error("{0}")]
+    Ended(String),
+}
+
+struct Sockets {
+    mqtt: Option<TcpListener>,
+    coap: Option<UdpSocket>,
+    http: Option<TcpListener>,
+}
+
+/// A gateway that is bound and wired, not yet serving.
+pub struct App {
+    config: Config,
+    sockets: Sockets,
+    shared: Arc<mqtt::Shared>,
+    desks: Vec<Arc<Desk>>,
+    site: Arc<Site>,
+    live: Arc<Live>,
+    writer: Writer,
+    driver: Driver,
+    stop: CancellationToken,
+}
+
+impl App {
+    /// Opens the store, binds the ports and wires everything.
+    pub async fn build(config: Config, clock: Clock) -> Result<Self, AppError> {
+        let store = schema::open(&config.gateway.data_dir)?;
+        let users = Users::read(&config.users_file())?;
+        check_exposure(&config, &users).map_err(AppError::Exposed)?;
+        let (id, incarnation) = identify(&store, &config, &clock)?;
+        let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series));
+        let recovered = recover(&store.connection, &catalog)?;
+        let metrics = Arc::new(Metrics::default());
+        let intake = Arc::new(Intake::new(config.journal.queue.bytes()));
+        let router = Arc::new(Router::new(config.limits.retained, config.limits.retained_memory.bytes()));
+        restore_retained(&store.connection, &router)?;
+        let clients = Clients::restore(read_inbound(&store.connection)?);
+        let auth = Arc::new(Auth::new(users));
+        let admission = Arc::new(Admission::new(
+            Arc::clone(&catalog),
+            clock.clone(),
+            Arc::clone(&metrics),
+            config.zone().unwrap_or(jiff::tz::TimeZone::UTC),
+            config.time.max_skew.micros(),
+            config.rules().unwrap_or_default(),
+        ));
+        let (sockets, addresses) = bind(&config).await?;
+        let shared = Arc::new(mqtt::Shared::new(
+            Arc::clone(&admission),
+            Arc::clone(&intake),
+            Arc::clone(&router),
+            Arc::clone(&auth),
+            config.mqtt.allow_anonymous || !auth.has_users(),
+            mqtt_limits(&config),
+            clients,
+        ));
+        let desks: Vec<_> = (0..config.mqtt_threads()).map(|_| Arc::new(Desk::default())).collect();
+        let live = Arc::new(Live::default());
+        let progress = SharedProgress::default();
+        let engine = Arc::new(Engine::new(
+            store.path.clone(),
+            Arc::clone(&catalog),
+            Arc::clone(&progress),
+            clock.clone(),
+            config.window.lateness.micros(),
+            config.query.memory.bytes(),
+        ));
+        let stop = CancellationToken::new();
+        let site = Arc::new(Site {
+            admission,
+            intake: Arc::clone(&intake),
+            engine,
+            questions: Semaphore::new(config.query.concurrency),
+            live: Arc::clone(&live),
+            metrics: Arc::clone(&metrics),
+            subscriptions: router,
+            anonymous: config.http.allow_anonymous || !auth.has_users(),
+            auth,
+            body_max: config.http.max_body.bytes(),
+            live_max: config.http.max_live,
+            about: About { id, incarnation, started_us: clock.now_us(), addresses, store: store.path.clone() },
+            ready: AtomicBool::new(false),
+            stop: stop.clone(),
+        });
+        let (committed_sender, committed) = sync_channel(COMMITTED_AHEAD);
+        let length_us = config.window.length.micros();
+        let memory_bytes = config.window.memory.bytes();
+        let driver = Driver {
+            windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),
+            length_us,
+            memory_bytes,
+            committed,
+            intake: Arc::clone(&intake),
+            catalog: Arc::clone(&catalog),
+            metrics: Arc::clone(&metrics),
+            clock: clock.clone(),
+            live: Arc::clone(&live),
+            progress,
+            store: store.path.clone(),
+            replay_from: recovered.replay_from,
+            last_seq: recovered.last_seq,
+        };
+        let writer = Writer {
+            store,
+            last_seq: recovered.last_seq,
+            intake,
+            catalog,
+            desks: desks.clone(),
+            committed: committed_sender,
+            metrics,
+            clock,
+            commit_delay: config.journal.commit_delay.0,
+            wal_max: config.journal.wal.0,
+            rejects_max: config.limits.rejects,
+            slow: slow_for_tests(),
+        };
+        Ok(App { config, sockets, shared, desks, site, live, writer, driver, stop })
+    }
+
+    /// The bound addresses by listener.
+    pub fn addresses(&self) -> &[(&'static str, SocketAddr)] {
+        &self.site.about.addresses
+    }
+
+    /// What SIGHUP reads again: users and ingest rules.
+    pub fn reloader(&self) -> impl Fn(&Config) + Send + Sync + use<> {
+        let (admission, auth) = (Arc::clone(&self.site.admission), Arc::clone(&self.site.auth));
+        move |config| {
+            admission.set_rules(config.rules().unwrap_or_default());
+            match Users::read(&config.users_file()) {
+                Ok(users) => auth.set_users(users),
+                Err(e) => tracing::error!("the users stay as they were: {e}"),
+            }
+        }
+    }
+
+    /// Serves until `shutdown`, then stops in flow order.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
+        let App { config, sockets, shared, desks, site, live, writer, driver, stop } = self;
+        let finish = CancellationToken::new();
+        let (ended_sender, mut ended) = mpsc::unbounded_channel();
+        let threads = Threads::start(&shared, &desks, &stop, &finish)?;
+        let windows = watched("windows", ended_sender.clone(), move || driver.run())?;
+        let writing = watched("journal", ended_sender, move || writer.run())?;
+        let mut tasks: Vec<TaskHandle<()>> = Vec::new();
+        if let Some(listener) = sockets.mqtt {
+            tasks.push(tokio::spawn(mqtt::accept(listener, shared, threads.senders(), stop.clone())));
+        }
+        if let Some(socket) = sockets.coap {
+            let endpoint = coap::Endpoint::new(socket, &config.coap, &site, live);
+            tasks.push(tokio::spawn(endpoint.serve(stop.clone())));
+        }
+        if let Some(listener) = sockets.http {
+            tasks.push(tokio::spawn(http::serve(listener, Arc::clone(&site), stop.clone())));
+        }
+        site.set_ready(true);
+        let failure = tokio::select! {
+            () = shutdown.cancelled() => None,
+            Some(failure) = ended.recv() => Some(failure),
+        };
+        site.set_ready(false);
+        stop.cancel();
+        if let Some(failure) = failure {
+            // Nothing more may be acknowledged: no draining.
+            return Err(AppError::Ended(failure));
+        }
+        for task in tasks {
+            let _ = tokio::time::timeout(GRACE, task).await;
+        }
+        site.intake.close();
+        let joined = tokio::task::spawn_blocking(move || {
+            let wrote = writing.join();
+            finish.cancel();
+            threads.join();
+            wrote.and(windows.join())
+        });
+        match (joined.await, ended.try_recv()) {
+            (_, Ok(failure)) => Err(AppError::Ended(failure)),
+            (Ok(Ok(())), Err(_)) => Ok(()),
+            _ => Err(AppError::Ended("a thread panicked while stopping; see the log".into())),
+        }
+    }
+}
+
+/// Starts a thread whose failure, also a panic, is told.
+fn watched<E: std::fmt::Display>(
+    name: &'static str,
+    ended: mpsc::UnboundedSender<String>,
+    run: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    struct Watch(&'static str, mpsc::UnboundedSender<String>);
+    impl Drop for Watch {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                let _ = self.1.send(format!("the {} thread panicked; see the log", self.0));
+            }
+        }
+    }
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        let watch = Watch(name, ended);
+        if let Err(e) = run() {
+            let _ = watch.1.send(e.to_string());
+        }
+    })
+}
+
+/// A commit's delay that only tests set, to stand in for a slow disk.
+fn slow_for_tests() -> Duration {
+    let ms = std::env::var("TIDEGATE_TEST_SLOW_COMMIT_MS").ok().and_then(|text| text.parse().ok());
+    Duration::from_millis(ms.unwrap_or(0))
+}
+
+/// Nobody in by default: beyond loopback somebody must have said who, or that anybody may.
+fn check_exposure(config: &Config, users: &Users) -> Result<(), String> {
+    let has_users = !users.users.is_empty();
+    let mut problems = Vec::new();
+    for (name, listen, anonymous, by_users) in [
+        ("mqtt", &config.mqtt.listen, config.mqtt.allow_anonymous, true),
+        ("http", &config.http.listen, config.http.allow_anonymous, true),
+        ("coap", &config.coap.listen, config.coap.allow_anonymous, false),
+    ] {
+        let beyond = matches!(address(listen), Ok(Some(address)) if !address.ip().is_loopback());
+        if beyond && !anonymous && !(by_users && has_users) {
+            let remedy = if by_users { "add a user with `tidegate user add NAME`, or " } else { "" };
+            problems.push(format!(
+                "{name}.listen {listen} would let anybody on the network in: {remedy}set {name}.allow_anonymous = true, \
+                 or listen on 127.0.0.1"
+            ));
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
+}
+
+/// The gateway's id and the store's incarnation, made at the first start and kept.
+fn identify(store: &Store, config: &Config, clock: &Clock) -> rusqlite::Result<(String, String)> {
+    let random = || {
+        let mut bytes = [0_u8; 8];
+        let _ = getrandom::fill(&mut bytes);
+        format!("{:016x}", u64::from_le_bytes(bytes))
+    };
+    let db = &store.connection;
+    let incarnation = match schema::meta::<String>(db, "incarnation")? {
+        Some(incarnation) => incarnation,
+        None => {
+            let incarnation = random();
+            schema::set_meta(db, "incarnation", &incarnation)?;
+            schema::set_meta(db, "created_us", clock.now_us())?;
+            incarnation
+        }
+    };
+    let kept = schema::meta::<String>(db, "id")?;
+    let id = match (config.gateway.id.as_str(), kept) {
+        ("", Some(kept)) => return Ok((kept, incarnation)),
+        ("", None) => format!("gw-{}", &random()[..8]),
+        (given, Some(kept)) if given == kept => return Ok((kept, incarnation)),
+        (given, _) => given.to_owned(),
+    };
+    schema::set_meta(db, "id", &id)?;
+    Ok((id, incarnation))
+}
+
+fn restore_retained(db: &Connection, router: &Router) -> rusqlite::Result<()> {
+    let mut retained = db.prepare("SELECT topic, qos, properties, payload FROM retained")?;
+    let mut rows = retained.query([])?;
+    while let Some(row) = rows.next()? {
+        router.restore(Publication {
+            topic: row.get::<_, String>(0)?.into(),
+            qos: row.get(1)?,
+            properties: row.get::<_, Vec<u8>>(2)?.into(),
+            payload: row.get::<_, Vec<u8>>(3)?.into(),
+            retain: true,
+            keep: true,
+            from: 0,
+        });
+    }
+    Ok(())
+}
+
+fn read_inbound(db: &Connection) -> rusqlite::Result<HashMap<Arc<str>, HashMap<u16, u64>>> {
+    let mut inbound: HashMap<Arc<str>, HashMap<u16, u64>> = HashMap::new();
+    let mut query = db.prepare("SELECT client, pkid, hash FROM inbound")?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let client: String = row.get(0)?;
+        inbound.entry(client.into()).or_default().insert(row.get(1)?, row.get::<_, i64>(2)? as u64);
+    }
+    Ok(inbound)
+}
+
+fn mqtt_limits(config: &Config) -> mqtt::Limits {
+    mqtt::Limits {
+        connections: config.mqtt.max_connections,
+        packet_bytes: config.mqtt.max_packet.bytes(),
+        connect_timeout: config.mqtt.connect_timeout.0,
+        queue_bytes: config.mqtt.subscriber_queue.bytes(),
+        inflight: usize::from(config.mqtt.max_inflight),
+        subscriptions: config.mqtt.max_subscriptions,
+    }
+}
+
+type Bound = (Sockets, Vec<(&'static str, SocketAddr)>);
+
+async fn bind(config: &Config) -> Result<Bound, AppError> {
+    let mut addresses = Vec::new();
+    let at = |listen: &str| address(listen).ok().flatten();
+    let mut sockets = Sockets { mqtt: None, coap: None, http: None };
+    if let Some(address) = at(&config.mqtt.listen) {
+        let failed = |source| AppError::Bind { key: "mqtt.listen", address, source };
+        let listener = mqtt::bind(address).map_err(failed)?;
+        addresses.push(("mqtt", listener.local_addr().map_err(failed)?));
+        sockets.mqtt = Some(listener);
+    }
+    if let Some(address) = at(&config.coap.listen) {
+        let failed = |source| AppError::Bind { key: "coap.listen", address, source };
+        let socket = UdpSocket::bind(address).await.map_err(failed)?;
+        addresses.push(("coap", socket.local_addr().map_err(failed)?));
+        sockets.coap = Some(socket);
+    }
+    if let Some(address) = at(&config.http.listen) {
+        let failed = |source| AppError::Bind { key: "http.listen", address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        addresses.push(("http", listener.local_addr().map_err(failed)?));
+        sockets.http = Some(listener);
+    }
+    Ok((sockets, addresses))
+}

@@ -1,0 +1,115 @@
+//! `GET /v1/aggregates`: statistics over windows.
+
+use super::params::Params;
+use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
+use super::{Shared, ask};
+use crate::query::aggregates::{Answer, Question, Row, is_count};
+use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
+use axum::response::Response;
+use model::aggregate::{Stat, Window};
+use model::time;
+use serde::{Serialize, Serializer};
+
+pub(super) const PARAMS: &[&str] = &["device", "metric", "from", "to", "window", "stats", "fill", "limit", "cursor"];
+const STATS: &str = "count,mean,min,max";
+const STATS_MAX: usize = 64;
+
+#[derive(Serialize)]
+struct Body<'a> {
+    window: &'a str,
+    rows: Vec<JsonRow<'a>>,
+    /// "exact", or the greatest relative error of those that came from sketches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantile_error: Option<f64>,
+    next: Option<&'a str>,
+}
+
+struct JsonRow<'a> {
+    row: &'a Row,
+    stats: &'a [(String, bool)],
+}
+
+impl Serialize for JsonRow<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("device", &*self.row.device)?;
+        map.serialize_entry("metric", &*self.row.metric)?;
+        map.serialize_entry("start", &time::format(self.row.start_us))?;
+        map.serialize_entry("end", &time::format(self.row.end_us))?;
+        for ((name, whole), value) in self.stats.iter().zip(&self.row.values) {
+            map.serialize_entry(name, &JsonValue(value.as_ref(), *whole))?;
+        }
+        map.serialize_entry("complete", &self.row.complete)?;
+        map.end()
+    }
+}
+
+/// `GET /v1/aggregates`.
+pub(super) async fn get(
+    State(site): State<Shared>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let params = Params::read(query.as_deref(), PARAMS)?;
+    let form = accept(&headers)?;
+    let window_text = params.one("window").unwrap_or("all").to_owned();
+    let window: Window = window_text.parse().map_err(|e| Problem::bad_request(format!("window: {e}")))?;
+    let question = Question {
+        filter: params.filter(),
+        range: params.range(site.engine.now_us())?,
+        window,
+        stats: stats(&params)?,
+        fill: fill(&params)?,
+        limit: params.limit(10_000, 100_000)?,
+        after: params.cursor()?,
+    };
+    let columns: Vec<(String, bool)> = question.stats.iter().map(|stat| (stat.to_string(), is_count(*stat))).collect();
+    let answer = ask(&site, move |engine| engine.aggregates(&question)).await?;
+    let next = answer.next().map(|place| cursor(&place));
+    Ok(match form {
+        Accept::Json => json(&Body {
+            window: &window_text,
+            rows: answer.rows.iter().map(|row| JsonRow { row, stats: &columns }).collect(),
+            quantile_error: answer.quantile_error,
+            next: next.as_deref(),
+        }),
+        Accept::Csv => as_csv(&answer, &columns, next.as_deref()),
+    })
+}
+
+fn stats(params: &Params) -> Result<Vec<Stat>, Problem> {
+    let given = params.all("stats").join(",");
+    let text = if given.is_empty() { STATS } else { &given };
+    let stats: Result<Vec<Stat>, _> = text.split(',').map(|name| name.trim().parse()).collect();
+    let stats = stats.map_err(|e: model::aggregate::GrammarError| Problem::bad_request(format!("stats: {e}")))?;
+    if stats.len() > STATS_MAX {
+        return Err(Problem::bad_request(format!("stats: at most {STATS_MAX} at once")));
+    }
+    Ok(stats)
+}
+
+/// With `fill=null`, windows without readings are shown too; that needs a range.
+fn fill(params: &Params) -> Result<bool, Problem> {
+    match params.one("fill") {
+        None | Some("none") => Ok(false),
+        Some("null") if params.one("from").is_some() && params.one("to").is_some() => Ok(true),
+        Some("null") => Err(Problem::bad_request("fill=null needs from and to")),
+        Some(other) => Err(Problem::bad_request(format!("fill: {other:?} is neither null nor none"))),
+    }
+}
+
+fn as_csv(answer: &Answer, columns: &[(String, bool)], next: Option<&str>) -> Response {
+    let mut head = vec!["device", "metric", "start", "end"];
+    head.extend(columns.iter().map(|(name, _)| name.as_str()));
+    head.push("complete");
+    let line = |row: &Row| {
+        let mut line = vec![row.device.to_string(), row.metric.to_string()];
+        line.extend([time::format(row.start_us), time::format(row.end_us)]);
+        line.extend(columns.iter().zip(&row.values).map(|((_, whole), value)| csv_value(value.as_ref(), *whole)));
+        line.push(row.complete.to_string());
+        line
+    };
+    csv(&head, answer.rows.iter().map(line), next)
+}

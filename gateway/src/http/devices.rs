@@ -1,0 +1,132 @@
+//! `/v1/devices`: who is there, with the latest value of each metric.
+
+use super::params::Params;
+use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
+use super::{Shared, Site};
+use crate::catalog::{Latest, Series};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use model::aggregate::glob;
+use model::{Micros, time};
+use serde::{Serialize, Serializer};
+use std::sync::Arc;
+
+/// A device that was heard no longer ago than this is online.
+const ONLINE_US: Micros = 300 * time::SECOND_US;
+pub(super) const PARAMS: &[&str] = &["device", "limit", "cursor"];
+
+#[derive(Serialize)]
+struct Page {
+    rows: Vec<Device>,
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Device {
+    id: String,
+    labels: serde_json::Map<String, serde_json::Value>,
+    last_seen: Option<String>,
+    online: bool,
+    readings: u64,
+    metrics: Vec<Metric>,
+}
+
+struct Metric {
+    series: Arc<Series>,
+    latest: Option<Latest>,
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = s.serialize_map(None)?;
+        map.serialize_entry("metric", &*self.series.metric)?;
+        map.serialize_entry("unit", &self.series.unit().as_deref())?;
+        map.serialize_entry("value", &JsonValue(self.latest.as_ref().map(|latest| &latest.value), false))?;
+        map.serialize_entry("time", &self.latest.as_ref().map(|latest| time::format(latest.time_us)))?;
+        map.serialize_entry("readings", &self.latest.as_ref().map_or(0, |latest| latest.readings))?;
+        map.end()
+    }
+}
+
+fn describe(site: &Site, id: &str, series: Vec<Arc<Series>>) -> Device {
+    let catalog = site.engine.catalog();
+    let metrics: Vec<Metric> =
+        series.into_iter().map(|series| Metric { latest: catalog.latest(series.id), series }).collect();
+    let seen_us = metrics.iter().filter_map(|metric| Some(metric.latest.as_ref()?.received_us)).max();
+    Device {
+        id: id.to_owned(),
+        labels: serde_json::Map::new(),
+        last_seen: seen_us.map(time::format),
+        online: seen_us.is_some_and(|seen_us| site.engine.now_us() - seen_us <= ONLINE_US),
+        readings: metrics.iter().filter_map(|metric| Some(metric.latest.as_ref()?.readings)).sum(),
+        metrics,
+    }
+}
+
+/// `GET /v1/devices`.
+pub(super) async fn list(
+    State(site): State<Shared>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let params = Params::read(query.as_deref(), PARAMS)?;
+    let form = accept(&headers)?;
+    let limit = params.limit(1_000, 10_000)?;
+    let after: Option<String> = params.cursor()?;
+    let patterns = params.all("device");
+    let catalog = site.engine.catalog();
+    let mut names: Vec<_> = catalog.devices().iter().map(|device| device.name.clone()).collect();
+    names.sort_unstable();
+    names.retain(|name| patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name)));
+    let begin = after.map_or(0, |after| names.partition_point(|name| **name <= *after));
+    let names = &names[begin..];
+    let next = (names.len() > limit).then(|| cursor(&names[limit - 1]));
+    let shown = names.iter().take(limit);
+    let rows = shown.map(|name| describe(&site, name, catalog.series_of(name).unwrap_or_default())).collect();
+    Ok(match form {
+        Accept::Json => json(&Page { rows, next }),
+        Accept::Csv => as_csv(&rows, next.as_deref()),
+    })
+}
+
+/// One line per metric.
+fn as_csv(devices: &[Device], next: Option<&str>) -> Response {
+    let line = |device: &Device, metric: &Metric| {
+        let latest = metric.latest.as_ref();
+        vec![
+            device.id.clone(),
+            metric.series.metric.to_string(),
+            metric.series.unit().as_deref().unwrap_or_default().to_owned(),
+            csv_value(latest.map(|latest| &latest.value), false),
+            latest.map(|latest| time::format(latest.time_us)).unwrap_or_default(),
+            device.last_seen.clone().unwrap_or_default(),
+            device.online.to_string(),
+            latest.map_or(0, |latest| latest.readings).to_string(),
+        ]
+    };
+    let lines = devices.iter().flat_map(|device| device.metrics.iter().map(move |metric| line(device, metric)));
+    csv(&["device", "metric", "unit", "value", "time", "last_seen", "online", "readings"], lines, next)
+}
+
+/// `GET /v1/devices/{device}`.
+pub(super) async fn one(
+    State(site): State<Shared>,
+    Path(device): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    let form = accept(&headers)?;
+    match site.engine.catalog().series_of(&device) {
+        Some(series) => {
+            let device = describe(&site, &device, series);
+            Ok(match form {
+                Accept::Json => json(&device),
+                Accept::Csv => as_csv(std::slice::from_ref(&device), None),
+            })
+        }
+        None => Err(Problem::new(StatusCode::NOT_FOUND, format!("no device {device:?} has sent a reading"))),
+    }
+}

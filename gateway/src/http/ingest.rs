@@ -1,0 +1,146 @@
+//! `POST /v1/readings` and `POST /api/v2/write`: readings over HTTP, answered after their commit.
+
+use super::params::Params;
+use super::reply::{Problem, json};
+use super::{Shared, Site};
+use crate::decode::line::{self, Precision};
+use crate::decode::posted::{self, Body as Kind};
+use crate::decode::{Decoded, Target};
+use crate::journal::Parcel;
+use crate::listen::Receipt;
+use crate::metrics::Protocol;
+use axum::body::{Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use flate2::read::MultiGzDecoder;
+use serde::Serialize;
+use std::io::Read;
+use tokio::sync::oneshot;
+
+#[derive(Serialize)]
+struct Outcome {
+    accepted: usize,
+    rejected: Vec<Rejected>,
+}
+
+#[derive(Serialize)]
+struct Rejected {
+    index: usize,
+    reason: String,
+}
+
+/// Rejects that an answer names; all are counted and the first are kept.
+const REJECTS_NAMED: usize = 1_000;
+
+/// `POST /v1/readings`.
+pub(super) async fn readings(State(site): State<Shared>, request: Request) -> Result<Response, Problem> {
+    Params::read(request.uri().query(), &[])?;
+    let kind = body_kind(request.headers())?;
+    let body = read_body(&site, request).await?;
+    site.metrics.messages(Protocol::Http).inc();
+    let items = posted::decode(&body, kind, &site.admission.zone);
+    let items = items.map_err(|reject| {
+        site.metrics.reject(reject.reason);
+        Problem::bad_request(reject.to_string())
+    })?;
+    let mut parcel = Parcel::default();
+    let arrival = site.admission.arrival();
+    let mut outcome = Outcome { accepted: 0, rejected: Vec::new() };
+    for item in items {
+        let decoded = Decoded { readings: item.readings, rejects: item.rejects, missing: item.missing };
+        let admitted = site.admission.decoded("/v1/readings", Target::default(), decoded, &body, arrival, &mut parcel);
+        outcome.accepted += admitted.accepted;
+        let named = REJECTS_NAMED.saturating_sub(outcome.rejected.len());
+        let rejected = |reject: crate::decode::Reject| Rejected { index: item.index, reason: reject.to_string() };
+        outcome.rejected.extend(admitted.rejects.into_iter().take(named).map(rejected));
+    }
+    commit(&site, parcel).await?;
+    Ok(json(&outcome))
+}
+
+/// `POST /api/v2/write`.
+pub(super) async fn lines(State(site): State<Shared>, request: Request) -> Result<Response, Problem> {
+    let params = Params::read(request.uri().query(), &["org", "orgID", "bucket", "precision"])?;
+    let precision = match params.one("precision").unwrap_or("ns") {
+        "s" => Precision::Seconds,
+        "ms" => Precision::Millis,
+        "us" | "u" => Precision::Micros,
+        "ns" | "n" => Precision::Nanos,
+        other => return Err(Problem::bad_request(format!("precision: {other:?} is not ns, us, ms or s"))),
+    };
+    let body = read_body(&site, request).await?;
+    site.metrics.messages(Protocol::Http).inc();
+    let text = std::str::from_utf8(&body).map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
+    let decoded = line::decode(text, precision);
+    let mut parcel = Parcel::default();
+    let arrival = site.admission.arrival();
+    let admitted = site.admission.decoded("/api/v2/write", Target::default(), decoded, &body, arrival, &mut parcel);
+    commit(&site, parcel).await?;
+    match admitted.rejects.first() {
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+        Some(first) => Err(Problem::bad_request(format!(
+            "partial write: {} readings kept, {} rejected, the first: {first}",
+            admitted.accepted,
+            admitted.rejects.len()
+        ))),
+    }
+}
+
+fn body_kind(headers: &HeaderMap) -> Result<Kind, Problem> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        "" | "application/json" | "text/json" | "application/x-www-form-urlencoded" => Ok(Kind::Json),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Kind::Lines),
+        "application/senml+json" => Ok(Kind::SenmlJson),
+        "application/senml+cbor" => Ok(Kind::SenmlCbor),
+        "application/cbor" => Ok(Kind::Cbor),
+        other => Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!(
+                "{other} is not taken here: send application/json, application/x-ndjson, application/cbor, \
+                 application/senml+json or application/senml+cbor"
+            ),
+        )),
+    }
+}
+
+async fn read_body(site: &Site, request: Request) -> Result<Bytes, Problem> {
+    let gzip = match request.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok()) {
+        None | Some("identity") => false,
+        Some("gzip") => true,
+        Some(other) => {
+            let detail = format!("content encoding {other:?} is not taken here: send gzip or none");
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        }
+    };
+    let too_large = || {
+        let detail = format!("the body is larger than http.max_body ({} bytes): send it in parts", site.body_max);
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
+    };
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|bytes: usize| bytes > site.body_max) {
+        return Err(too_large());
+    }
+    let body = to_bytes(request.into_body(), site.body_max).await.map_err(|e| {
+        let source = std::error::Error::source(&e).map(ToString::to_string).unwrap_or_default();
+        if source.contains("length limit") { too_large() } else { Problem::bad_request("the body ended too early") }
+    })?;
+    if !gzip {
+        return Ok(body);
+    }
+    let mut plain = Vec::new();
+    let read = MultiGzDecoder::new(&body[..]).take(site.body_max as u64 + 1).read_to_end(&mut plain);
+    read.map_err(|e| Problem::bad_request(format!("the body is not gzip: {e}")))?;
+    if plain.len() > site.body_max { Err(too_large()) } else { Ok(plain.into()) }
+}
+
+/// Waits until the parcel is on disk.
+async fn commit(site: &Site, mut parcel: Parcel) -> Result<(), Problem> {
+    let (done, committed) = oneshot::channel();
+    // Nobody may be waiting any more; the readings are kept all the same.
+    let receipt = Receipt::Call(Box::new(move || done.send(()).unwrap_or(())));
+    parcel.receipts.push((0, receipt));
+    site.intake.push(parcel).await.map_err(|_| Problem::stopping())?;
+    committed.await.map_err(|_| Problem::stopping())
+}

@@ -1,0 +1,139 @@
+//! Answers and errors.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use model::Value;
+use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
+
+/// An error as RFC 9457 has it.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Problem { status, detail: detail.into() }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    pub(super) fn stopping() -> Self {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down; try again when it is back")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        let status = self.status.as_u16();
+        // "code" and "message" are where InfluxDB clients look.
+        let body = serde_json::json!({
+            "type": "about:blank", "title": title, "status": status, "detail": self.detail,
+            "code": if self.status.is_server_error() { "unavailable" } else { "invalid" }, "message": self.detail,
+        });
+        let mut response = (self.status, body.to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"tidegate\", Bearer"));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// The forms an answer can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accept {
+    Json,
+    Csv,
+}
+
+/// The form that a request accepts.
+pub(super) fn accept(headers: &HeaderMap) -> Result<Accept, Problem> {
+    let Some(accepted) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
+        return Ok(Accept::Json);
+    };
+    for range in accepted.split(',') {
+        match range.split(';').next().unwrap_or_default().trim() {
+            "application/json" | "application/*" | "*/*" | "" => return Ok(Accept::Json),
+            "text/csv" | "text/*" => return Ok(Accept::Csv),
+            _ => {}
+        }
+    }
+    Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "answers come as application/json or text/csv"))
+}
+
+/// An answer in JSON.
+pub(super) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => with_type(body, "application/json"),
+        Err(e) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
+    }
+}
+
+pub(super) fn with_type(body: impl Into<Body>, content_type: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], body.into()).into_response()
+}
+
+/// An answer in CSV (RFC 4180); the cursor of the next page stands in the `Link` header.
+pub(super) fn csv(head: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> Response {
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+    // Writing to memory cannot fail, and all rows are as long as the head.
+    let _ = writer.write_record(head);
+    rows.for_each(|row| drop(writer.write_record(row)));
+    let mut response = with_type(writer.into_inner().unwrap_or_default(), "text/csv; charset=utf-8");
+    let link = next.and_then(|next| HeaderValue::from_str(&format!("<?cursor={next}>; rel=\"next\"")).ok());
+    if let Some(link) = link {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    response
+}
+
+/// A value as CSV shows it; nothing is an empty field.
+pub(super) fn csv_value(value: Option<&Value>, whole: bool) -> String {
+    match value {
+        None => String::new(),
+        Some(Value::Number(n)) if whole => format!("{n:.0}"),
+        Some(Value::Number(n)) => n.to_string(),
+        Some(Value::Bool(b)) => b.to_string(),
+        Some(Value::Text(text)) => text.to_string(),
+    }
+}
+
+/// A value as JSON shows it.
+pub(super) struct JsonValue<'a>(pub(super) Option<&'a Value>, pub(super) bool);
+
+impl Serialize for JsonValue<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            None => s.serialize_none(),
+            Some(Value::Number(n)) if self.1 => s.serialize_u64(*n as u64),
+            Some(Value::Number(n)) => s.serialize_f64(*n),
+            Some(Value::Bool(b)) => s.serialize_bool(*b),
+            Some(Value::Text(text)) => s.serialize_str(text),
+        }
+    }
+}
+
+/// A place to go on from, which its receiver need not understand.
+pub(super) fn cursor(place: &impl Serialize) -> String {
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(place).unwrap_or_default())
+}
+
+/// Reads a cursor back.
+pub(super) fn read_cursor<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+    let place = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    place.ok_or_else(|| Problem::bad_request("cursor is not one that this resource gave: pass back `next` as it came"))
+}

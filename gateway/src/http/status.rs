@@ -1,0 +1,133 @@
+//! `/v1/status`, health, `/metrics`, `/openapi.json`.
+
+use super::params::Params;
+use super::reply::{Problem, json, with_type};
+use super::{Shared, ask};
+use crate::clock::Quality;
+use crate::journal::schema;
+use crate::metrics::Usage;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use model::time;
+use serde_json::{Map, json};
+use std::sync::atomic::Ordering;
+
+/// `GET /v1/status`.
+pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    let (devices, series) = site.engine.catalog().counts();
+    let replay_from: Option<i64> =
+        ask(&site, |engine| engine.with_store(|db| Ok(schema::meta(db, "replay_from")?))).await?;
+    let file = |suffix: &str| {
+        let mut path = site.about.store.clone().into_os_string();
+        path.push(suffix);
+        std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+    };
+    let addresses: Map<String, serde_json::Value> =
+        site.about.addresses.iter().map(|(name, address)| ((*name).to_owned(), json!(address.to_string()))).collect();
+    let now_us = site.engine.now_us();
+    let clock = match site.admission.clock.quality() {
+        Quality::Set => "set",
+        Quality::Unset => "unset",
+    };
+    let metrics = &site.metrics;
+    let usage = Usage::now();
+    Ok(json(&json!({
+        "id": site.about.id,
+        "incarnation": site.about.incarnation,
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": time::format(site.about.started_us),
+        "uptime_s": (now_us - site.about.started_us) / time::SECOND_US,
+        "now": time::format(now_us),
+        "clock": clock,
+        "ready": site.ready.load(Ordering::Acquire),
+        "addresses": addresses,
+        "devices": devices,
+        "series": series,
+        "readings": metrics.readings.get(),
+        "rejects": metrics.rejects_total(),
+        "connections": metrics.connections.get(),
+        "retained": site.subscriptions.retained_count(),
+        "queue_bytes": site.intake.depth(),
+        "disk_full": metrics.disk_full.get() == 1,
+        "store": { "bytes": file(""), "log_bytes": file("-wal"), "replay_from": replay_from },
+        "windows": {
+            "open": metrics.windows_open.get(),
+            "dirty": metrics.windows_dirty.get(),
+            "lag_s": metrics.window_lag_s.get(),
+        },
+        "process": {
+            "resident_bytes": usage.resident_bytes,
+            "cpu_s": usage.cpu_s,
+            "written_bytes": usage.written_bytes,
+        },
+    })))
+}
+
+/// `GET /healthz`: the process answers.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: readings are taken and committed.
+pub(super) async fn readyz(State(site): State<Shared>) -> Result<&'static str, Problem> {
+    if !site.ready.load(Ordering::Acquire) {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping"));
+    }
+    if site.metrics.disk_full.get() == 1 {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not ready: the disk is full"));
+    }
+    Ok("ready\n")
+}
+
+/// `GET /metrics`, Prometheus text.
+pub(super) async fn metrics(State(site): State<Shared>) -> Response {
+    site.metrics.queue_bytes.set(site.intake.depth() as i64);
+    with_type(site.metrics.text(), "application/openmetrics-text; version=1.0.0; charset=utf-8")
+}
+
+/// `GET /openapi.json`.
+pub(super) async fn openapi() -> Response {
+    with_type(OPENAPI, "application/json")
+}
+
+/// The interface as OpenAPI 3.1.
+const OPENAPI: &str = include_str!("openapi.json");
+
+#[cfg(test)]
+mod tests {
+    use super::OPENAPI;
+
+    #[test]
+    fn the_openapi_document_lists_the_paths_and_parameters_that_are_served() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let source = include_str!("../http.rs");
+        let served = source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next());
+        let mut served: Vec<&str> = served.collect();
+        served.sort_unstable();
+        let listed: Vec<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let mut listed = listed;
+        listed.sort_unstable();
+        assert_eq!(listed, served);
+        for (path, taken) in [
+            ("/v1/readings", super::super::readings::PARAMS),
+            ("/v1/aggregates", super::super::aggregates::PARAMS),
+            ("/v1/devices", super::super::devices::PARAMS),
+            ("/v1/rejects", super::super::rejects::PARAMS),
+            ("/v1/live", super::super::live::PARAMS),
+        ] {
+            let listed = document["paths"][path]["get"]["parameters"].as_array().unwrap().iter();
+            let resolve = |parameter: &serde_json::Value| match parameter["$ref"].as_str() {
+                Some(reference) => document.pointer(&reference[1..]).unwrap()["name"].clone(),
+                None => parameter["name"].clone(),
+            };
+            let mut listed: Vec<String> = listed.map(|p| resolve(p).as_str().unwrap().to_owned()).collect();
+            let mut taken: Vec<&str> = taken.to_vec();
+            listed.sort();
+            taken.sort_unstable();
+            assert_eq!(listed, taken, "{path}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Who watches which latest value (RFC 7641).
+//!
+//! Arrives: registrations, changes, resets, the time. Leaves: which observers to notify and
+//! how. Always holds: bounded; an observer that resets a notification, or never acknowledges
+//! a confirmable one, is forgotten. Pure: no socket, no clock.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Notifications are confirmable this often, to learn whether anybody still listens.
+const CONFIRM_EVERY: Duration = Duration::from_secs(60);
+/// ACK_TIMEOUT, doubled for each of MAX_RETRANSMIT repetitions (RFC 7252, section 4.8).
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+const RETRANSMIT_MAX: u32 = 4;
+
+/// An observer: its endpoint and the token of its request.
+pub(super) type Key = (SocketAddr, Vec<u8>);
+
+#[derive(Debug)]
+struct Observer {
+    series: u32,
+    sequence: u32,
+    message_id: u16,
+    confirmed: Instant,
+    unconfirmed: Option<Unconfirmed>,
+}
+
+#[derive(Debug)]
+struct Unconfirmed {
+    packet: Vec<u8>,
+    due: Instant,
+    tries: u32,
+}
+
+/// A notification to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Notification {
+    pub(super) to: Key,
+    pub(super) series: u32,
+    pub(super) sequence: u32,
+    pub(super) confirmable: bool,
+}
+
+/// All observers.
+#[derive(Debug)]
+pub(super) struct Observers {
+    by_key: HashMap<Key, Observer>,
+    max: usize,
+}
+
+impl Observers {
+    pub(super) fn new(max: usize) -> Self {
+        Observers { by_key: HashMap::new(), max }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Registers, or renews; the sequence number for the answer, or nothing if there are too many.
+    pub(super) fn register(&mut self, key: Key, series: u32, now: Instant) -> Option<u32> {
+        if !self.by_key.contains_key(&key) && self.by_key.len() >= self.max {
+            return None;
+        }
+        let sequence = self.by_key.get(&key).map_or(2, |observer| observer.sequence + 1) & 0xff_ffff;
+        let observer = Observer { series, sequence, message_id: 0, confirmed: now, unconfirmed: None };
+        self.by_key.insert(key, observer);
+        Some(sequence)
+    }
+
+    pub(super) fn deregister(&mut self, key: &Key) {
+        self.by_key.remove(key);
+    }
+
+    /// Whom to notify of new values of the series for which `changed` says so.
+    pub(super) fn notify(&mut self, changed: impl Fn(u32) -> bool, now: Instant) -> Vec<Notification> {
+        let mut out = Vec::new();
+        for (key, observer) in &mut self.by_key {
+            // While one waits for its acknowledgement, newer values wait too (section 4.5.1).
+            if !changed(observer.series) || observer.unconfirmed.is_some() {
+                continue;
+            }
+            observer.sequence = (observer.sequence + 1) & 0xff_ffff;
+            let confirmable = now - observer.confirmed >= CONFIRM_EVERY;
+            let (to, series, sequence) = (key.clone(), observer.series, observer.sequence);
+            out.push(Notification { to, series, sequence, confirmable });
+        }
+        out
+    }
+
+    /// A notification has been sent; a confirmable one is kept until it is acknowledged.
+    pub(super) fn sent(&mut self, key: &Key, message_id: u16, confirmable: Option<Vec<u8>>, now: Instant) {
+        if let Some(observer) = self.by_key.get_mut(key) {
+            observer.message_id = message_id;
+            observer.unconfirmed =
+                confirmable.map(|packet| Unconfirmed { packet, due: now + ACK_TIMEOUT, tries: 0 });
+        }
+    }
+
+    /// An empty acknowledgement; true if newer values may have waited for it.
+    pub(super) fn acknowledged(&mut self, from: SocketAddr, message_id: u16, now: Instant) -> Option<u32> {
+        let mut all = self.by_key.iter_mut();
+        let (_, observer) = all.find(|(key, o)| key.0 == from && o.message_id == message_id)?;
+        observer.confirmed = now;
+        observer.unconfirmed.take().map(|_| observer.series)
+    }
+
+    /// A reset: the client does not know what it is notified of (section 3.6).
+    pub(super) fn reset(&mut self, from: SocketAddr, message_id: u16) {
+        self.by_key.retain(|key, observer| key.0 != from || observer.message_id != message_id);
+    }
+
+    /// Packets to send again, and observers that are given up.
+    pub(super) fn retransmit(&mut self, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut out = Vec::new();
+        self.by_key.retain(|key, observer| {
+            let Some(unconfirmed) = observer.unconfirmed.as_mut().filter(|u| u.due <= now) else { return true };
+            if unconfirmed.tries >= RETRANSMIT_MAX {
+                return false;
+            }
+            unconfirmed.tries += 1;
+            unconfirmed.due = now + ACK_TIMEOUT * 2_u32.pow(unconfirmed.tries);
+            out.push((key.0, unconfirmed.packet.clone()));
+            true
+        });
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> Key {
+        (SocketAddr::from(([127, 0, 0, 1], port)), vec![1])
+    }
+
+    #[test]
+    fn observers_are_notified_in_growing_sequence_until_they_reset() {
+        let (mut observers, now) = (Observers::new(10), Instant::now());
+        let first = observers.register(key(1), 7, now).unwrap();
+        assert!(observers.notify(|series| series == 8, now).is_empty());
+        let sent = observers.notify(|series| series == 7, now);
+        assert!(sent[0].sequence > first && !sent[0].confirmable);
+        observers.sent(&key(1), 55, None, now);
+        observers.reset(key(1).0, 54);
+        assert!(!observers.is_empty());
+        observers.reset(key(1).0, 55);
+        assert!(observers.is_empty());
+    }
+
+    #[test]
+    fn a_confirmable_notification_is_repeated_and_then_its_observer_given_up() {
+        let (mut observers, start) = (Observers::new(10), Instant::now());
+        observers.register(key(1), 7, start);
+        let mut now = start + CONFIRM_EVERY;
+        assert!(observers.notify(|_| true, now)[0].confirmable);
+        observers.sent(&key(1), 9, Some(b"packet".to_vec()), now);
+        assert!(observers.notify(|_| true, now).is_empty(), "newer values wait");
+        let mut repeated = 0;
+        while !observers.is_empty() {
+            now += Duration::from_secs(1);
+            repeated += observers.retransmit(now).len();
+        }
+        assert_eq!(repeated, 4);
+        assert!(now - start > CONFIRM_EVERY + Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_acknowledgement_lets_newer_values_go() {
+        let (mut observers, start) = (Observers::new(10), Instant::now());
+        observers.register(key(1), 7, start);
+        let now = start + CONFIRM_EVERY;
+        observers.sent(&key(1), 9, Some(b"packet".to_vec()), now);
+        assert_eq!(observers.acknowledged(key(1).0, 8, now), None);
+        assert_eq!(observers.acknowledged(key(1).0, 9, now), Some(7));
+        assert_eq!(observers.notify(|_| true, now).len(), 1);
+    }
+
+    #[test]
+    fn one_more_than_the_bound_is_not_registered() {
+        let (mut observers, now) = (Observers::new(1), Instant::now());
+        assert!(observers.register(key(1), 7, now).is_some());
+        assert!(observers.register(key(2), 7, now).is_none());
+        assert!(observers.register(key(1), 7, now).is_some());
+    }
+}

@@ -1,2 +1,68 @@
-//! To come.
-fn main() {}
+//! Developer verbs: `cargo demo` and `cargo xtask test|bench|dist|tidy`.
+//!
+//! Always holds: every verb starts its own processes on free ports or its own directory and
+//! ends them by id. Deliberately absent: anything a user of the gateway needs.
+
+/// `cargo xtask bench`: programs that measure, never tests.
+mod bench;
+/// `cargo demo`.
+mod demo;
+/// Starting, asking and ending our own processes.
+mod process;
+/// `cargo xtask test`.
+mod test;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use process::{cargo, root};
+
+/// Tidegate's developer verbs.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start a gateway and a small fleet, and show the answers.
+    Demo(demo::Options),
+    /// Install what the tests need (as root), then fmt, clippy and every test.
+    Test,
+    /// Measure, beside a named peer, and print a table.
+    Bench {
+        #[command(subcommand)]
+        verb: BenchVerb,
+    },
+    /// Build the binaries that go onto a Pi, and print their sizes.
+    Dist,
+    /// Check the tree itself: the map, the module headers.
+    Tidy,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchVerb {
+    /// Readings acknowledged after their commit, beside Mosquitto storing nothing.
+    Ingest(bench::ingest::Options),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().verb {
+        Verb::Demo(options) => demo::run(&options),
+        Verb::Test => test::run(),
+        Verb::Bench { verb: BenchVerb::Ingest(options) } => bench::ingest::run(&options),
+        Verb::Dist => dist(),
+        Verb::Tidy => cargo(&["test", "--workspace", "--test", "tidy"]),
+    }
+}
+
+fn dist() -> Result<()> {
+    cargo(&["build", "--workspace", "--bins", "--profile", "dist"])?;
+    for name in ["tidegate", "tidegate-cloud", "tidegate-sim"] {
+        let path = root().join("target/dist").join(name);
+        let bytes = path.metadata().with_context(|| format!("{} is missing", path.display()))?.len();
+        ensure!(bytes > 0, "{} is empty", path.display());
+        println!("{:>6.1} MB  {}", bytes as f64 / 1e6, path.display());
+    }
+    Ok(())
+}

@@ -11,8 +11,8 @@ pub(super) struct Params {
     pairs: Vec<(String, String)>,
 }
 
-/// The end of an open range: behind every time that can be written.
-const FOREVER_US: i64 = model::time::LAST_US + 1;
+/// The end of an open range.
+const FOREVER_US: i64 = model::time::LAST_US;
 /// No reading is stamped before.
 const BEGINNING_US: i64 = 0;
 

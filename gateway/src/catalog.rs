@@ -116,7 +116,13 @@ impl Series {
 impl Catalog {
     /// An empty catalog with limits on devices and series.
     pub fn new(devices_max: usize, series_max: usize) -> Self {
-        Catalog { names: RwLock::default(), latest: RwLock::default(), births: Mutex::default(), devices_max, series_max }
+        Catalog {
+            names: RwLock::default(),
+            latest: RwLock::default(),
+            births: Mutex::default(),
+            devices_max,
+            series_max,
+        }
     }
 
     /// Puts back a device from the store; ids must come in order.

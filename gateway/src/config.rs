@@ -265,13 +265,7 @@ impl Default for Window {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            devices: 10_000,
-            series: 100_000,
-            rejects: 10_000,
-            retained: 10_000,
-            retained_memory: Size::mib(16),
-        }
+        Limits { devices: 10_000, series: 100_000, rejects: 10_000, retained: 10_000, retained_memory: Size::mib(16) }
     }
 }
 
@@ -378,7 +372,9 @@ pub fn address(listen: &str) -> Result<Option<SocketAddr>, String> {
     }
     let named = listen.replace("localhost:", "127.0.0.1:");
     named.parse().map(Some).map_err(|_| {
-        format!("{listen:?} is no address and port: write for example \"127.0.0.1:1883\", \"0.0.0.0:1883\" or \"[::]:1883\"")
+        format!(
+            "{listen:?} is no address and port: write for example \"127.0.0.1:1883\", \"0.0.0.0:1883\" or \"[::]:1883\""
+        )
     })
 }
 

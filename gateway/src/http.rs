@@ -5,24 +5,24 @@
 //! a thread of its own, few at a time; nobody without credentials gets past [`guard`] where
 //! credentials are asked for, but for liveness and readiness.
 
-/// `POST /v1/readings` and `POST /api/v2/write`.
-mod ingest;
-/// `/v1/devices`.
-mod devices;
-/// `/v1/readings`.
-mod readings;
 /// `/v1/aggregates`.
 mod aggregates;
-/// `/v1/rejects`.
-mod rejects;
+/// `/v1/devices`.
+mod devices;
+/// `POST /v1/readings` and `POST /api/v2/write`.
+mod ingest;
 /// `/v1/live`.
 mod live;
-/// `/v1/status`, health, `/metrics`, `/openapi.json`.
-mod status;
 /// Query parameters.
 mod params;
+/// `/v1/readings`.
+mod readings;
+/// `/v1/rejects`.
+mod rejects;
 /// Answers and errors.
 mod reply;
+/// `/v1/status`, health, `/metrics`, `/openapi.json`.
+mod status;
 
 use crate::journal::Intake;
 use crate::listen::admit::Admission;
@@ -119,7 +119,8 @@ async fn nothing_here(request: Request) -> Problem {
 }
 
 async fn wrong_method(request: Request) -> Problem {
-    let detail = format!("{} does not take {}; /openapi.json lists what it takes", request.uri().path(), request.method());
+    let detail =
+        format!("{} does not take {}; /openapi.json lists what it takes", request.uri().path(), request.method());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 

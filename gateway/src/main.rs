@@ -163,8 +163,7 @@ fn run(config: Config, common: Common) -> anyhow::Result<()> {
 
 /// SIGTERM and SIGINT drain, the second one exits at once, SIGHUP reads again.
 async fn obey_signals(shutdown: CancellationToken, reload: impl Fn()) {
-    let signals =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
         tracing::error!("signals cannot be heard");
         return;

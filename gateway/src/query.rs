@@ -111,7 +111,10 @@ impl Engine {
     }
 
     /// Runs something over a connection that only reads.
-    pub fn with_store<T, E: From<rusqlite::Error>>(&self, ask: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
+    pub fn with_store<T, E: From<rusqlite::Error>>(
+        &self,
+        ask: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match idle {
             Some(connection) => connection,

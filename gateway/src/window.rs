@@ -212,7 +212,10 @@ impl Windows {
     /// True if some window is due at `now_us`.
     pub fn is_due(&self, now_us: Micros) -> bool {
         self.devices.iter().any(|device| {
-            device.open.first_key_value().is_some_and(|(start_us, _)| self.boundary(device, now_us) >= start_us + self.length_us)
+            device
+                .open
+                .first_key_value()
+                .is_some_and(|(start_us, _)| self.boundary(device, now_us) >= start_us + self.length_us)
         })
     }
 

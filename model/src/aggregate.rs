@@ -160,7 +160,9 @@ mod tests {
 
     #[test]
     fn statistics_are_read_and_written_back() {
-        for text in ["count", "text_count", "sum", "mean", "min", "max", "first", "last", "stddev", "p50", "p99.9", "p0.1"] {
+        for text in
+            ["count", "text_count", "sum", "mean", "min", "max", "first", "last", "stddev", "p50", "p99.9", "p0.1"]
+        {
             assert_eq!(text.parse::<Stat>().unwrap().to_string(), text);
         }
         assert_eq!("p95".parse(), Ok(Stat::Quantile(0.95)));

@@ -1,1 +1,362 @@
-//! To come.
+//! The vocabulary of the tests: `gateway()`, `simulator()`, `tool()`, `eventually()`.
+//!
+//! Always holds: what is tested is the real binary over real sockets on free ports, in a
+//! directory of its own; processes end with their handle, by id; nothing sleeps for luck.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long anything that must happen may take; a slow machine is no failure.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A binary of this tree, built now if it is not up to date.
+pub fn binary(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built =
+            Command::new(cargo).args(["build", "--quiet", "--workspace", "--bins"]).current_dir(root()).status();
+        assert!(built.is_ok_and(|status| status.success()), "the binaries do not build");
+    });
+    root().join("target/debug").join(name)
+}
+
+/// The top of the tree.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the tree").to_owned()
+}
+
+/// Waits until `happened` gives something; fails naming `what` after [`PATIENCE`].
+pub fn eventually<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(result) = happened() {
+            return result;
+        }
+        assert!(Instant::now() < until, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A seed from the environment (`TIDEGATE_TEST_SEED`) or the clock, printed so that a failure
+/// can be repeated.
+pub fn seed() -> u64 {
+    let given = std::env::var("TIDEGATE_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let mut address = 0_u64;
+        address = address.wrapping_add(std::ptr::addr_of!(address) as u64);
+        address ^ u64::from(std::process::id()) << 32
+    });
+    println!("seed: TIDEGATE_TEST_SEED={seed}");
+    seed
+}
+
+/// An independent client; fails with what to install.
+pub fn tool(name: &str, package: &str) -> Command {
+    let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output();
+    assert!(
+        found.is_ok_and(|output| output.status.success()),
+        "{name} is missing: install Debian's {package}, or run cargo xtask test as root"
+    );
+    Command::new(name)
+}
+
+/// Runs to its end and gives standard output; fails with both outputs unless it ends well.
+pub fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    assert!(output.status.success(), "{command:?} ended with {}\n{}", output.status, both(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Both outputs of a process, for messages.
+pub fn both(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A gateway to be started.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    sets: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
+}
+
+/// A gateway with default settings on free ports.
+pub fn gateway() -> Plan {
+    Plan::default()
+}
+
+impl Plan {
+    /// Sets a configuration key.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.sets.push((key.into(), value.into()));
+        self
+    }
+
+    /// Makes every commit slow, as a bad card would.
+    pub fn slow_commits(mut self, ms: u64) -> Self {
+        self.environment.push(("TIDEGATE_TEST_SLOW_COMMIT_MS".into(), ms.to_string()));
+        self
+    }
+
+    /// Starts it in a new directory.
+    pub fn start(self) -> Gateway {
+        self.start_in(Arc::new(tempfile::tempdir().expect("a directory")))
+    }
+
+    /// Starts it in this directory.
+    pub fn start_in(self, directory: Arc<TempDir>) -> Gateway {
+        let mut gateway = Gateway {
+            plan: self,
+            directory,
+            child: None,
+            mqtt: ([127, 0, 0, 1], 0).into(),
+            coap: ([127, 0, 0, 1], 0).into(),
+            http: ([127, 0, 0, 1], 0).into(),
+            log: Arc::default(),
+        };
+        gateway.start();
+        gateway
+    }
+
+    /// The command line, for a gateway that is to fail.
+    pub fn command(&self, directory: &Path) -> Command {
+        let mut command = Command::new(binary("tidegate"));
+        command.arg("--set").arg(format!("gateway.data_dir={}", directory.join("data").display()));
+        for listener in ["mqtt", "coap", "http"] {
+            command.arg("--set").arg(format!("{listener}.listen=127.0.0.1:0"));
+        }
+        for (key, value) in &self.sets {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        command.envs(self.environment.iter().cloned());
+        command
+    }
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    plan: Plan,
+    /// Where its data lies.
+    pub directory: Arc<TempDir>,
+    child: Option<Child>,
+    /// Where it listens.
+    pub mqtt: SocketAddr,
+    /// Where it listens.
+    pub coap: SocketAddr,
+    /// Where it listens.
+    pub http: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Gateway {
+    /// Starts it, on the ports it had before.
+    pub fn start(&mut self) {
+        let mut command = self.plan.command(self.directory.path());
+        for (name, address) in [("mqtt", self.mqtt), ("coap", self.coap), ("http", self.http)] {
+            if address.port() != 0 {
+                command.arg("--set").arg(format!("{name}.listen={address}"));
+            }
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("tidegate starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("a log")).lines();
+        let mut bound = 0;
+        while bound < 3 {
+            let line = match lines.next() {
+                Some(Ok(line)) => line,
+                _ => panic!("the gateway ended before it listened:\n{}", self.log()),
+            };
+            for (name, address) in [("mqtt", &mut self.mqtt), ("coap", &mut self.coap), ("http", &mut self.http)] {
+                if let Some((_, at)) = line.split_once(&format!("{name} listens on ")) {
+                    *address = at.trim().parse().expect("an address");
+                    bound += 1;
+                }
+            }
+            self.remember(&line);
+        }
+        let log = Arc::clone(&self.log);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut log = log.lock().expect("the log");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        self.child = Some(child);
+        eventually("the gateway is ready", || ureq::get(self.url("/readyz")).call().ok());
+    }
+
+    fn remember(&self, line: &str) {
+        let mut log = self.log.lock().expect("the log");
+        log.push_str(line);
+        log.push('\n');
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("the log").clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running gateway").id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32).expect("a process id");
+        kill_process(pid, signal).expect("the gateway runs");
+    }
+
+    /// Kills it with SIGKILL, as a power cut would stop it.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("a running gateway");
+        child.kill().expect("the gateway runs");
+        child.wait().expect("it ends");
+    }
+
+    /// Asks it to stop with SIGTERM and waits.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        let mut child = self.child.take().expect("a running gateway");
+        eventually("the gateway stops", || child.try_wait().expect("a child"))
+    }
+
+    /// Stops and starts it again.
+    pub fn restart(&mut self) {
+        assert!(self.stop().success(), "the gateway stopped badly:\n{}", self.log());
+        self.start();
+    }
+
+    /// A URL of its HTTP interface.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.http)
+    }
+
+    /// Asks for JSON.
+    pub fn get(&self, path: &str) -> Value {
+        let mut answer = ureq::get(self.url(path)).call().unwrap_or_else(|e| panic!("GET {path}: {e}"));
+        answer.body_mut().with_config().limit(1 << 30).read_json().expect("JSON")
+    }
+
+    /// The rows of an answer, of all its pages.
+    pub fn rows(&self, path: &str) -> Vec<Value> {
+        let mut rows = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = self.get(&format!("{path}{cursor}"));
+            rows.extend(page["rows"].as_array().expect("rows").iter().cloned());
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return rows,
+            }
+        }
+    }
+
+    /// Posts a body; the status and the answer.
+    pub fn post(&self, path: &str, content_type: &str, body: &[u8]) -> (u16, String) {
+        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build());
+        let mut answer = agent.post(self.url(path)).content_type(content_type).send(body).expect("an answer");
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap_or_default())
+    }
+
+    /// Asks and gives the status and the answer, whatever it is.
+    pub fn try_get(&self, path: &str) -> (u16, String) {
+        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build());
+        let mut answer = agent.get(self.url(path)).call().expect("an answer");
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap_or_default())
+    }
+
+    /// A counter from `/metrics`, without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.try_get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no metric {name}"))
+    }
+
+    /// Its peak resident memory.
+    pub fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a running gateway");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// `mosquitto_pub` towards it.
+    pub fn publish(&self, arguments: &[&str]) {
+        let mut command = tool("mosquitto_pub", "mosquitto-clients");
+        output(command.args(self.mosquitto()).args(arguments));
+    }
+
+    /// Address arguments of Mosquitto's clients.
+    pub fn mosquitto(&self) -> [String; 4] {
+        ["-h".into(), self.mqtt.ip().to_string(), "-p".into(), self.mqtt.port().to_string()]
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            println!("log of the gateway:\n{}", self.log());
+        }
+    }
+}
+
+/// The simulator with a verb.
+pub fn simulator(verb: &str) -> Command {
+    let mut command = Command::new(binary("tidegate-sim"));
+    command.arg(verb);
+    if verb != "verify" {
+        command.arg("--quiet");
+    }
+    command
+}
+
+/// Checks a ledger against the answers of a gateway.
+pub fn verify(gateway: &Gateway, ledger: &Path) {
+    let mut command = simulator("verify");
+    command.args(["--url", &gateway.url(""), "--window", "1m", "--window", "1h", "--window", "all"]);
+    let said = output(command.arg("--ledger").arg(ledger));
+    assert!(said.contains(" 0 differences"), "{said}");
+    println!("{}", said.lines().last().unwrap_or_default());
+}
+
+/// A process that ends with its handle.
+#[derive(Debug)]
+pub struct Background(pub Child);
+
+impl Background {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Self {
+        Background(command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}")))
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub fn finish(mut self, patience: Duration) {
+        let until = Instant::now() + patience;
+        loop {
+            match self.0.try_wait().expect("a child") {
+                Some(status) => return assert!(status.success(), "it ended with {status}"),
+                None => assert!(Instant::now() < until, "it does not end within {patience:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

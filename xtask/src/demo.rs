@@ -81,7 +81,12 @@ fn show(gateway: &Gateway) -> Result<()> {
     let answer = gateway.get("/v1/aggregates?from=now-1m&stats=count,mean,min,max,p95,last&limit=1000")?;
     let rows = answer["rows"].as_array().cloned().unwrap_or_default();
     if !std::io::stdout().is_terminal() {
-        println!("{} readings, {} devices, {} series in the last minute", status["readings"], status["devices"], rows.len());
+        println!(
+            "{} readings, {} devices, {} series in the last minute",
+            status["readings"],
+            status["devices"],
+            rows.len()
+        );
         return Ok(());
     }
     let mut screen = String::from("\x1b[2J\x1b[H");

@@ -41,8 +41,11 @@ fn the_shipped_file_names_every_key() {
 #[test]
 fn command_line_beats_environment_beats_file() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    write!(file, "[mqtt]\nlisten = \"127.0.0.1:1\"\n[http]\nlisten = \"127.0.0.1:1\"\n[coap]\nlisten = \"127.0.0.1:1\"")
-        .unwrap();
+    write!(
+        file,
+        "[mqtt]\nlisten = \"127.0.0.1:1\"\n[http]\nlisten = \"127.0.0.1:1\"\n[coap]\nlisten = \"127.0.0.1:1\""
+    )
+    .unwrap();
     let environment = ["MQTT", "HTTP"].map(|s| (format!("TIDEGATE_{s}__LISTEN"), "127.0.0.1:2".to_owned()));
     let config = load(Some(file.path()), environment, &["mqtt.listen=127.0.0.1:3".into()]).unwrap();
     assert_eq!(config.mqtt.listen, "127.0.0.1:3");
@@ -55,7 +58,11 @@ fn every_problem_is_named_at_once_with_place_and_remedy() {
     let file = "[mqtt]\nlisten = \"example:x\"\nmax_conections = 5\n\n[window]\nlength = \"fast\"\nlateness = 3\n\
                 \n[[ingest]]\ntopic = \"a/{metric}\"\n";
     let environment = [("TIDEGATE_JOURNAL__QUEUE", "1 KiB"), ("OTHER", "x")];
-    problems(file, &environment, &["mqtt.threads=many", "journal", "limits=3"], expect![[r#"
+    problems(
+        file,
+        &environment,
+        &["mqtt.threads=many", "journal", "limits=3"],
+        expect![[r#"
         --set: journal: write KEY=VALUE, for example --set mqtt.listen=127.0.0.1:2883
         FILE:3: mqtt.max_conections: unknown key; did you mean mqtt.max_connections?
         FILE:7: window.lateness: invalid type: integer `3`, expected a string
@@ -65,12 +72,18 @@ fn every_problem_is_named_at_once_with_place_and_remedy() {
         FILE:2: mqtt.listen: "example:x" is no address and port: write for example "127.0.0.1:1883", "0.0.0.0:1883" or "[::]:1883"
         environment variable TIDEGATE_JOURNAL__QUEUE: journal.queue: is below its least value 64 KiB
         FILE:9: ingest: rule 1 ("a/{metric}"): no {device} in the pattern: add it, or set device = "..." beside the topic
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_file_that_is_no_toml_is_named_with_its_line() {
-    problems("[mqtt]\nlisten = = 3\n", &[], &[], expect![[r#"
+    problems(
+        "[mqtt]\nlisten = = 3\n",
+        &[],
+        &[],
+        expect![[r#"
         FILE:2: extra `=`, expected nothing
-    "#]]);
+    "#]],
+    );
 }

@@ -92,7 +92,9 @@ impl<'de> Deserialize<'de> for Size {
         let text = String::deserialize(d)?;
         match text.trim().parse::<bytesize::ByteSize>() {
             Ok(size) => Ok(Size(size.as_u64())),
-            Err(_) => Err(D::Error::custom(format!("{text:?} is no size: write for example \"512 KiB\" or \"64 MiB\""))),
+            Err(_) => {
+                Err(D::Error::custom(format!("{text:?} is no size: write for example \"512 KiB\" or \"64 MiB\"")))
+            }
         }
     }
 }

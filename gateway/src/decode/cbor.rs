@@ -14,14 +14,15 @@ pub(super) fn looks_like(payload: &[u8]) -> bool {
 pub(super) fn parse(payload: &[u8]) -> Result<Node, Reject> {
     let malformed = |detail: String| Reject::whole(Reason::Malformed, format!("not CBOR: {detail}"));
     let mut rest = payload;
-    let value: Value = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX + 2).map_err(|e| match e {
-        ciborium::de::Error::RecursionLimitExceeded => {
-            Reject::whole(Reason::TooLarge, format!("nested deeper than {DEPTH_MAX} levels"))
-        }
-        ciborium::de::Error::Io(_) => malformed("it ends too early".into()),
-        ciborium::de::Error::Syntax(at) => malformed(format!("syntax error at byte {at}")),
-        ciborium::de::Error::Semantic(_, what) => malformed(what),
-    })?;
+    let value: Value =
+        ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX + 2).map_err(|e| match e {
+            ciborium::de::Error::RecursionLimitExceeded => {
+                Reject::whole(Reason::TooLarge, format!("nested deeper than {DEPTH_MAX} levels"))
+            }
+            ciborium::de::Error::Io(_) => malformed("it ends too early".into()),
+            ciborium::de::Error::Syntax(at) => malformed(format!("syntax error at byte {at}")),
+            ciborium::de::Error::Semantic(_, what) => malformed(what),
+        })?;
     if !rest.is_empty() {
         return Err(malformed(format!("{} bytes follow the document", rest.len())));
     }

@@ -93,7 +93,11 @@ fn read_value(value: &str, field: &str) -> Result<Node, String> {
     if let Some(text) = value.strip_prefix('"') {
         let text = text.strip_suffix('"').ok_or_else(bad)?;
         let text = text.replace("\\\"", "\"").replace("\\\\", "\\");
-        return if text.len() > TEXT_BYTES_MAX { Err(format!("text of {} bytes", text.len())) } else { Ok(Node::Text(text)) };
+        return if text.len() > TEXT_BYTES_MAX {
+            Err(format!("text of {} bytes", text.len()))
+        } else {
+            Ok(Node::Text(text))
+        };
     }
     match value {
         "t" | "T" | "true" | "True" | "TRUE" => return Ok(Node::Bool(true)),

@@ -72,7 +72,8 @@ fn without_repeats(fields: Vec<(String, Node)>, path: &str, out: &mut Decoded) -
 
 fn take_stamp(fields: &mut Vec<(String, Node)>, has_value: bool, zone: &TimeZone, out: &mut Decoded) -> Stamp {
     for name in ["time", "timestamp", "ts", "t"] {
-        let Some(at) = fields.iter().position(|(key, _)| key == name || (name.len() > 2 && key.eq_ignore_ascii_case(name)))
+        let Some(at) =
+            fields.iter().position(|(key, _)| key == name || (name.len() > 2 && key.eq_ignore_ascii_case(name)))
         else {
             continue;
         };

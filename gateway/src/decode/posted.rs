@@ -124,7 +124,9 @@ mod tests {
     #[test]
     fn each_reading_has_its_own_outcome() {
         let good = r#"{"device":"a","metric":"t","value":1,"time":"2024-01-01T00:00:00Z"}"#;
-        let body = format!(r#"{{"readings":[{good},{{"device":"a","value":1}},{{"device":"a","metric":"t","value":null}},7]}}"#);
+        let body = format!(
+            r#"{{"readings":[{good},{{"device":"a","value":1}},{{"device":"a","metric":"t","value":null}},7]}}"#
+        );
         assert_eq!(outcome(&body, Body::Json), [(1, 0), (0, 1), (0, 0), (0, 1)]);
         assert_eq!(outcome(&format!("{good}\n\nx\n{good}"), Body::Lines), [(1, 0), (0, 1), (1, 0)]);
         assert_eq!(outcome(&format!("[{good}]"), Body::Json), [(1, 0)]);

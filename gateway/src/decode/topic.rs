@@ -44,7 +44,12 @@ pub enum PatternError {
 
 impl Rule {
     /// Compiles a pattern; `device` and `metric` fix what the pattern does not capture.
-    pub fn new(pattern: &str, device: Option<&str>, metric: Option<&str>, format: Format) -> Result<Self, PatternError> {
+    pub fn new(
+        pattern: &str,
+        device: Option<&str>,
+        metric: Option<&str>,
+        format: Format,
+    ) -> Result<Self, PatternError> {
         if pattern.is_empty() {
             return Err(PatternError::Empty);
         }

@@ -4,9 +4,9 @@
 //! count, mean, min, max, ...`) and, for a listener that does not keep up, `dropped` with how
 //! many it missed.
 
+use super::Shared;
 use super::params::Params;
 use super::reply::{JsonValue, Problem};
-use super::Shared;
 use crate::catalog::Series;
 use crate::journal::{Committed, SummaryRow};
 use crate::live::Event;
@@ -103,4 +103,3 @@ impl Listener {
         Some(sse::Event::default().event("window").data(data.to_string()))
     }
 }
-

@@ -32,7 +32,11 @@ impl Params {
 
     /// All values of a parameter that may repeat.
     pub(super) fn all(&self, name: &str) -> Vec<String> {
-        self.pairs.iter().filter(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.clone()).collect()
+        self.pairs
+            .iter()
+            .filter(|(key, value)| key == name && !value.is_empty())
+            .map(|(_, value)| value.clone())
+            .collect()
     }
 
     /// The value of a parameter.

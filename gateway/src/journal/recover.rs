@@ -65,11 +65,7 @@ pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, RecoverE
 
 /// Calls `each` with every batch from `from` on, in order, until it says false. A damaged
 /// batch is named in the log and passed over: what is whole still counts.
-pub fn each_batch(
-    db: &Connection,
-    from: u64,
-    mut each: impl FnMut(Committed) -> bool,
-) -> Result<(), rusqlite::Error> {
+pub fn each_batch(db: &Connection, from: u64, mut each: impl FnMut(Committed) -> bool) -> Result<(), rusqlite::Error> {
     let mut batches = db.prepare("SELECT seq, received_us, body FROM batch WHERE seq >= ?1 ORDER BY seq")?;
     let mut rows = batches.query([from as i64])?;
     while let Some(row) = rows.next()? {
@@ -133,7 +129,8 @@ fn parse_snapshot(bytes: &[u8]) -> Option<Vec<(u32, Latest)>> {
     let mut all = Vec::new();
     for _ in 0..varint::take(rest)? {
         let id = u32::try_from(varint::take(rest)?).ok()?;
-        let (time_us, received_us, readings) = (varint::take_signed(rest)?, varint::take_signed(rest)?, varint::take(rest)?);
+        let (time_us, received_us, readings) =
+            (varint::take_signed(rest)?, varint::take_signed(rest)?, varint::take(rest)?);
         all.push((id, Latest { time_us, value: take_value(rest)?, received_us, readings }));
     }
     Some(all)

@@ -21,8 +21,8 @@ pub fn scan(
 ) -> Result<u64, RecoverError> {
     let snapshot = db.unchecked_transaction()?;
     let last: Option<i64> = snapshot.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
-    let mut batches = snapshot
-        .prepare_cached("SELECT seq, body FROM batch WHERE last_us >= ?1 AND first_us < ?2 ORDER BY seq")?;
+    let mut batches =
+        snapshot.prepare_cached("SELECT seq, body FROM batch WHERE last_us >= ?1 AND first_us < ?2 ORDER BY seq")?;
     let mut rows = batches.query(params![from_us, to_us])?;
     while let Some(row) = rows.next()? {
         let seq: i64 = row.get(0)?;

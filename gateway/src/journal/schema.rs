@@ -52,7 +52,9 @@ CREATE VIEW summaries AS
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The directory cannot be made or written.
-    #[error("data directory {path} cannot be used: {source}; choose another with gateway.data_dir or fix its permissions")]
+    #[error(
+        "data directory {path} cannot be used: {source}; choose another with gateway.data_dir or fix its permissions"
+    )]
     Directory {
         /// The directory.
         path: PathBuf,

@@ -18,9 +18,9 @@ use crate::metrics::Metrics;
 use model::Value;
 use rusqlite::{Connection, ErrorCode, params};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often the state that a restart needs is written anew.
@@ -62,7 +62,9 @@ pub struct Writer {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// SQLite could not write; what is on disk is not known.
-    #[error("the store cannot be written: {0}; nothing more is acknowledged. Check the disk and its filesystem, then start again")]
+    #[error(
+        "the store cannot be written: {0}; nothing more is acknowledged. Check the disk and its filesystem, then start again"
+    )]
     Store(#[from] rusqlite::Error),
 }
 
@@ -302,8 +304,12 @@ fn write_retained(db: &Connection, retained: &[Retain]) -> rusqlite::Result<u64>
         match &retain.message {
             Some((qos, properties, payload)) => {
                 bytes += payload.len() as u64;
-                db.prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4)")?
-                    .execute(params![&*retain.topic, qos, &properties[..], &payload[..]])?
+                db.prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+                    &*retain.topic,
+                    qos,
+                    &properties[..],
+                    &payload[..]
+                ])?
             }
             None => db.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([&*retain.topic])?,
         };

@@ -296,7 +296,9 @@ mod tests {
     #[test]
     fn a_metric_may_turn_from_number_to_text_and_back() {
         let (admission, mut routes) = (admission(), Routes::default());
-        for (payload, kind) in [("21.5", flag::NUMBER), ("offline", flag::TEXT), ("on", flag::BOOL), ("22", flag::NUMBER)] {
+        for (payload, kind) in
+            [("21.5", flag::NUMBER), ("offline", flag::TEXT), ("on", flag::BOOL), ("22", flag::NUMBER)]
+        {
             let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
             assert_eq!(parcel.readings.flags, [kind], "{payload}");
             assert_eq!(parcel.readings.series, [0]);

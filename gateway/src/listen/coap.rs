@@ -208,7 +208,11 @@ impl Endpoint {
         match ask {
             Ask::Store { device, metric, format } => {
                 let target = Target { device: Some(&device), metric: metric.as_deref() };
-                let source = format!("coap /devices/{device}{}{}", if metric.is_some() { "/" } else { "" }, metric.as_deref().unwrap_or_default());
+                let source = format!(
+                    "coap /devices/{device}{}{}",
+                    if metric.is_some() { "/" } else { "" },
+                    metric.as_deref().unwrap_or_default()
+                );
                 let mut parcel = Parcel::default();
                 let arrival = self.site.admission.arrival();
                 let admitted = self.site.admission.payload(&source, target, format, &body, arrival, &mut parcel);
@@ -237,7 +241,11 @@ impl Endpoint {
     fn whole_body(&mut self, packet: &Packet, request: &mut Request) -> Result<Option<Vec<u8>>, Refusal> {
         let too_large = || (ResponseType::RequestEntityTooLarge, format!("a body may have {} bytes", self.body_max));
         let Some(value) = packet.get_first_option(CoapOption::Block1) else {
-            return if packet.payload.len() > self.body_max { Err(too_large()) } else { Ok(Some(packet.payload.clone())) };
+            return if packet.payload.len() > self.body_max {
+                Err(too_large())
+            } else {
+                Ok(Some(packet.payload.clone()))
+            };
         };
         let block = Block::read(value).ok_or((ResponseType::BadOption, "Block1 that is none".to_owned()))?;
         request.block1 = Some(Block { more: block.more, ..block });
@@ -307,7 +315,15 @@ impl Endpoint {
             return Err((ResponseType::ServiceUnavailable, "the gateway's own clock is not set yet".into()));
         }
         let now_us = clock.now_us();
-        represent(&Latest { time_us: now_us, value: Value::Text(time::format(now_us).into()), received_us: now_us, readings: 0 }, accept)
+        represent(
+            &Latest {
+                time_us: now_us,
+                value: Value::Text(time::format(now_us).into()),
+                received_us: now_us,
+                readings: 0,
+            },
+            accept,
+        )
     }
 
     /// Sends a representation, the part of it that Block2 asks for if it is large.
@@ -419,7 +435,9 @@ fn represent(latest: &Latest, accept: Option<u16>) -> Result<Answer, Refusal> {
             let _ = ciborium::into_writer(&document, &mut bytes);
             Ok(Answer::content(format::CBOR, bytes))
         }
-        Some(other) => Err((ResponseType::NotAcceptable, format!("content format {other} is not offered: 0, 50 or 60"))),
+        Some(other) => {
+            Err((ResponseType::NotAcceptable, format!("content format {other} is not offered: 0, 50 or 60")))
+        }
     }
 }
 
@@ -475,4 +493,3 @@ impl Wire {
         self.send(&packet.to_bytes_unlimited().unwrap_or_default(), to);
     }
 }
-

@@ -270,10 +270,9 @@ fn lot_size(question: &Question, all: usize) -> usize {
 fn clip(question: &Question, start_us: Micros) -> (Micros, Micros) {
     match question.window {
         Window::All => (question.range.from_us, question.range.to_us),
-        Window::Tumbling(length_us) => (
-            start_us.max(question.range.from_us),
-            start_us.saturating_add(length_us).min(question.range.to_us),
-        ),
+        Window::Tumbling(length_us) => {
+            (start_us.max(question.range.from_us), start_us.saturating_add(length_us).min(question.range.to_us))
+        }
     }
 }
 

@@ -217,7 +217,9 @@ mod tests {
 
     const LENGTH_US: Micros = 60;
 
-    fn plain(rows: &[(u32, Micros, Result<f64, &'static str>)]) -> BTreeMap<(u32, Micros), BTreeMap<Micros, Result<f64, &'static str>>> {
+    fn plain(
+        rows: &[(u32, Micros, Result<f64, &'static str>)],
+    ) -> BTreeMap<(u32, Micros), BTreeMap<Micros, Result<f64, &'static str>>> {
         let mut groups: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
         for &(series, time_us, value) in rows {
             let start = model::time::window_start(time_us, LENGTH_US);

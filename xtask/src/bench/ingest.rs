@@ -44,7 +44,15 @@ fn usage(pid: u32) -> Usage {
         line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
     };
     let stat = read("stat");
-    let ticks: u64 = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+    let ticks: u64 = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|t| t.parse::<u64>().ok())
+        .sum();
     Usage {
         cpu_s: ticks as f64 / 100.0,
         written_bytes: field(&read("io"), "write_bytes:"),
@@ -54,7 +62,10 @@ fn usage(pid: u32) -> Usage {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     cargo(&["build", "--workspace", "--bins", "--release"])?;
-    println!("{:<22} {:>12} {:>10} {:>10} {:>10} {:>12} {:>9}", "", "readings/s", "cpu us", "p50 ms", "p99 ms", "bytes/rdg", "peak MB");
+    println!(
+        "{:<22} {:>12} {:>10} {:>10} {:>10} {:>12} {:>9}",
+        "", "readings/s", "cpu us", "p50 ms", "p99 ms", "bytes/rdg", "peak MB"
+    );
     for (connections, inflight) in LOADS {
         if options.only.as_ref().is_some_and(|only| *only != format!("{connections}x{inflight}")) {
             continue;
@@ -68,7 +79,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(name: &str, pid: u32, address: SocketAddr, (connections, inflight): (usize, usize), seconds: u64) -> Result<()> {
+fn measure(
+    name: &str,
+    pid: u32,
+    address: SocketAddr,
+    (connections, inflight): (usize, usize),
+    seconds: u64,
+) -> Result<()> {
     let mut before = Usage::default();
     let duration = Duration::from_secs(seconds);
     let outcome: Outcome = load::run(address, connections, inflight, WARM_UP, duration, || before = usage(pid))?;
@@ -101,7 +118,10 @@ fn mosquitto(connections: usize, inflight: usize, options: &Options) -> Result<(
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let mut file = tempfile::NamedTempFile::new()?;
-    writeln!(file, "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nlog_type none")?;
+    writeln!(
+        file,
+        "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nlog_type none"
+    )?;
     let running = Running::start(command(file.path()).stdout(Stdio::null()).stderr(Stdio::null()))
         .context("install Debian's mosquitto, or give --alone")?;
     let until = Instant::now() + Duration::from_secs(5);

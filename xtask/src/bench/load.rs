@@ -83,7 +83,8 @@ fn connect(poll: &Poll, address: SocketAddr, connections: usize) -> Result<Vec<C
         let mut stream = std::net::TcpStream::connect(address).with_context(|| format!("connection {i}"))?;
         stream.set_nodelay(true)?;
         let id = format!("bench-{i}");
-        let mut connect = vec![0x10, (12 + id.len()) as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, id.len() as u8];
+        let mut connect =
+            vec![0x10, (12 + id.len()) as u8, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0, id.len() as u8];
         connect.extend(id.as_bytes());
         stream.write_all(&connect)?;
         let mut answer = [0; 4];
@@ -112,7 +113,13 @@ impl Client {
             self.out.extend(self.topic.as_bytes());
             self.out.extend(pkid.to_be_bytes());
             let digit = |n: u64| b'0' + (n % 10) as u8;
-            self.out.extend([digit(hundredths / 1_000), digit(hundredths / 100), b'.', digit(hundredths / 10), digit(hundredths)]);
+            self.out.extend([
+                digit(hundredths / 1_000),
+                digit(hundredths / 100),
+                b'.',
+                digit(hundredths / 10),
+                digit(hundredths),
+            ]);
         }
     }
 

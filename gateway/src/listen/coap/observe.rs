@@ -93,8 +93,7 @@ impl Observers {
     pub(super) fn sent(&mut self, key: &Key, message_id: u16, confirmable: Option<Vec<u8>>, now: Instant) {
         if let Some(observer) = self.by_key.get_mut(key) {
             observer.message_id = message_id;
-            observer.unconfirmed =
-                confirmable.map(|packet| Unconfirmed { packet, due: now + ACK_TIMEOUT, tries: 0 });
+            observer.unconfirmed = confirmable.map(|packet| Unconfirmed { packet, due: now + ACK_TIMEOUT, tries: 0 });
         }
     }
 

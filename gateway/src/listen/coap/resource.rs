@@ -21,11 +21,7 @@ pub(super) mod format {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ask {
     /// Store readings.
-    Store {
-        device: String,
-        metric: Option<String>,
-        format: Format,
-    },
+    Store { device: String, metric: Option<String>, format: Format },
     /// The latest value, perhaps to be observed.
     Latest {
         device: String,

@@ -54,7 +54,8 @@ pub(super) async fn greet(
     if properties.as_ref().is_some_and(|p| p.authentication_method.is_some()) {
         return Err(refuse(connection, version, &METHOD));
     }
-    if connect.client_id.contains('\0') || (connect.client_id.is_empty() && version == Version::V4 && !connect.clean_session)
+    if connect.client_id.contains('\0')
+        || (connect.client_id.is_empty() && version == Version::V4 && !connect.clean_session)
     {
         return Err(refuse(connection, version, &CLIENT_ID));
     }

@@ -17,7 +17,9 @@ use crate::listen;
 use crate::listen::admit::{Arrival, Routes};
 use crate::metrics::Protocol as Counted;
 use bytes::Bytes;
-use rumqttd::protocol::{Filter, Packet, QoS, RetainForwardRule, SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason};
+use rumqttd::protocol::{
+    Filter, Packet, QoS, RetainForwardRule, SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason,
+};
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -182,7 +184,10 @@ impl Session {
             let kept = (publication.qos, publication.properties.clone(), publication.payload.clone());
             parcel.retain.push(Retain { topic: publication.topic.clone(), message: (!removal).then_some(kept) });
         } else if publication.retain {
-            tracing::warn!(topic = &*publication.topic, "not retained: limits.retained or limits.retained_memory reached");
+            tracing::warn!(
+                topic = &*publication.topic,
+                "not retained: limits.retained or limits.retained_memory reached"
+            );
         }
         parcel.carried += publication.bytes();
         self.steps.push(Step::Publish(Arc::new(publication)));

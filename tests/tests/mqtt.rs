@@ -1,0 +1,280 @@
+//! MQTT by hand: what well-behaved clients never send, and what the standard says of it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+use tests::{Gateway, eventually, gateway};
+
+struct Client(TcpStream);
+
+impl Client {
+    fn open(gateway: &Gateway) -> Self {
+        let stream = TcpStream::connect(gateway.mqtt).unwrap();
+        stream.set_read_timeout(Some(tests::PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client(stream)
+    }
+
+    fn connect(gateway: &Gateway, version: u8, id: &str, clean: bool) -> Self {
+        let mut client = Client::open(gateway);
+        client.send(&connect(version, id, clean, 0));
+        let answer = client.packet();
+        assert_eq!((answer[0], answer[2], answer[3]), (0x20, 0, 0), "{answer:x?}");
+        client
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    /// The next packet, all its bytes.
+    fn packet(&mut self) -> Vec<u8> {
+        let mut packet = vec![0; 2];
+        self.0.read_exact(&mut packet).unwrap();
+        assert!(packet[1] < 0x80, "short packets only");
+        let mut rest = vec![0; usize::from(packet[1])];
+        self.0.read_exact(&mut rest).unwrap();
+        packet.extend(rest);
+        packet
+    }
+
+    /// Everything until the server closes.
+    fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => rest,
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => rest,
+            Err(e) => panic!("the server did not close: {e}"),
+        }
+    }
+}
+
+fn connect(version: u8, id: &str, clean: bool, keep_alive: u16) -> Vec<u8> {
+    let mut body = vec![0, 4, b'M', b'Q', b'T', b'T', version, if clean { 2 } else { 0 }];
+    body.extend(keep_alive.to_be_bytes());
+    if version == 5 {
+        // Session expiry 100 s for a session that is to stay.
+        if clean { body.push(0) } else { body.extend([5, 0x11, 0, 0, 0, 100]) }
+    }
+    body.extend((id.len() as u16).to_be_bytes());
+    body.extend(id.as_bytes());
+    [vec![0x10, body.len() as u8], body].concat()
+}
+
+fn publish(version: u8, flags: u8, topic: &str, pkid: u16, payload: &[u8]) -> Vec<u8> {
+    let mut body = (topic.len() as u16).to_be_bytes().to_vec();
+    body.extend(topic.as_bytes());
+    if flags & 6 != 0 {
+        body.extend(pkid.to_be_bytes());
+    }
+    if version == 5 {
+        body.push(0);
+    }
+    body.extend(payload);
+    [vec![0x30 | flags, body.len() as u8], body].concat()
+}
+
+fn still_serves(gateway: &Gateway) {
+    gateway.publish(&["-q", "1", "-t", "devices/after/t", "-m", "1"]);
+}
+
+#[test]
+fn hostile_bytes_end_their_connection_and_nothing_else() {
+    let gateway = gateway().start();
+    let good = connect(4, "x", true, 0);
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("not MQTT", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+        ("PUBLISH first", publish(4, 0, "a", 0, b"1")),
+        ("reserved CONNECT flag", {
+            let mut c = good.clone();
+            c[9] |= 1;
+            c
+        }),
+        ("will QoS 3", {
+            let mut c = good.clone();
+            c[9] |= 0x1c;
+            c
+        }),
+        ("remaining length of five bytes", [&good[..], &[0x30, 0xff, 0xff, 0xff, 0xff, 0x01]].concat()),
+        ("packet too large", [&good[..], &[0x30, 0xff, 0xff, 0xff, 0x7f]].concat()),
+        ("second CONNECT", [&good[..], &good[..]].concat()),
+        ("QoS 3", [&good[..], &publish(4, 6, "a", 1, b"1")].concat()),
+        ("identifier 0", [&good[..], &publish(4, 2, "a", 0, b"1")].concat()),
+        ("wildcard topic", [&good[..], &publish(4, 0, "a/#", 0, b"1")].concat()),
+        ("empty topic", [&good[..], &publish(4, 0, "", 0, b"1")].concat()),
+        ("NUL in topic", [&good[..], &publish(4, 0, "a\0b", 0, b"1")].concat()),
+        ("topic not UTF-8", [&good[..], &[0x30, 5, 0, 2, 0xff, 0xfe, b'1']].concat()),
+        ("topic longer than packet", [&good[..], &[0x30, 3, 0, 9, b'a']].concat()),
+        ("SUBSCRIBE without filter", [&good[..], &[0x82, 2, 0, 1]].concat()),
+        ("SUBSCRIBE with wrong flags", [&good[..], &[0x80, 6, 0, 1, 0, 1, b'a', 0]].concat()),
+        ("CONNACK from a client", [&good[..], &[0x20, 2, 0, 0]].concat()),
+        ("type 0", [&good[..], &[0x00, 0]].concat()),
+        ("AUTH in 3.1.1", [&good[..], &[0xf0, 0]].concat()),
+    ];
+    for (name, bytes) in cases {
+        let mut client = Client::open(&gateway);
+        client.send(&bytes);
+        client.rest();
+        println!("{name}: closed");
+        still_serves(&gateway);
+    }
+}
+
+#[test]
+fn mqtt_5_is_told_the_reason() {
+    let gateway = gateway().set("mqtt.max_packet", "1 KiB").start();
+    for (bytes, code) in [
+        (publish(5, 0, "a/+", 0, b"1"), 0x90),
+        (vec![0x30, 0xff, 0x7f], 0x95),
+        (vec![0x30, 6, 0, 1, b'a', 2, 0x01, 7], 0x82),
+        (vec![0x30, 7, 0, 0, 3, 0x23, 0, 0, b'1'], 0x94),
+        (vec![0x10, 0], 0x82),
+    ] {
+        let mut client = Client::connect(&gateway, 5, "x", true);
+        client.send(&bytes);
+        let rest = client.rest();
+        assert_eq!(rest, [0xe0, 2, code, 0], "{bytes:x?}");
+    }
+    let mut client = Client::open(&gateway);
+    client.send(&connect(6, "x", true, 0));
+    assert_eq!(client.rest(), [0x20, 2, 0, 1], "an unknown version is refused as 3.1.1 does");
+}
+
+#[test]
+fn acknowledgements_keep_the_order_of_arrival_rejects_and_foreign_topics_included() {
+    let gateway = gateway().start();
+    for version in [4, 5] {
+        let mut client = Client::connect(&gateway, version, "orderly", true);
+        let mut all = Vec::new();
+        for pkid in 1..=30_u16 {
+            let (topic, payload): (&str, &[u8]) = match pkid % 3 {
+                0 => ("devices/a/t", b"1.5"),
+                1 => ("other/topic", b"anything"),
+                _ => ("devices/a", b"{broken"),
+            };
+            let flags = if pkid % 5 == 0 { 4 } else { 2 };
+            all.extend(publish(version, flags, topic, pkid, payload));
+        }
+        client.send(&all);
+        for pkid in 1..=30_u16 {
+            let kind = if pkid % 5 == 0 { 0x50 } else { 0x40 };
+            assert_eq!(client.packet(), [kind, 2, 0, pkid as u8]);
+        }
+    }
+    assert_eq!(gateway.get("/v1/rejects")["rows"].as_array().unwrap().len(), 20);
+}
+
+#[test]
+fn a_repeated_qos_2_message_is_stored_once_also_after_a_kill() {
+    let mut gateway = gateway().start();
+    let message = publish(4, 4, "devices/a/t", 7, b"1.5");
+    let again = publish(4, 0x0c, "devices/a/t", 7, b"1.5");
+    let mut client = Client::connect(&gateway, 4, "exact", false);
+    client.send(&message);
+    assert_eq!(client.packet(), [0x50, 2, 0, 7]);
+    client.send(&again);
+    assert_eq!(client.packet(), [0x50, 2, 0, 7]);
+    gateway.kill();
+    gateway.start();
+    let mut client = Client::connect(&gateway, 4, "exact", false);
+    client.send(&again);
+    assert_eq!(client.packet(), [0x50, 2, 0, 7]);
+    assert_eq!(gateway.rows("/v1/readings?device=a").len(), 1);
+    client.send(&[0x62, 2, 0, 7]);
+    assert_eq!(client.packet(), [0x70, 2, 0, 7]);
+    client.send(&message);
+    assert_eq!(client.packet(), [0x50, 2, 0, 7]);
+    assert_eq!(gateway.rows("/v1/readings?device=a").len(), 2, "released, the identifier is free for a new message");
+}
+
+#[test]
+fn a_second_connection_takes_the_session_over() {
+    let gateway = gateway().start();
+    let mut first = Client::connect(&gateway, 5, "same", true);
+    let mut second = Client::connect(&gateway, 5, "same", true);
+    assert_eq!(first.rest(), [0xe0, 2, 0x8e, 0]);
+    second.send(&[0xc0, 0]);
+    assert_eq!(second.packet(), [0xd0, 0]);
+}
+
+#[test]
+fn keep_alive_ends_silent_connections_and_zero_never_does() {
+    let gateway = gateway().start();
+    let mut silent = Client::open(&gateway);
+    silent.send(&connect(5, "silent", true, 1));
+    let mut patient = Client::connect(&gateway, 4, "patient", true);
+    silent.packet();
+    assert_eq!(silent.rest(), [0xe0, 2, 0x8d, 0]);
+    patient.send(&[0xc0, 0]);
+    assert_eq!(patient.packet(), [0xd0, 0]);
+}
+
+#[test]
+fn a_connection_that_never_says_connect_is_closed() {
+    let gateway = gateway().set("mqtt.connect_timeout", "1s").start();
+    let mut client = Client::open(&gateway);
+    client.send(&[0x10]);
+    assert!(client.rest().is_empty());
+}
+
+#[test]
+fn one_connection_more_than_the_limit_is_refused_and_then_let_in() {
+    let gateway = gateway().set("mqtt.max_connections", "2").start();
+    let first = Client::connect(&gateway, 4, "a", true);
+    let _second = Client::connect(&gateway, 4, "b", true);
+    let mut third = Client::open(&gateway);
+    third.send(&connect(4, "c", true, 0));
+    assert_eq!(third.rest(), [0x20, 2, 0, 3]);
+    drop(first);
+    eventually("there is room again", || {
+        let mut client = Client::open(&gateway);
+        client.send(&connect(4, "c", true, 0));
+        (client.packet() == [0x20, 2, 0, 0]).then_some(())
+    });
+}
+
+#[test]
+fn a_packet_in_single_bytes_is_a_packet() {
+    let gateway = gateway().start();
+    let mut client = Client::open(&gateway);
+    for byte in connect(4, "slow", true, 0).into_iter().chain(publish(4, 2, "devices/slow/t", 1, b"9.5")) {
+        client.send(&[byte]);
+    }
+    assert_eq!(client.packet(), [0x20, 2, 0, 0]);
+    assert_eq!(client.packet(), [0x40, 2, 0, 1]);
+    assert_eq!(gateway.rows("/v1/readings?device=slow").len(), 1);
+}
+
+#[test]
+fn subscriptions_follow_the_rules_of_both_versions() {
+    let gateway = gateway().start();
+    let mut v5 = Client::connect(&gateway, 5, "five", true);
+    let filters: [(&str, u8); 4] = [("a/+", 1), ("a/#", 0x04), ("a#", 0), ("$share/g/a", 0)];
+    let mut body = vec![0, 9, 2, 0x0b, 5];
+    for (filter, options) in filters {
+        body.extend((filter.len() as u16).to_be_bytes());
+        body.extend(filter.as_bytes());
+        body.push(options);
+    }
+    v5.send(&[vec![0x82, body.len() as u8], body].concat());
+    assert_eq!(v5.packet(), [0x90, 7, 0, 9, 0, 1, 0, 0x8f, 0x9e]);
+    v5.send(&publish(5, 2, "a/b", 3, b"x"));
+    // Once, at the higher QoS, with both identifiers but not for the no-local filter.
+    let mut got = [v5.packet(), v5.packet()];
+    got.sort();
+    assert_eq!(got[0], [0x32, 11, 0, 3, b'a', b'/', b'b', 0, 1, 2, 0x0b, 5, b'x']);
+    assert_eq!(got[1], [0x40, 2, 0, 3]);
+    let mut v4 = Client::connect(&gateway, 4, "four", true);
+    v4.send(&[0x82, 10, 0, 1, 0, 1, b'q', 2, 0, 1, b'+', 0, 0, 0]);
+    assert!(v4.rest().is_empty(), "an empty filter with trailing bytes is malformed");
+    let mut v4 = Client::connect(&gateway, 4, "four", true);
+    v4.send(&[0x82, 7, 0, 1, 0, 2, b'q', b'#', 2]);
+    assert_eq!(v4.packet(), [0x90, 3, 0, 1, 0x80]);
+    v4.send(&[0x82, 6, 0, 2, 0, 1, b'q', 2]);
+    assert_eq!(v4.packet(), [0x90, 3, 0, 2, 1], "QoS 2 is granted as 1");
+    v4.send(&[0xa2, 5, 0, 3, 0, 1, b'q']);
+    assert_eq!(v4.packet(), [0xb0, 2, 0, 3]);
+    v4.0.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    gateway.publish(&["-q", "1", "-t", "q", "-m", "x"]);
+    assert_eq!(v4.0.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}

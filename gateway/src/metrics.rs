@@ -76,7 +76,7 @@ pub struct Metrics {
     pub windows_open: Gauge,
     /// Windows waiting to be computed again.
     pub windows_dirty: Gauge,
-    /// How long ago the oldest open window ended, in seconds.
+    /// How far windows are behind the journal, in seconds.
     pub window_lag_s: Gauge,
 }
 
@@ -112,7 +112,7 @@ impl Default for Metrics {
         let connections = gauge("mqtt_connections", "MQTT connections");
         let windows_open = gauge("windows_open", "Open windows of all series");
         let windows_dirty = gauge("windows_dirty", "Windows waiting to be computed again");
-        let window_lag_s = gauge("window_lag_seconds", "How long ago the oldest open window ended");
+        let window_lag_s = gauge("window_lag_seconds", "How far windows are behind the journal");
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         registry.register("commit_seconds", "From the start of a transaction to its fsync", commit_seconds.clone());
         let by_protocol = Family::<Labels, Counter>::default();

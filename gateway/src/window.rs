@@ -308,11 +308,10 @@ impl Windows {
         self.devices.iter().map(of).collect()
     }
 
-    /// How many windows are open and dirty, and the end of the earliest open one.
-    pub fn counts(&self) -> (usize, usize, Option<Micros>) {
+    /// How many windows are open, and how many are dirty.
+    pub fn counts(&self) -> (usize, usize) {
         let open = self.devices.iter().map(|device| device.open.len()).sum();
-        let first = self.devices.iter().filter_map(|device| device.open.first_key_value()).map(|(s, _)| *s).min();
-        (open, self.dirty.len() + self.revising.len(), first.map(|start_us| start_us + self.length_us))
+        (open, self.dirty.len() + self.revising.len())
     }
 
     /// How many readings came too late since this was last asked.

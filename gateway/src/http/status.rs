@@ -48,6 +48,7 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
         "readings": metrics.readings.get(),
         "rejects": metrics.rejects_total(),
         "connections": metrics.connections.get(),
+        "subscriptions": site.subscriptions.subscription_count(),
         "retained": site.subscriptions.retained_count(),
         "queue_bytes": site.intake.depth(),
         "disk_full": metrics.disk_full.get() == 1,

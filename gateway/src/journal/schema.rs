@@ -43,7 +43,7 @@ CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NU
 CREATE VIEW summaries AS
     SELECT d.name AS device, s.metric, datetime(y.start_us / 1000000, 'unixepoch') AS start_utc,
         y.length_us / 1000000 AS length_s, y.count, y.texts, y.sum, y.sum / y.count AS mean,
-        CASE WHEN y.count > 1 THEN sqrt(max(y.m2, 0) / (y.count - 1)) END AS stddev,
+        CASE WHEN y.count > 1 THEN max(y.m2, 0) / (y.count - 1) END AS variance,
         y.min, y.max, y.first, y.last, y.revision
     FROM summary y JOIN series s ON s.id = y.series JOIN device d ON d.id = s.device;
 ";

@@ -13,6 +13,7 @@ use crate::journal::{Chore, Committed, Intake, SummaryRow, recover, schema};
 use crate::live::{Event, Live};
 use crate::metrics::Metrics;
 use model::Micros;
+use model::time::SECOND_US;
 use polars::prelude::PolarsError;
 use rusqlite::{Connection, params};
 use std::collections::HashMap;
@@ -95,9 +96,12 @@ impl Driver {
             match self.committed.recv_timeout(TICK) {
                 Ok(committed) => {
                     self.take(&committed)?;
+                    self.metrics.window_lag_s.set((self.clock.now_us() - committed.received_us) / SECOND_US);
                     self.live.publish(|| Event::Readings(committed.clone()));
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.metrics.window_lag_s.set(0);
+                }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             self.close_due(&mut state)?;
@@ -260,11 +264,9 @@ impl Driver {
     }
 
     fn tell(&self) {
-        let (open, dirty, first_end_us) = self.windows.counts();
-        let lag_us = first_end_us.map_or(0, |end_us| (self.clock.now_us() - end_us).max(0));
+        let (open, dirty) = self.windows.counts();
         self.metrics.windows_open.set(open as i64);
         self.metrics.windows_dirty.set(dirty as i64);
-        self.metrics.window_lag_s.set(lag_us / 1_000_000);
         if let Ok(mut progress) = self.progress.write() {
             *progress = self.windows.progress();
         }

@@ -111,7 +111,12 @@ impl Router {
 
     /// True if anybody subscribes to anything: messages need not be copied otherwise.
     pub fn has_subscribers(&self) -> bool {
-        self.subscriptions.load(Ordering::Relaxed) > 0
+        self.subscription_count() > 0
+    }
+
+    /// How many subscriptions there are.
+    pub fn subscription_count(&self) -> usize {
+        self.subscriptions.load(Ordering::Relaxed)
     }
 
     /// Adds or replaces a subscription; true if it is new.

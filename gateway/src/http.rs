@@ -132,7 +132,7 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resu
     }
     let credentials = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let right = match credentials {
-        Some(credentials) => site.auth.authorization(&credentials.to_owned()).await,
+        Some(credentials) => site.auth.authorization(credentials).await,
         None => false,
     };
     if right {

@@ -265,9 +265,6 @@ fn subscriptions_follow_the_rules_of_both_versions() {
     assert_eq!(got[0], [0x32, 11, 0, 3, b'a', b'/', b'b', 0, 1, 2, 0x0b, 5, b'x']);
     assert_eq!(got[1], [0x40, 2, 0, 3]);
     let mut v4 = Client::connect(&gateway, 4, "four", true);
-    v4.send(&[0x82, 10, 0, 1, 0, 1, b'q', 2, 0, 1, b'+', 0, 0, 0]);
-    assert!(v4.rest().is_empty(), "an empty filter with trailing bytes is malformed");
-    let mut v4 = Client::connect(&gateway, 4, "four", true);
     v4.send(&[0x82, 7, 0, 1, 0, 2, b'q', b'#', 2]);
     assert_eq!(v4.packet(), [0x90, 3, 0, 1, 0x80]);
     v4.send(&[0x82, 6, 0, 2, 0, 1, b'q', 2]);

@@ -207,7 +207,7 @@ impl Engine {
                 if ids.contains(&batch.series[row]) && (range.from_us..range.to_us).contains(&time_us) {
                     (first, last) = (first.min(time_us), last.max(time_us));
                     nth += 1;
-                    if nth % 64 == 0 {
+                    if nth.is_multiple_of(64) {
                         sample.push(time_us);
                     }
                 }

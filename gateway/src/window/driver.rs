@@ -17,6 +17,7 @@ use model::time::SECOND_US;
 use polars::prelude::PolarsError;
 use rusqlite::{Connection, params};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, RwLock};
@@ -194,8 +195,8 @@ impl Driver {
     fn set_aside_summarised(&mut self, state: &State, rows: &mut Vec<SummaryRow>) -> Result<(), DriverError> {
         let mut known: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
         for row in rows.iter().filter(|row| row.start_us <= state.summarised_until_us) {
-            if !known.contains_key(&row.start_us) {
-                known.insert(row.start_us, read_through(&state.store, self.length_us, row.start_us)?);
+            if let Entry::Vacant(unknown) = known.entry(row.start_us) {
+                unknown.insert(read_through(&state.store, self.length_us, row.start_us)?);
             }
         }
         let windows = &mut self.windows;

@@ -217,10 +217,10 @@ mod tests {
 
     const LENGTH_US: Micros = 60;
 
-    fn plain(
-        rows: &[(u32, Micros, Result<f64, &'static str>)],
-    ) -> BTreeMap<(u32, Micros), BTreeMap<Micros, Result<f64, &'static str>>> {
-        let mut groups: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+    type Readings = BTreeMap<Micros, Result<f64, &'static str>>;
+
+    fn plain(rows: &[(u32, Micros, Result<f64, &'static str>)]) -> BTreeMap<(u32, Micros), Readings> {
+        let mut groups: BTreeMap<_, Readings> = BTreeMap::new();
         for &(series, time_us, value) in rows {
             let start = model::time::window_start(time_us, LENGTH_US);
             groups.entry((series, start)).or_default().insert(time_us, value);

@@ -114,7 +114,11 @@ impl App {
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
         let (id, incarnation) = identify(&store, &config, &clock)?;
         let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series));
-        let recovered = recover(&store.connection, &catalog)?;
+        let mut recovered = recover(&store.connection, &catalog)?;
+        let length_us = config.window.length.micros();
+        if changed_length(&store.connection, length_us)? {
+            recovered.replay_from = 1;
+        }
         let metrics = Arc::new(Metrics::default());
         let intake = Arc::new(Intake::new(config.journal.queue.bytes()));
         let router = Arc::new(Router::new(config.limits.retained, config.limits.retained_memory.bytes()));
@@ -168,7 +172,6 @@ impl App {
             stop: stop.clone(),
         });
         let (committed_sender, committed) = sync_channel(COMMITTED_AHEAD);
-        let length_us = config.window.length.micros();
         let memory_bytes = config.window.memory.bytes();
         let driver = Driver {
             windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),
@@ -344,6 +347,18 @@ fn identify(store: &Store, config: &Config, clock: &Clock) -> rusqlite::Result<(
     Ok((id, incarnation))
 }
 
+/// True if windows had another length before: where a restart may begin to read was decided
+/// for those, so windows of the new length need everything.
+fn changed_length(db: &Connection, length_us: i64) -> rusqlite::Result<bool> {
+    let before: Option<i64> = schema::meta(db, "window_length_us")?;
+    if before == Some(length_us) {
+        return Ok(false);
+    }
+    schema::set_meta(db, "replay_from", 1)?;
+    schema::set_meta(db, "window_length_us", length_us)?;
+    Ok(before.is_some())
+}
+
 fn restore_retained(db: &Connection, router: &Router) -> rusqlite::Result<()> {
     let mut retained = db.prepare("SELECT topic, qos, properties, payload FROM retained")?;
     let mut rows = retained.query([])?;
@@ -376,6 +391,7 @@ fn mqtt_limits(config: &Config) -> mqtt::Limits {
     mqtt::Limits {
         connections: config.mqtt.max_connections,
         packet_bytes: config.mqtt.max_packet.bytes(),
+        assembly_bytes: config.mqtt.assembly_memory.bytes(),
         connect_timeout: config.mqtt.connect_timeout.0,
         queue_bytes: config.mqtt.subscriber_queue.bytes(),
         inflight: usize::from(config.mqtt.max_inflight),

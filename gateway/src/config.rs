@@ -71,6 +71,8 @@ pub struct Mqtt {
     pub max_connections: usize,
     /// The largest packet accepted; a larger one ends the connection (0x95).
     pub max_packet: Size,
+    /// Memory for packets whose rest has not come yet, of all connections; a connection that needs more than its 64 KiB beyond it is closed (0x97).
+    pub assembly_memory: Size,
     /// How long a new connection may take until its CONNECT is complete.
     pub connect_timeout: Span,
     /// What may wait for one slow subscriber: beyond it QoS 0 messages are dropped and counted, and QoS 1 disconnects it.
@@ -212,6 +214,7 @@ impl Default for Mqtt {
             threads: 0,
             max_connections: 10_000,
             max_packet: Size::mib(2),
+            assembly_memory: Size::mib(32),
             connect_timeout: Span::seconds(10),
             subscriber_queue: Size::mib(1),
             max_inflight: 100,

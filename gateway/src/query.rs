@@ -73,6 +73,14 @@ pub struct Range {
     pub to_us: Micros,
 }
 
+impl Range {
+    /// A range within the times that can be written.
+    pub fn within(from_us: Micros, to_us: Micros) -> Self {
+        let clamp = |us: Micros| us.clamp(time::FIRST_US, time::LAST_US + 1);
+        Range { from_us: clamp(from_us), to_us: clamp(to_us) }
+    }
+}
+
 /// What answers questions.
 pub struct Engine {
     store: PathBuf,
@@ -155,7 +163,7 @@ pub fn parse_time(text: &str, now_us: Micros) -> Result<Micros, String> {
     let bad = || format!("{text:?} is no time: write RFC 3339, an epoch number, now, or for example now-1h");
     if let Some(offset) = text.strip_prefix("now") {
         let Some(sign) = offset.chars().next() else { return Ok(now_us) };
-        let span = humantime::parse_duration(offset[1..].trim()).map_err(|_| bad())?;
+        let span = humantime::parse_duration(offset[sign.len_utf8()..].trim()).map_err(|_| bad())?;
         let span_us = i64::try_from(span.as_micros()).map_err(|_| bad())?;
         return match sign {
             '-' => Ok(now_us.saturating_sub(span_us)),
@@ -197,7 +205,7 @@ mod tests {
         ] {
             assert_eq!(parse_time(text, now_us), Ok(want), "{text}");
         }
-        for text in ["", "now*2", "now-x", "tomorrow", "é"] {
+        for text in ["", "now*2", "now-x", "tomorrow", "é", "nowé"] {
             assert!(parse_time(text, now_us).is_err(), "{text}");
         }
     }

@@ -231,8 +231,8 @@ impl Windows {
     }
 
     /// Closes every window that is due and returns the summaries of those that need no
-    /// further look at the journal.
-    pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<SummaryRow>> {
+    /// further look at the journal, each with the first commit of its window.
+    pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<(SummaryRow, u64)>> {
         self.fold()?;
         let mut rows = Vec::new();
         for i in 0..self.devices.len() {
@@ -251,13 +251,9 @@ impl Windows {
                         self.dirty.entry((start_us, series)).or_insert(open.first_seq);
                         continue;
                     }
-                    rows.push(SummaryRow {
-                        series,
-                        start_us,
-                        length_us: self.length_us,
-                        through_seq: self.through_seq,
-                        summary: partial.summary,
-                    });
+                    let (length_us, through_seq) = (self.length_us, self.through_seq);
+                    let row = SummaryRow { series, start_us, length_us, through_seq, summary: partial.summary };
+                    rows.push((row, open.first_seq));
                 }
             }
         }
@@ -265,9 +261,10 @@ impl Windows {
     }
 
     /// A window that turns out to have a summary already: it is computed again from all its
-    /// readings instead.
-    pub fn mark_dirty(&mut self, key: Key) {
-        self.dirty.entry(key).or_insert(self.through_seq);
+    /// readings instead, and a restart still needs them from `first_seq` on.
+    pub fn mark_dirty(&mut self, key: Key, first_seq: u64) {
+        let first = self.dirty.entry(key).or_insert(first_seq);
+        *first = first_seq.min(*first);
     }
 
     /// Takes up to `most` dirty windows to compute again; one lot at a time.

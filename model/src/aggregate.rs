@@ -68,7 +68,6 @@ fn percentile(text: &str) -> Option<f64> {
     let digits = text.strip_prefix('p')?;
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let percent: f64 = plain.then(|| digits.parse().ok())??;
-    // Dividing the percentage keeps p95 at exactly 95/100: 0.95 * n has the right ceiling.
     (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
 }
 

@@ -275,3 +275,35 @@ fn subscriptions_follow_the_rules_of_both_versions() {
     gateway.publish(&["-q", "1", "-t", "q", "-m", "x"]);
     assert_eq!(v4.0.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
+
+#[test]
+fn a_client_gets_no_packet_larger_than_it_takes() {
+    let gateway = gateway().start();
+    let mut small = Client::open(&gateway);
+    // MQTT 5 with a maximum packet size of 30 bytes.
+    small.send(b"\x10\x16\0\x04MQTT\x05\x02\0\0\x05\x27\0\0\0\x1e\0\x04tiny");
+    assert_eq!(small.packet()[0], 0x20);
+    small.send(&[0x82, 7, 0, 1, 0, 0, 1, b't', 1]);
+    assert_eq!(small.packet(), [0x90, 4, 0, 1, 0, 1]);
+    gateway.publish(&["-q", "1", "-t", "t", "-m", "a payload that makes the packet larger than thirty bytes"]);
+    gateway.publish(&["-q", "1", "-t", "t", "-m", "small"]);
+    assert_eq!(small.packet(), [&[0x32, 11, 0, 1, b't', 0, 2, 0][..], b"small"].concat());
+}
+
+#[test]
+fn unfinished_packets_of_all_connections_are_bounded() {
+    let gateway = gateway().set("mqtt.assembly_memory", "1 MiB").start();
+    let mut hoarders: Vec<Client> = (0..30).map(|i| Client::connect(&gateway, 4, &format!("h{i}"), true)).collect();
+    let mut closed = 0;
+    for client in &mut hoarders {
+        // A packet of 1 MiB whose end never comes.
+        let begin = [&[0x30, 0x80, 0x80, 0x40, 0, 1, b'a'][..], &[b'x'; 200_000]].concat();
+        let _ = client.0.write_all(&begin);
+    }
+    eventually("some are closed", || {
+        let open = gateway.get("/v1/status")["connections"].as_u64()?;
+        closed = hoarders.len() as u64 - open;
+        (closed >= 20).then_some(())
+    });
+    still_serves(&gateway);
+}

@@ -6,7 +6,7 @@
 //! reference, "Line protocol".
 
 use super::object::push_leaf;
-use super::text::TEXT_BYTES_MAX;
+use super::text::{TEXT_BYTES_MAX, is_missing};
 use super::{Decoded, Node, Reason, Reject, Stamp};
 use model::Micros;
 
@@ -68,12 +68,17 @@ fn one(line: &str, precision: Precision, out: &mut Decoded) -> Result<(), String
     let tag = |name: &str| tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let device = tag("device").or_else(|| tag("host"));
     for field in split(fields, ',') {
-        let (key, value) = pair(field)?;
+        let (key, node) = match pair(field).and_then(|(key, value)| Ok((key, read_value(&value, field)?))) {
+            Ok(read) => read,
+            Err(detail) => {
+                out.rejects.push(Reject::leaf(Reason::Malformed, format!("{measurement} {field}"), detail));
+                continue;
+            }
+        };
         let metric = match &device {
             Some(_) => format!("{measurement}.{key}"),
             None => key,
         };
-        let node = read_value(&value, field)?;
         let before = out.readings.len();
         push_leaf(out, metric, node, stamp, None);
         for reading in &mut out.readings[before..] {
@@ -93,6 +98,9 @@ fn read_value(value: &str, field: &str) -> Result<Node, String> {
     if let Some(text) = value.strip_prefix('"') {
         let text = text.strip_suffix('"').ok_or_else(bad)?;
         let text = text.replace("\\\"", "\"").replace("\\\\", "\\");
+        if is_missing(&text) {
+            return Ok(Node::Null);
+        }
         return if text.len() > TEXT_BYTES_MAX {
             Err(format!("text of {} bytes", text.len()))
         } else {
@@ -109,6 +117,7 @@ fn read_value(value: &str, field: &str) -> Result<Node, String> {
     }
     match value.parse::<f64>() {
         Ok(n) if n.is_finite() => Ok(Node::Number(n)),
+        Ok(n) if n.is_nan() => Ok(Node::Null),
         Ok(_) => Ok(Node::NotFinite(value.into())),
         Err(_) => Err(bad()),
     }

@@ -8,8 +8,9 @@
 use super::text::{self, TEXT_BYTES_MAX};
 use super::{Decoded, Node, Reading, Reason, Reject, Stamp, Target};
 use jiff::tz::TimeZone;
+use model::identity::NAME_BYTES_MAX;
 use model::time::{self, PLAUSIBLE_FROM_US, TimeError};
-use model::{Value, check_name};
+use model::{NameError, Value, check_name};
 use std::collections::HashSet;
 
 /// Decodes a document that is not SenML.
@@ -107,6 +108,11 @@ pub(super) fn read_stamp(node: &Node, zone: &TimeZone) -> Result<Stamp, String> 
 
 fn leaves(path: String, node: Node, stamp: Stamp, unit: Option<String>, out: &mut Decoded) {
     match node {
+        // Nothing below can have a name any more; building its path would only cost.
+        Node::Object(_) | Node::Array(_) if path.len() > NAME_BYTES_MAX => {
+            let detail = format!("metric {}", NameError::TooLong(path.len()));
+            out.rejects.push(Reject::leaf(Reason::BadName, printable(&path), detail));
+        }
         Node::Object(fields) => {
             for (key, node) in without_repeats(fields, &path, out) {
                 leaves(format!("{path}.{key}"), node, stamp, None, out);

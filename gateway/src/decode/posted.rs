@@ -2,7 +2,9 @@
 //!
 //! Leaves one outcome per reading, in order, because the answer names rejects by index.
 
+use super::node::NODES_MAX;
 use super::object::{push_leaf, read_stamp};
+use super::text::is_missing;
 use super::{Decoded, Format, Node, Reading, Reason, Reject, Stamp, Target, cbor, from_tree, json, senml};
 use jiff::tz::TimeZone;
 
@@ -37,6 +39,9 @@ pub struct Item {
 /// Reads a body; an error means that nothing of it could be read.
 pub fn decode(body: &[u8], kind: Body, zone: &TimeZone) -> Result<Vec<Item>, Reject> {
     match kind {
+        Body::Lines if body.iter().filter(|&&b| b == b'\n').count() > NODES_MAX => {
+            Err(Reject::whole(Reason::TooLarge, format!("more than {NODES_MAX} lines in one body: send it in parts")))
+        }
         Body::Lines => Ok(lines(body, zone)),
         Body::Json => tree(json::parse(body)?, false, zone),
         Body::SenmlJson => tree(json::parse(body)?, true, zone),
@@ -101,9 +106,7 @@ fn read(node: Node, zone: &TimeZone, out: &mut Decoded) -> Result<(), Reject> {
     let unit = node.get("unit").and_then(Node::as_text).map(str::to_owned);
     // A value that spells a word for "no value" is missing; other texts stay as they are.
     let value = match value {
-        Node::Text(t) if t.is_empty() || ["nan", "unknown", "unavailable"].contains(&&*t.to_ascii_lowercase()) => {
-            Node::Null
-        }
+        Node::Text(word) if is_missing(&word) => Node::Null,
         other => other,
     };
     push_leaf(out, metric, value, stamp, unit);

@@ -6,7 +6,9 @@
 //! a device; else the name up to its last `:` or `/` is the device.
 
 use super::object::push_leaf;
+use super::text::is_missing;
 use super::{Decoded, Node, Reason, Reject, Stamp, Target};
+use model::identity::NAME_BYTES_MAX;
 use model::time::{self, SECOND_US};
 
 const LABELS: [(&str, &str); 14] = [
@@ -34,7 +36,8 @@ pub(super) fn looks_like(tree: &Node) -> bool {
     let Node::Array(records) = tree else { return false };
     let Some(Node::Object(first)) = records.first() else { return false };
     let has = |name: &str| first.iter().any(|(key, _)| label(key) == name);
-    has("bn") || (has("n") && VALUES.iter().any(|value| has(value)))
+    let named = |name: &str| first.iter().any(|(key, node)| label(key) == name && node.as_text().is_some());
+    named("bn") || (named("n") && VALUES.iter().any(|value| has(value)))
 }
 
 fn label(key: &str) -> &str {
@@ -86,7 +89,12 @@ fn take_base(fields: &[(String, Node)], base: &mut Base) -> Result<(), (Reason, 
     for (key, node) in fields {
         let wrong = || (Reason::Malformed, format!("field {key} has the wrong type"));
         match key.as_str() {
-            "bn" => base.name = node.as_text().ok_or_else(wrong)?.to_owned(),
+            "bn" => {
+                base.name = node.as_text().ok_or_else(wrong)?.to_owned();
+                if base.name.len() > NAME_BYTES_MAX {
+                    return Err((Reason::BadName, format!("bn has more than {NAME_BYTES_MAX} bytes")));
+                }
+            }
             "bt" => base.time_s = node.as_number().ok_or_else(wrong)?,
             "bu" => base.unit = Some(node.as_text().ok_or_else(wrong)?.to_owned()),
             "bv" => base.value = Some(node.as_number().ok_or_else(wrong)?),
@@ -159,7 +167,10 @@ fn value(base: &Base, record: &Node) -> Option<Node> {
         return Some(plus(base.value, v));
     }
     if let Some(text) = record.get("vs") {
-        return Some(text.clone());
+        return Some(match text {
+            Node::Text(word) if is_missing(word) => Node::Null,
+            other => other.clone(),
+        });
     }
     if record.get("vd").is_some() {
         return Some(Node::Unsupported("a SenML data value (vd)"));

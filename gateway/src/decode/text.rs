@@ -41,6 +41,11 @@ pub(super) fn read(text: &str) -> Node {
     Node::Text(text.into())
 }
 
+/// True for a word that says that there is no value.
+pub(super) fn is_missing(text: &str) -> bool {
+    matches!(word(text.trim()), Some(Node::Null))
+}
+
 /// The words that are not states: booleans, and the absence of a value.
 pub(super) fn word(text: &str) -> Option<Node> {
     const TRUE: [&str; 3] = ["true", "on", "open"];

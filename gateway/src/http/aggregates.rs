@@ -3,6 +3,7 @@
 use super::params::Params;
 use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
 use super::{Shared, ask};
+use crate::query::Range;
 use crate::query::aggregates::{Answer, Question, Row, is_count};
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
@@ -56,18 +57,25 @@ pub(super) async fn get(
     let form = accept(&headers)?;
     let window_text = params.one("window").unwrap_or("all").to_owned();
     let window: Window = window_text.parse().map_err(|e| Problem::bad_request(format!("window: {e}")))?;
+    // A relative range moves on between pages; the cursor holds it still.
+    let cursor_place: Option<(String, String, i64, i64, i64)> = params.cursor()?;
+    let range = match &cursor_place {
+        Some((_, _, _, from_us, to_us)) => Range::within(*from_us, *to_us),
+        None => params.range(site.engine.now_us())?,
+    };
     let question = Question {
         filter: params.filter(),
-        range: params.range(site.engine.now_us())?,
+        range,
         window,
         stats: stats(&params)?,
         fill: fill(&params)?,
         limit: params.limit(10_000, 100_000)?,
-        after: params.cursor()?,
+        after: cursor_place.map(|(device, metric, start_us, _, _)| (device, metric, start_us)),
     };
     let columns: Vec<(String, bool)> = question.stats.iter().map(|stat| (stat.to_string(), is_count(*stat))).collect();
     let answer = ask(&site, move |engine| engine.aggregates(&question)).await?;
-    let next = answer.next().map(|place| cursor(&place));
+    let place = |(device, metric, start_us)| (device, metric, start_us, range.from_us, range.to_us);
+    let next = answer.next().map(|last| cursor(&place(last)));
     Ok(match form {
         Accept::Json => json(&Body {
             window: &window_text,

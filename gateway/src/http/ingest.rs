@@ -30,6 +30,8 @@ struct Rejected {
     reason: String,
 }
 
+/// Rejects of one body that are kept with their payload.
+const REJECTS_KEPT: usize = 20;
 /// Rejects that an answer names; all are counted and the first are kept.
 const REJECTS_NAMED: usize = 1_000;
 
@@ -50,6 +52,7 @@ pub(super) async fn readings(State(site): State<Shared>, request: Request) -> Re
     for item in items {
         let decoded = Decoded { readings: item.readings, rejects: item.rejects, missing: item.missing };
         let admitted = site.admission.decoded("/v1/readings", Target::default(), decoded, &body, arrival, &mut parcel);
+        parcel.rejects.truncate(REJECTS_KEPT);
         outcome.accepted += admitted.accepted;
         let named = REJECTS_NAMED.saturating_sub(outcome.rejected.len());
         let rejected = |reject: crate::decode::Reject| Rejected { index: item.index, reason: reject.to_string() };

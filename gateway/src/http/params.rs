@@ -76,7 +76,7 @@ impl Params {
             let parse = |text| parse_time(text, now_us).map_err(|e| Problem::bad_request(format!("{name}: {e}")));
             self.one(name).map(parse).transpose()
         };
-        let range = Range { from_us: time("from")?.unwrap_or(BEGINNING_US), to_us: time("to")?.unwrap_or(FOREVER_US) };
+        let range = Range::within(time("from")?.unwrap_or(BEGINNING_US), time("to")?.unwrap_or(FOREVER_US));
         if range.from_us >= range.to_us {
             return Err(Problem::bad_request("from is not before to: a range is [from, to)"));
         }

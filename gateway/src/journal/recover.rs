@@ -53,9 +53,10 @@ pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, RecoverE
         catalog.restore_series(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str().unwrap_or_default(), unit.as_deref());
     }
     let snapshot_seq = read_snapshot(db, catalog)?;
-    let mut last_seq = snapshot_seq;
+    // Also the number of a batch that cannot be read is taken.
+    let newest: Option<i64> = db.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
+    let last_seq = snapshot_seq.max(newest.unwrap_or(0) as u64);
     each_batch(db, snapshot_seq + 1, |committed| {
-        last_seq = committed.seq;
         catalog.note(&committed.readings, committed.received_us);
         true
     })?;

@@ -353,7 +353,8 @@ fn write_summaries(db: &Connection, rows: &[SummaryRow]) -> rusqlite::Result<u64
              WHERE excluded.through_seq >= through_seq AND ((count, texts, min, max, first_us, first,
                last_us, last, sketch) IS NOT (excluded.count, excluded.texts, excluded.min, excluded.max,
                excluded.first_us, excluded.first, excluded.last_us, excluded.last, excluded.sketch)
-               OR abs(excluded.sum - sum) > 1e-12 * (abs(excluded.sum) + abs(sum)))",
+               OR abs(excluded.sum - sum) > 1e-12 * (abs(excluded.sum) + abs(sum))
+               OR abs(excluded.m2 - m2) > 1e-9 * (excluded.m2 + m2))",
         )?
         .execute(params![
             row.length_us,

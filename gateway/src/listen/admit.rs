@@ -14,7 +14,7 @@ use crate::readings::flag;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use jiff::tz::TimeZone;
-use model::time::PLAUSIBLE_FROM_US;
+use model::time::{LAST_US, PLAUSIBLE_FROM_US};
 use model::{Micros, check_name};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -235,7 +235,10 @@ impl Admission {
                 (series.assign_time(arrival.now_us), arrival.flags() | flag::RESTAMPED)
             }
             Stamp::At(us) => stamped(us),
-            Stamp::Relative(us) => stamped(arrival.now_us.saturating_add(us)),
+            Stamp::Relative(us) if arrival.now_us.saturating_add(us) < PLAUSIBLE_FROM_US => {
+                self.time(series, Stamp::At(0), arrival)
+            }
+            Stamp::Relative(us) => stamped(arrival.now_us.saturating_add(us).min(LAST_US)),
         }
     }
 

@@ -91,6 +91,8 @@ pub struct Limits {
     pub connections: usize,
     /// `mqtt.max_packet`.
     pub packet_bytes: usize,
+    /// `mqtt.assembly_memory`.
+    pub assembly_bytes: usize,
     /// `mqtt.connect_timeout`.
     pub connect_timeout: Duration,
     /// `mqtt.subscriber_queue`.
@@ -119,6 +121,8 @@ pub struct Shared {
     pub clients: Clients,
     /// Open connections.
     pub open: AtomicUsize,
+    /// Bytes of packets whose rest has not come yet.
+    pub assembling: AtomicUsize,
     ids: AtomicU64,
 }
 
@@ -133,8 +137,8 @@ impl Shared {
         limits: Limits,
         clients: Clients,
     ) -> Self {
-        let (open, ids) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Shared { admission, intake, router, auth, anonymous, limits, clients, open, ids }
+        let (open, assembling, ids) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
+        Shared { admission, intake, router, auth, anonymous, limits, clients, open, assembling, ids }
     }
 }
 

@@ -110,7 +110,8 @@ impl Engine {
         let own: BTreeMap<Micros, &Cell> = own.map(|((_, start_us), cell)| (*start_us, cell)).collect();
         let starts: Box<dyn Iterator<Item = Micros>> = match question.window {
             Window::Tumbling(length_us) if question.fill => {
-                let first = window_start(question.range.from_us, length_us);
+                // A later page begins where the one before ended, however long the range is.
+                let first = window_start(question.range.from_us.max(after_us.unwrap_or(Micros::MIN)), length_us);
                 Box::new((first..question.range.to_us).step_by(length_us as usize))
             }
             Window::All if question.fill => Box::new(std::iter::once(question.range.from_us)),
@@ -125,7 +126,9 @@ impl Engine {
                 return true;
             }
             let cell = own.get(&start_us).copied();
-            if let Some(Cell { summary, quantiles: None }) = cell {
+            if let Some(Cell { summary, quantiles: None }) = cell
+                && question.stats.iter().any(|stat| matches!(stat, Stat::Quantile(_)))
+            {
                 *quantile_error = Some(summary.sketch.error().max(quantile_error.unwrap_or(0.0)));
             }
             rows.push(Row {

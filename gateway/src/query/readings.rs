@@ -4,6 +4,7 @@
 
 use super::{Engine, Filter, QueryError, Range, ranks};
 use crate::journal::scan::scan;
+use model::time::{FIRST_US, LAST_US};
 use model::{Micros, Value};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -46,7 +47,7 @@ impl Engine {
         let after = page.after.as_ref().map(|(time_us, device, metric)| {
             let rank = series.partition_point(|s| (&*s.device.name, &*s.metric) <= (device.as_str(), metric.as_str()));
             // The first rank that may still come at this very time.
-            key(*time_us, rank as u32)
+            key((*time_us).clamp(FIRST_US, LAST_US), rank as u32)
         });
         let mut kept: BTreeMap<(Micros, u32), Value> = BTreeMap::new();
         let mut more = false;

@@ -30,7 +30,8 @@ fn a_window_closes_when_its_devices_watermark_passes_its_end_and_the_lateness() 
     commit(&mut w, 3, 0, &[(1, 70 * SECOND, 5.0)]);
     assert!(w.is_due(0));
     let closed = w.close(0).unwrap();
-    let seen: Vec<_> = closed.iter().map(|row| (row.series, row.start_us, row.summary.sum, row.through_seq)).collect();
+    let seen: Vec<_> =
+        closed.iter().map(|(row, _)| (row.series, row.start_us, row.summary.sum, row.through_seq)).collect();
     assert_eq!(seen, [(0, 0, 1.0, 3), (1, 0, 2.0, 3)], "device 1 is not done");
     assert_eq!(w.replay_from(), 1, "device 1 still needs the first commit");
 }
@@ -89,11 +90,11 @@ proptest! {
             }
             commit(&mut w, i as u64 + 1, 0, &rows);
             if w.is_due(0) {
-                clean.extend(w.close(0).unwrap().into_iter().map(|row| ((row.start_us, row.series), row.summary)));
+                clean.extend(w.close(0).unwrap().into_iter().map(|(row, _)| ((row.start_us, row.series), row.summary)));
             }
         }
         let end = 1_000 * SECOND;
-        clean.extend(w.close(end).unwrap().into_iter().map(|row| ((row.start_us, row.series), row.summary)));
+        clean.extend(w.close(end).unwrap().into_iter().map(|(row, _)| ((row.start_us, row.series), row.summary)));
         let dirty = w.take_dirty(usize::MAX);
         for (key, readings) in want {
             if dirty.contains(&key) {

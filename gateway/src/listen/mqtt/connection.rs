@@ -187,15 +187,8 @@ impl Connection {
             return false;
         }
         let waiting = out.bytes.len() + out.queue_bytes;
-        if delivery.qos == 0 {
-            if waiting > self.queue_max || publication.bytes() > peer.packet_max {
-                self.metrics.dropped.inc();
-                return false;
-            }
-            out.put(peer, publication, delivery, 0);
-        } else if publication.bytes() > peer.packet_max {
-            self.metrics.dropped.inc();
-            return false;
+        let sent = if delivery.qos == 0 {
+            waiting <= self.queue_max && out.put(peer, publication, delivery, 0)
         } else if waiting > self.queue_max {
             self.metrics.overflowed.inc();
             drop(out);
@@ -203,10 +196,14 @@ impl Connection {
             return false;
         } else if out.inflight.len() < peer.inflight_max && out.queue.is_empty() {
             let pkid = out.next_pkid();
-            out.put(peer, publication, delivery, pkid);
+            out.put(peer, publication, delivery, pkid)
         } else {
             out.queue_bytes += publication.bytes();
             out.queue.push_back((Arc::clone(publication), delivery.clone()));
+            return false;
+        };
+        if !sent {
+            self.metrics.dropped.inc();
             return false;
         }
         self.metrics.delivered.inc();
@@ -224,8 +221,9 @@ impl Connection {
             let Some((publication, delivery)) = out.queue.pop_front() else { break };
             out.queue_bytes -= publication.bytes();
             let pkid = out.next_pkid();
-            out.put(peer, &publication, &delivery, pkid);
-            self.metrics.delivered.inc();
+            let sent = out.put(peer, &publication, &delivery, pkid);
+            let counter = if sent { &self.metrics.delivered } else { &self.metrics.dropped };
+            counter.inc();
         }
         self.write(&mut out);
     }
@@ -278,10 +276,9 @@ impl Connection {
 }
 
 impl Outbox {
-    fn put(&mut self, peer: &Peer, publication: &Publication, delivery: &Delivery, pkid: u16) {
-        if pkid > 0 {
-            self.inflight.insert(pkid);
-        }
+    /// Appends a PUBLISH; false if the client does not take packets as large as that.
+    fn put(&mut self, peer: &Peer, publication: &Publication, delivery: &Delivery, pkid: u16) -> bool {
+        let before = self.bytes.len();
         Outgoing {
             topic: &publication.topic,
             properties: &publication.properties,
@@ -292,6 +289,13 @@ impl Outbox {
             subscriptions: &delivery.ids,
         }
         .put(peer.version, &mut self.bytes);
+        let fits = self.bytes.len() - before <= peer.packet_max;
+        if !fits {
+            self.bytes.truncate(before);
+        } else if pkid > 0 {
+            self.inflight.insert(pkid);
+        }
+        fits
     }
 
     /// The next identifier that is not in flight; there are fewer in flight than identifiers.

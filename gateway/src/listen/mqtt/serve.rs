@@ -177,7 +177,7 @@ async fn serve_connection(local: Rc<Local>, socket: TcpStream) {
     connection.heard_s.store(local.now_s.get(), Ordering::Relaxed);
     connection.patience_s.store(shared.limits.connect_timeout.as_secs().max(1) as u32, Ordering::Relaxed);
     let _counted = Counted::new(&local, &connection);
-    let mut stream = Stream { local: Rc::clone(&local), connection, reader, partial: Vec::new() };
+    let mut stream = Stream { local: Rc::clone(&local), connection, reader, partial: Partial::new(shared) };
     let mut parcel = Parcel::default();
     match stream.first_packet(&mut parcel).await {
         Ok(Some(session)) => stream.converse(session, parcel).await,
@@ -192,7 +192,48 @@ struct Stream {
     connection: Arc<Connection>,
     reader: OwnedReadHalf,
     /// The beginning of a packet whose rest has not come yet.
-    partial: Vec<u8>,
+    partial: Partial,
+}
+
+/// Bytes that wait for the rest of their packet, counted for as long as they are kept.
+struct Partial {
+    bytes: Vec<u8>,
+    shared: Arc<Shared>,
+}
+
+/// What every connection may keep, however many there are.
+const PARTIAL_FREE_BYTES: usize = READ_BYTES;
+
+impl Partial {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Partial { bytes: Vec::new(), shared: Arc::clone(shared) }
+    }
+
+    /// Keeps these bytes instead of those before; an error if all connections keep too much.
+    fn set(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        if self.bytes.is_empty() && bytes.is_empty() {
+            return Ok(());
+        }
+        let total = &self.shared.assembling;
+        total.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        let now = total.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+        self.bytes = bytes.to_vec();
+        if now > self.shared.limits.assembly_bytes && bytes.len() > PARTIAL_FREE_BYTES {
+            return Err(Violation { code: reason::QUOTA, what: "mqtt.assembly_memory reached" });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        self.shared.assembling.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        self.take();
+    }
 }
 
 /// What one pass over the socket came to.
@@ -212,16 +253,17 @@ impl Stream {
     async fn first_packet(&mut self, parcel: &mut Parcel) -> Result<Option<Session>, Violation> {
         let max = self.local.shared.limits.packet_bytes;
         loop {
-            if let Some(frame) = packet::frame(&self.partial, max)? {
+            if let Some(frame) = packet::frame(&self.partial.bytes, max)? {
                 let length = frame.raw.len();
                 let greeting =
                     handshake::greet(&frame, &self.local.shared, &self.connection, self.local.desk_index, parcel);
                 let session = greeting.await?;
-                self.partial.drain(..length);
+                let rest = self.partial.take();
+                self.partial.set(&rest[length..])?;
                 return Ok(Some(session));
             }
             // A first byte that is no CONNECT is not worth waiting for.
-            if self.partial.first().is_some_and(|byte| byte >> 4 != packet::kind::CONNECT) {
+            if self.partial.bytes.first().is_some_and(|byte| byte >> 4 != packet::kind::CONNECT) {
                 return Err(packet::protocol_error("first packet is not CONNECT"));
             }
             let (local, connection) = (Rc::clone(&self.local), Arc::clone(&self.connection));
@@ -232,18 +274,22 @@ impl Stream {
                 read = poll_fn(|cx| self.poll_read_partial(cx)) => read,
             };
             match read {
-                Ok(0) | Err(_) => return Ok(None),
-                Ok(_) => {}
+                Ok(bytes) if bytes.is_empty() => return Ok(None),
+                Ok(bytes) => self.partial.set(&bytes)?,
+                Err(_) => return Ok(None),
             }
         }
     }
 
-    fn poll_read_partial(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads on; all bytes so far, or none at the end.
+    fn poll_read_partial(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
         let mut scratch = self.local.scratch.borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch.read);
         ready!(Pin::new(&mut self.reader).poll_read(cx, &mut buffer))?;
-        self.partial.extend_from_slice(buffer.filled());
-        Poll::Ready(Ok(buffer.filled().len()))
+        if buffer.filled().is_empty() {
+            return Poll::Ready(Ok(Vec::new()));
+        }
+        Poll::Ready(Ok([&self.partial.bytes, buffer.filled()].concat()))
     }
 
     async fn converse(mut self, mut session: Session, first: Parcel) {
@@ -304,10 +350,10 @@ impl Stream {
             Err(_) => return Poll::Ready(Pass::End),
         }
         self.connection.heard_s.store(self.local.now_s.get(), Ordering::Relaxed);
-        if self.partial.is_empty() {
+        if self.partial.bytes.is_empty() {
             Poll::Ready(self.take(buffer.filled(), session, routes, parcel))
         } else {
-            let mut partial = std::mem::take(&mut self.partial);
+            let mut partial = self.partial.take();
             partial.extend_from_slice(buffer.filled());
             Poll::Ready(self.take(&partial, session, routes, parcel))
         }
@@ -317,7 +363,7 @@ impl Stream {
     fn rest(&mut self, session: &mut Session) -> Pass {
         let local = Rc::clone(&self.local);
         let mut scratch = local.scratch.borrow_mut();
-        let partial = std::mem::take(&mut self.partial);
+        let partial = self.partial.take();
         let Scratch { routes, parcel, .. } = &mut *scratch;
         self.take(&partial, session, routes, parcel)
     }
@@ -337,7 +383,10 @@ impl Stream {
                 Err(violation) => break Pass::Broken(violation),
             }
         };
-        self.partial = bytes.to_vec();
+        let outcome = match (self.partial.set(bytes), outcome) {
+            (Err(violation), Pass::Taken) => Pass::Broken(violation),
+            (_, outcome) => outcome,
+        };
         session.settle(parcel);
         if parcel.is_empty() {
             return outcome;

@@ -139,7 +139,7 @@ impl App {
             Arc::clone(&intake),
             Arc::clone(&router),
             Arc::clone(&auth),
-            config.mqtt.allow_anonymous || !auth.has_users(),
+            config.mqtt.allow_anonymous,
             mqtt_limits(&config),
             clients,
         ));
@@ -163,7 +163,7 @@ impl App {
             live: Arc::clone(&live),
             metrics: Arc::clone(&metrics),
             subscriptions: router,
-            anonymous: config.http.allow_anonymous || !auth.has_users(),
+            anonymous: config.http.allow_anonymous,
             auth,
             body_max: config.http.max_body.bytes(),
             live_max: config.http.max_live,

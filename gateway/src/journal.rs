@@ -46,11 +46,11 @@ pub struct Rejected {
     /// When it came.
     pub received_us: Micros,
     /// From where: a topic, a path.
-    pub source: Box<str>,
+    pub source: String,
     /// Why, see [`crate::decode::Reason`].
     pub reason: &'static str,
     /// Why, in a sentence that names the leaf.
-    pub detail: Box<str>,
+    pub detail: String,
     /// The beginning of the payload.
     pub payload: Box<[u8]>,
 }

@@ -141,6 +141,19 @@ fn mqtt_5_is_told_the_reason() {
 }
 
 #[test]
+fn a_filter_of_sixty_thousand_levels_is_refused() {
+    let gateway = gateway().start();
+    let mut client = Client::connect(&gateway, 4, "deep", true);
+    let filter = "/".repeat(65_535);
+    let mut packet = vec![0x82, 0x84, 0x80, 0x04, 0, 1, 0xff, 0xff];
+    packet.extend(filter.as_bytes());
+    packet.push(0);
+    client.send(&packet);
+    assert_eq!(client.packet(), [0x90, 3, 0, 1, 0x80]);
+    still_serves(&gateway);
+}
+
+#[test]
 fn acknowledgements_keep_the_order_of_arrival_rejects_and_foreign_topics_included() {
     let gateway = gateway().start();
     for version in [4, 5] {
@@ -185,6 +198,11 @@ fn a_repeated_qos_2_message_is_stored_once_also_after_a_kill() {
     client.send(&message);
     assert_eq!(client.packet(), [0x50, 2, 0, 7]);
     assert_eq!(gateway.rows("/v1/readings?device=a").len(), 2, "released, the identifier is free for a new message");
+    // A client that was told that there is no session begins again with its identifiers.
+    let mut client = Client::connect(&gateway, 4, "exact", false);
+    client.send(&message);
+    assert_eq!(client.packet(), [0x50, 2, 0, 7]);
+    assert_eq!(gateway.rows("/v1/readings?device=a").len(), 3, "without DUP it is a new message");
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl Parcel {
     }
 
     fn bytes(&self) -> usize {
-        let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + 128).sum();
+        let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + r.source.len() + r.detail.len() + 128).sum();
         let retain: usize = self.retain.iter().map(|r| r.message.as_ref().map_or(0, |m| m.2.len()) + 128).sum();
         self.readings.bytes() + rejects + retain + self.inbound.len() * 64 + self.receipts.len() * 64 + self.carried
     }

@@ -285,9 +285,9 @@ fn write_rejects(db: &Connection, rejects: &[Rejected], keep: usize) -> rusqlite
         bytes += reject.payload.len() as u64 + 256;
         db.prepare_cached("INSERT INTO reject VALUES (NULL, ?1, ?2, ?3, ?4, ?5)")?.execute(params![
             reject.received_us,
-            &*reject.source,
+            reject.source,
             reject.reason,
-            &*reject.detail,
+            reject.detail,
             &*reject.payload
         ])?;
     }

@@ -25,6 +25,10 @@ const REJECT_PAYLOAD_BYTES: usize = 1_024;
 const REJECTS_PER_MESSAGE: usize = 20;
 /// Topics whose series a listener remembers.
 const ROUTES_MAX: usize = 50_000;
+/// A topic longer than this is matched each time.
+const ROUTE_BYTES_MAX: usize = 256;
+/// What is kept of a reject's source and detail.
+const REJECT_TEXT_CHARS: usize = 300;
 
 /// What every listener shares.
 pub struct Admission {
@@ -120,7 +124,9 @@ impl Admission {
             None => {
                 let route = self.route(topic, payload);
                 let other = matches!(route, Route::Other);
-                routes.known.insert(topic.into(), route);
+                if topic.len() <= ROUTE_BYTES_MAX {
+                    routes.known.insert(topic.into(), route);
+                }
                 if !other {
                     self.matched(topic, payload, arrival, parcel);
                 }
@@ -249,9 +255,9 @@ impl Admission {
             if i < REJECTS_PER_MESSAGE {
                 parcel.rejects.push(Rejected {
                     received_us: arrival.now_us,
-                    source: source.into(),
+                    source: source.chars().take(REJECT_TEXT_CHARS).collect(),
                     reason: reject.reason.as_str(),
-                    detail: reject.to_string().into(),
+                    detail: reject.to_string().chars().take(REJECT_TEXT_CHARS).collect(),
                     payload: payload[..payload.len().min(REJECT_PAYLOAD_BYTES)].into(),
                 });
             }
@@ -348,7 +354,7 @@ mod tests {
     fn a_bad_device_name_is_a_reject() {
         let (admission, mut routes) = (admission(), Routes::default());
         let parcel = publish(&admission, &mut routes, "devices//t", "1");
-        assert_eq!(&*parcel.rejects[0].detail, "device name is empty");
+        assert_eq!(parcel.rejects[0].detail, "device name is empty");
         assert_eq!(parcel.rejects[0].reason, "bad_name");
     }
 }

@@ -164,7 +164,10 @@ impl Endpoint {
                     self.notify(|changed| changed == series);
                 }
             }
-            (_, MessageClass::Request(_)) => self.request(packet, bytes, from).await,
+            // Also a method that is not known yet is a request (section 5.8): it gets 4.05.
+            (_, MessageClass::Request(_) | MessageClass::Reserved(0x01..=0x1f)) => {
+                self.request(packet, bytes, from).await;
+            }
             // A ping, or something that only a client gets (section 4.2 and 4.3).
             (MessageType::Confirmable, _) => self.wire.reset(message_id, from),
             (MessageType::NonConfirmable, _) => {}
@@ -247,7 +250,7 @@ impl Endpoint {
                 Ok(Some(packet.payload.clone()))
             };
         };
-        let block = Block::read(value).ok_or((ResponseType::BadOption, "Block1 that is none".to_owned()))?;
+        let block = Block::read(value).ok_or((ResponseType::BadRequest, "Block1 that is none".to_owned()))?;
         request.block1 = Some(Block { more: block.more, ..block });
         let announced = packet.get_first_option(CoapOption::Size1).filter(|size| size.len() <= 4);
         let announced = announced.map(|size| size.iter().fold(0_usize, |n, &byte| n << 8 | usize::from(byte)));
@@ -329,7 +332,9 @@ impl Endpoint {
     /// Sends a representation, the part of it that Block2 asks for if it is large.
     fn reply(&self, packet: &Packet, request: &Request, mut answer: Answer) -> Result<(), Refusal> {
         let asked = match packet.get_first_option(CoapOption::Block2) {
-            Some(value) => Some(Block::read(value).ok_or((ResponseType::BadOption, "Block2 that is none".to_owned()))?),
+            Some(value) => {
+                Some(Block::read(value).ok_or((ResponseType::BadRequest, "Block2 that is none".to_owned()))?)
+            }
             None => None,
         };
         if asked.is_some() || answer.payload.len() > BLOCK.size() {

@@ -133,6 +133,9 @@ impl Connection {
     /// Appends an acknowledgement without sending it yet; true if nobody else will flush.
     pub fn acknowledge(&self, kind: u8, pkid: u16) -> bool {
         let mut out = self.out();
+        if out.closing.is_some() {
+            return false;
+        }
         put_acknowledgement(&mut out.bytes, kind, pkid);
         !std::mem::replace(&mut out.touched, true)
     }
@@ -147,8 +150,10 @@ impl Connection {
     /// Sends a packet after all before it.
     pub fn send(&self, packet: &[u8]) {
         let mut out = self.out();
-        out.bytes.extend_from_slice(packet);
-        self.write(&mut out);
+        if out.closing.is_none() {
+            out.bytes.extend_from_slice(packet);
+            self.write(&mut out);
+        }
     }
 
     /// Writes what the socket takes; leaves the rest to the connection's task.

@@ -87,6 +87,7 @@ pub(super) async fn greet(
         will,
         filters: HashSet::new(),
         aliases: HashMap::new(),
+        inherited: inbound.keys().copied().collect(),
         inbound,
         steps: SmallVec::new(),
     })
@@ -94,8 +95,9 @@ pub(super) async fn greet(
 
 async fn check_login(shared: &Shared, login: Option<&Login>) -> Option<&'static Refusal> {
     match login {
-        // Anybody may come in, and a name that is wrong is no reason to keep somebody out.
-        _ if shared.anonymous && !shared.auth.has_users() => None,
+        // Without users anybody may come in (beyond loopback only if the configuration says so),
+        // and a name is no reason to keep somebody out.
+        _ if !shared.auth.has_users() => None,
         None if shared.anonymous => None,
         None => Some(&ANONYMOUS),
         Some(login) => {

@@ -380,15 +380,22 @@ fn length_bytes(n: usize) -> usize {
     }
 }
 
+/// Levels of a topic or filter; walking one costs stack and memory for each.
+const LEVELS_MAX: usize = 128;
+
+fn has_too_many_levels(text: &str) -> bool {
+    text.len() >= LEVELS_MAX && text.bytes().filter(|&b| b == b'/').count() >= LEVELS_MAX
+}
+
 /// True for a topic that may be published to (section 4.7).
 pub fn topic_is_valid(topic: &str) -> bool {
-    !topic.is_empty() && !topic.contains(['+', '#', '\0'])
+    !topic.is_empty() && !topic.contains(['+', '#', '\0']) && !has_too_many_levels(topic)
 }
 
 /// True for a filter that may be subscribed to (section 4.7).
 pub fn filter_is_valid(filter: &str) -> bool {
     let mut levels = filter.split('/').peekable();
-    if filter.is_empty() || filter.contains('\0') {
+    if filter.is_empty() || filter.contains('\0') || has_too_many_levels(filter) {
         return false;
     }
     while let Some(level) = levels.next() {
@@ -447,7 +454,8 @@ mod tests {
         for good in ["#", "+", "/", "a/+/b", "a/#", "+/+/#", "a//b", "$SYS/#"] {
             assert!(filter_is_valid(good), "{good}");
         }
-        for bad in ["", "a#", "#/a", "a+/b", "a/b#", "a\0"] {
+        let deep = "/".repeat(65_535);
+        for bad in [&*deep, "", "a#", "#/a", "a+/b", "a/b#", "a\0"] {
             assert!(!filter_is_valid(bad), "{bad}");
         }
         assert!(topic_is_valid("a/b") && !topic_is_valid("a/+") && !topic_is_valid("") && !topic_is_valid("a/#"));

@@ -295,7 +295,10 @@ impl Stream {
     async fn converse(mut self, mut session: Session, first: Parcel) {
         let local = Rc::clone(&self.local);
         let connection = Arc::clone(&self.connection);
-        let mut pass = if first.is_empty() { self.rest(&mut session) } else { Pass::Full(first) };
+        if !first.is_empty() && local.shared.intake.push(first).await.is_err() {
+            return;
+        }
+        let mut pass = self.rest(&mut session);
         let woken = connection.woken();
         tokio::pin!(woken);
         loop {

@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) aliases: HashMap<u16, Box<str>>,
     /// QoS 2 identifiers that are stored and not released, with a hash of their message.
     pub(super) inbound: HashMap<u16, u64>,
+    /// Those of an earlier connection: the client may have forgotten them.
+    pub(super) inherited: HashSet<u16>,
     pub(super) steps: SmallVec<[Step; 2]>,
 }
 
@@ -145,7 +147,8 @@ impl Session {
         hash.update(&[0]);
         hash.update(publish.payload);
         let hash = hash.digest();
-        if self.inbound.get(&publish.pkid) == Some(&hash) {
+        let inherited = self.inherited.remove(&publish.pkid);
+        if self.inbound.get(&publish.pkid) == Some(&hash) && (publish.dup || !inherited) {
             return false;
         }
         self.inbound.insert(publish.pkid, hash);
@@ -208,26 +211,41 @@ impl Session {
             return Err(malformed("SUBSCRIBE that is none"));
         };
         let id = properties.and_then(|p| p.id).and_then(|id| u32::try_from(id).ok());
+        if subscribe.filters.len() > self.shared.limits.subscriptions {
+            return Err(Violation { code: reason::QUOTA, what: "more filters than mqtt.max_subscriptions" });
+        }
         let mut codes = Vec::with_capacity(subscribe.filters.len());
-        let mut retained = Vec::new();
+        let mut retained = HashMap::new();
         for filter in &subscribe.filters {
             codes.push(self.subscribe_one(filter, id, &mut retained));
         }
         let answer = SubAck { pkid: subscribe.pkid, return_codes: codes };
         self.connection.send(&packet::encode(self.version, Packet::SubAck(answer, None)));
-        for (publication, delivery) in retained {
-            if self.connection.send_publication(&publication, &delivery) {
-                self.connection.flush();
-            }
+        for (filter, qos) in retained {
+            self.send_retained(filter, qos, id);
         }
         Ok(())
     }
 
-    fn subscribe_one(
+    fn send_retained(&self, filter: &str, qos: u8, id: Option<u32>) {
+        for publication in self.shared.router.retained_for(filter) {
+            let qos = qos.min(publication.qos);
+            let delivery = Delivery { qos, retain: true, ids: id.into_iter().collect() };
+            if self.connection.send_publication(&publication, &delivery) {
+                self.connection.flush();
+            }
+            if self.connection.closing().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Subscribes, and notes whose retained messages are wanted, each filter once.
+    fn subscribe_one<'a>(
         &mut self,
-        filter: &Filter,
+        filter: &'a Filter,
         id: Option<u32>,
-        retained: &mut Vec<(Arc<Publication>, Delivery)>,
+        retained: &mut HashMap<&'a str, u8>,
     ) -> SubscribeReasonCode {
         // MQTT 3.1.1 knows one failure code only.
         let failure = |code| if self.version == Version::V4 { SubscribeReasonCode::Failure } else { code };
@@ -258,10 +276,7 @@ impl Session {
             RetainForwardRule::Never => false,
         };
         if wanted {
-            for publication in self.shared.router.retained_for(&filter.path) {
-                let qos = qos.min(publication.qos);
-                retained.push((publication, Delivery { qos, retain: true, ids: id.into_iter().collect() }));
-            }
+            retained.insert(&filter.path, qos);
         }
         SubscribeReasonCode::Success(if qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce })
     }

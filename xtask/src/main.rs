@@ -47,7 +47,8 @@ enum BenchVerb {
 }
 
 fn main() -> Result<()> {
-    match Arguments::parse().verb {
+    // `cargo demo -- --seconds 20` arrives as `demo -- --seconds 20`.
+    match Arguments::parse_from(std::env::args().filter(|argument| argument != "--")).verb {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test => test::run(),
         Verb::Bench { verb: BenchVerb::Ingest(options) } => bench::ingest::run(&options),

@@ -29,7 +29,7 @@ use block::{Assembly, Block, Taken};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, ResponseType};
 use exchange::{Exchanges, Seen};
 use model::{Value, time};
-use observe::Observers;
+use observe::{Notification, Observers};
 use resource::{Ask, Refusal, format};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -122,7 +122,8 @@ impl Endpoint {
             site: Arc::clone(site),
             live,
             assembly: Assembly::new(config.assembly_memory.bytes(), config.max_body.bytes()),
-            observers: Observers::new(config.max_observers),
+            // The clock's low bits: a start after this one goes on above it (RFC 7641, section 4.4).
+            observers: Observers::new(config.max_observers, (site.engine.now_us() >> 17) as u32 & 0xff_ffff),
             events: None,
             body_max: config.max_body.bytes(),
         }
@@ -160,8 +161,9 @@ impl Endpoint {
         match (packet.header.get_type(), packet.header.code) {
             (MessageType::Reset, _) => self.observers.reset(from, message_id),
             (MessageType::Acknowledgement, _) => {
-                if let Some(series) = self.observers.acknowledged(from, message_id, Instant::now()) {
-                    self.notify(|changed| changed == series);
+                let now = Instant::now();
+                if let Some(notification) = self.observers.acknowledged(from, message_id, now) {
+                    self.send_notification(&notification, now);
                 }
             }
             // Also a method that is not known yet is a request (section 5.8): it gets 4.05.
@@ -296,13 +298,16 @@ impl Endpoint {
         let catalog = self.site.engine.catalog();
         let missing = || (ResponseType::NotFound, format!("no reading of {metric} of {device} yet"));
         let series = catalog.find(device, metric).ok_or_else(missing)?;
+        if observe == Some(true) {
+            // Listening begins before the value is read, so that no change falls between.
+            self.events.get_or_insert_with(|| self.live.listen());
+        }
         let latest = catalog.latest(series.id).ok_or_else(missing)?;
         let mut answer = represent(&latest, accept)?;
         let key = (request.from, request.token.clone());
         match observe {
             Some(true) => {
-                if let Some(sequence) = self.observers.register(key, series.id, Instant::now()) {
-                    self.events.get_or_insert_with(|| self.live.listen());
+                if let Some(sequence) = self.observers.register(key, series.id, accept, Instant::now()) {
                     answer.options.push((CoapOption::Observe, sequence_bytes(sequence)));
                 }
             }
@@ -368,8 +373,13 @@ impl Endpoint {
     fn notify(&mut self, changed: impl Fn(u32) -> bool) {
         let now = Instant::now();
         for notification in self.observers.notify(changed, now) {
-            let Some(latest) = self.site.engine.catalog().latest(notification.series) else { continue };
-            let Ok(mut answer) = represent(&latest, None) else { continue };
+            self.send_notification(&notification, now);
+        }
+    }
+
+    fn send_notification(&mut self, notification: &Notification, now: Instant) {
+        let latest = self.site.engine.catalog().latest(notification.series);
+        if let Some(mut answer) = latest.and_then(|latest| represent(&latest, notification.accept).ok()) {
             answer.options.push((CoapOption::Observe, sequence_bytes(notification.sequence)));
             let kind = if notification.confirmable { MessageType::Confirmable } else { MessageType::NonConfirmable };
             let message_id = self.wire.next_message_id();

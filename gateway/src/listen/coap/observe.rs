@@ -20,7 +20,10 @@ pub(super) type Key = (SocketAddr, Vec<u8>);
 #[derive(Debug)]
 struct Observer {
     series: u32,
-    sequence: u32,
+    /// The content format of its notifications, which must not change (section 4.2).
+    accept: Option<u16>,
+    /// A newer value waits for the acknowledgement of one under way.
+    behind: bool,
     message_id: u16,
     confirmed: Instant,
     unconfirmed: Option<Unconfirmed>,
@@ -38,6 +41,7 @@ struct Unconfirmed {
 pub(super) struct Notification {
     pub(super) to: Key,
     pub(super) series: u32,
+    pub(super) accept: Option<u16>,
     pub(super) sequence: u32,
     pub(super) confirmable: bool,
 }
@@ -47,11 +51,19 @@ pub(super) struct Notification {
 pub(super) struct Observers {
     by_key: HashMap<Key, Observer>,
     max: usize,
+    /// One for all: it grows also across a deregistration (section 4.4).
+    sequence: u32,
 }
 
 impl Observers {
-    pub(super) fn new(max: usize) -> Self {
-        Observers { by_key: HashMap::new(), max }
+    /// No observers yet; sequence numbers go on from `sequence`, which later starts exceed.
+    pub(super) fn new(max: usize, sequence: u32) -> Self {
+        Observers { by_key: HashMap::new(), max, sequence }
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = (self.sequence + 1) & 0xff_ffff;
+        self.sequence
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -59,14 +71,13 @@ impl Observers {
     }
 
     /// Registers, or renews; the sequence number for the answer, or nothing if there are too many.
-    pub(super) fn register(&mut self, key: Key, series: u32, now: Instant) -> Option<u32> {
+    pub(super) fn register(&mut self, key: Key, series: u32, accept: Option<u16>, now: Instant) -> Option<u32> {
         if !self.by_key.contains_key(&key) && self.by_key.len() >= self.max {
             return None;
         }
-        let sequence = self.by_key.get(&key).map_or(2, |observer| observer.sequence + 1) & 0xff_ffff;
-        let observer = Observer { series, sequence, message_id: 0, confirmed: now, unconfirmed: None };
+        let observer = Observer { series, accept, behind: false, message_id: 0, confirmed: now, unconfirmed: None };
         self.by_key.insert(key, observer);
-        Some(sequence)
+        Some(self.next_sequence())
     }
 
     pub(super) fn deregister(&mut self, key: &Key) {
@@ -75,16 +86,14 @@ impl Observers {
 
     /// Whom to notify of new values of the series for which `changed` says so.
     pub(super) fn notify(&mut self, changed: impl Fn(u32) -> bool, now: Instant) -> Vec<Notification> {
+        let sequence = self.next_sequence();
         let mut out = Vec::new();
-        for (key, observer) in &mut self.by_key {
+        for (key, observer) in self.by_key.iter_mut().filter(|(_, observer)| changed(observer.series)) {
             // While one waits for its acknowledgement, newer values wait too (section 4.5.1).
-            if !changed(observer.series) || observer.unconfirmed.is_some() {
-                continue;
+            observer.behind = observer.unconfirmed.is_some();
+            if !observer.behind {
+                out.push(notification(key, observer, sequence, now));
             }
-            observer.sequence = (observer.sequence + 1) & 0xff_ffff;
-            let confirmable = now - observer.confirmed >= CONFIRM_EVERY;
-            let (to, series, sequence) = (key.clone(), observer.series, observer.sequence);
-            out.push(Notification { to, series, sequence, confirmable });
         }
         out
     }
@@ -97,12 +106,14 @@ impl Observers {
         }
     }
 
-    /// An empty acknowledgement; true if newer values may have waited for it.
-    pub(super) fn acknowledged(&mut self, from: SocketAddr, message_id: u16, now: Instant) -> Option<u32> {
+    /// An empty acknowledgement; what to send if a newer value has waited for it.
+    pub(super) fn acknowledged(&mut self, from: SocketAddr, message_id: u16, now: Instant) -> Option<Notification> {
+        let sequence = self.next_sequence();
         let mut all = self.by_key.iter_mut();
-        let (_, observer) = all.find(|(key, o)| key.0 == from && o.message_id == message_id)?;
+        let (key, observer) = all.find(|(key, o)| key.0 == from && o.message_id == message_id)?;
         observer.confirmed = now;
-        observer.unconfirmed.take().map(|_| observer.series)
+        observer.unconfirmed = None;
+        std::mem::take(&mut observer.behind).then(|| notification(key, observer, sequence, now))
     }
 
     /// A reset: the client does not know what it is notified of (section 3.6).
@@ -127,6 +138,11 @@ impl Observers {
     }
 }
 
+fn notification(key: &Key, observer: &Observer, sequence: u32, now: Instant) -> Notification {
+    let confirmable = now - observer.confirmed >= CONFIRM_EVERY;
+    Notification { to: key.clone(), series: observer.series, accept: observer.accept, sequence, confirmable }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,8 +153,8 @@ mod tests {
 
     #[test]
     fn observers_are_notified_in_growing_sequence_until_they_reset() {
-        let (mut observers, now) = (Observers::new(10), Instant::now());
-        let first = observers.register(key(1), 7, now).unwrap();
+        let (mut observers, now) = (Observers::new(10, 0), Instant::now());
+        let first = observers.register(key(1), 7, None, now).unwrap();
         assert!(observers.notify(|series| series == 8, now).is_empty());
         let sent = observers.notify(|series| series == 7, now);
         assert!(sent[0].sequence > first && !sent[0].confirmable);
@@ -151,8 +167,8 @@ mod tests {
 
     #[test]
     fn a_confirmable_notification_is_repeated_and_then_its_observer_given_up() {
-        let (mut observers, start) = (Observers::new(10), Instant::now());
-        observers.register(key(1), 7, start);
+        let (mut observers, start) = (Observers::new(10, 0), Instant::now());
+        observers.register(key(1), 7, None, start);
         let mut now = start + CONFIRM_EVERY;
         assert!(observers.notify(|_| true, now)[0].confirmable);
         observers.sent(&key(1), 9, Some(b"packet".to_vec()), now);
@@ -168,20 +184,23 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_lets_newer_values_go() {
-        let (mut observers, start) = (Observers::new(10), Instant::now());
-        observers.register(key(1), 7, start);
+        let (mut observers, start) = (Observers::new(10, 0), Instant::now());
+        observers.register(key(1), 7, None, start);
         let now = start + CONFIRM_EVERY;
         observers.sent(&key(1), 9, Some(b"packet".to_vec()), now);
         assert_eq!(observers.acknowledged(key(1).0, 8, now), None);
-        assert_eq!(observers.acknowledged(key(1).0, 9, now), Some(7));
+        assert_eq!(observers.acknowledged(key(1).0, 9, now), None, "nothing has waited");
+        observers.sent(&key(1), 10, Some(b"packet".to_vec()), now);
+        assert!(observers.notify(|_| true, now).is_empty());
+        assert_eq!(observers.acknowledged(key(1).0, 10, now).map(|n| n.series), Some(7));
         assert_eq!(observers.notify(|_| true, now).len(), 1);
     }
 
     #[test]
     fn one_more_than_the_bound_is_not_registered() {
-        let (mut observers, now) = (Observers::new(1), Instant::now());
-        assert!(observers.register(key(1), 7, now).is_some());
-        assert!(observers.register(key(2), 7, now).is_none());
-        assert!(observers.register(key(1), 7, now).is_some());
+        let (mut observers, now) = (Observers::new(1, 0), Instant::now());
+        assert!(observers.register(key(1), 7, None, now).is_some());
+        assert!(observers.register(key(2), 7, None, now).is_none());
+        assert!(observers.register(key(1), 7, None, now).is_some());
     }
 }

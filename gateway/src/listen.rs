@@ -46,6 +46,8 @@ pub struct Desk {
     wake: Notify,
 }
 
+/// Poisoning only tells that another thread panicked; every critical section of the listeners
+/// leaves the data whole, so the data is used.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -55,13 +55,6 @@ impl Filter {
         let any = |patterns: &[String], name: &str| patterns.is_empty() || patterns.iter().any(|p| glob(p, name));
         any(&self.devices, device) && any(&self.metrics, metric)
     }
-
-    /// The first name that is no glob and names nothing, so that a typo is told.
-    pub fn unknown(&self, catalog: &Catalog) -> Option<String> {
-        let literal = self.devices.iter().filter(|device| !is_glob(device));
-        let missing = literal.filter(|device| catalog.series_of(device).is_none());
-        missing.map(|device| format!("no device {device:?}")).next()
-    }
 }
 
 /// A range of event times, `[from, to)`.

@@ -105,6 +105,9 @@ impl Readings {
 
     /// The text of a row that has one.
     pub fn text(&self, row: usize) -> Option<&str> {
+        if self.flags[row] & flag::KIND != flag::TEXT {
+            return None;
+        }
         let at = self.texts.binary_search_by_key(&(row as u32), |(row, _)| *row).ok()?;
         Some(&self.texts[at].1)
     }

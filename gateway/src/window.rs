@@ -18,7 +18,7 @@ pub mod revise;
 
 use crate::journal::{Committed, SummaryRow};
 use crate::readings::{Readings, flag};
-use frame::{Columns, is_text};
+use frame::Columns;
 use model::time::window_start;
 use model::{Micros, Summary};
 use polars::prelude::PolarsResult;
@@ -175,8 +175,7 @@ impl Windows {
         } else {
             self.rows.disordered = true;
         }
-        let text = if is_text(flags) { readings.text(row) } else { None };
-        self.rows.push(series, start_us, time_us, readings.number[row], text);
+        self.rows.push(series, start_us, time_us, readings.number[row], readings.text(row));
     }
 
     /// Folds the rows kept into partial summaries.

@@ -45,15 +45,11 @@ pub fn eventually<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A seed from the environment (`TIDEGATE_TEST_SEED`) or the clock, printed so that a failure
+/// A seed from the environment (`TIDEGATE_TEST_SEED`) or at random, printed so that a failure
 /// can be repeated.
 pub fn seed() -> u64 {
     let given = std::env::var("TIDEGATE_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = given.unwrap_or_else(|| {
-        let mut address = 0_u64;
-        address = address.wrapping_add(std::ptr::addr_of!(address) as u64);
-        address ^ u64::from(std::process::id()) << 32
-    });
+    let seed = given.unwrap_or_else(rand::random);
     println!("seed: TIDEGATE_TEST_SEED={seed}");
     seed
 }

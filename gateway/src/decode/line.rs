@@ -9,23 +9,34 @@ use super::object::push_leaf;
 use super::text::{TEXT_BYTES_MAX, is_missing};
 use super::{Decoded, Node, Reason, Reject, Stamp};
 use model::Micros;
+use std::str::FromStr;
 
 /// The unit of the stamps of a request, its `precision`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Seconds.
-    #[serde(rename = "s")]
     Seconds,
     /// Milliseconds.
-    #[serde(rename = "ms")]
     Millis,
     /// Microseconds.
-    #[serde(rename = "us", alias = "u")]
     Micros,
     /// Nanoseconds, the default.
     #[default]
-    #[serde(rename = "ns", alias = "n")]
     Nanos,
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "s" => Ok(Precision::Seconds),
+            "ms" => Ok(Precision::Millis),
+            "us" | "u" => Ok(Precision::Micros),
+            "ns" | "n" => Ok(Precision::Nanos),
+            other => Err(format!("{other:?} is not ns, us, ms or s")),
+        }
+    }
 }
 
 impl Precision {

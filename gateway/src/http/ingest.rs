@@ -65,13 +65,7 @@ pub(super) async fn readings(State(site): State<Shared>, request: Request) -> Re
 /// `POST /api/v2/write`.
 pub(super) async fn lines(State(site): State<Shared>, request: Request) -> Result<Response, Problem> {
     let params = Params::read(request.uri().query(), &["org", "orgID", "bucket", "precision"])?;
-    let precision = match params.one("precision").unwrap_or("ns") {
-        "s" => Precision::Seconds,
-        "ms" => Precision::Millis,
-        "us" | "u" => Precision::Micros,
-        "ns" | "n" => Precision::Nanos,
-        other => return Err(Problem::bad_request(format!("precision: {other:?} is not ns, us, ms or s"))),
-    };
+    let precision: Precision = params.parsed("precision")?.unwrap_or_default();
     let body = read_body(&site, request).await?;
     site.metrics.messages(Protocol::Http).inc();
     let text = std::str::from_utf8(&body).map_err(|_| Problem::bad_request("the body is not UTF-8"))?;

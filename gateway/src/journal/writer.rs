@@ -98,7 +98,6 @@ impl Writer {
 
     fn process(&mut self, mut load: Load, state: &mut State) -> Result<Parcel, WriteError> {
         let received_us = self.clock.now_us();
-        self.metrics.queue_bytes.set(self.intake.depth() as i64);
         let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty();
         if has_content {
             let started = Instant::now();
@@ -378,7 +377,7 @@ fn write_summaries(db: &Connection, rows: &[SummaryRow]) -> rusqlite::Result<u64
 }
 
 /// A value as SQLite keeps it.
-pub(super) struct ToSql<'a>(pub(super) &'a Value);
+struct ToSql<'a>(&'a Value);
 
 impl rusqlite::ToSql for ToSql<'_> {
     fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {

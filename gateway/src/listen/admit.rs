@@ -227,25 +227,20 @@ impl Admission {
     }
 
     fn time(&self, series: &Series, stamp: Stamp, arrival: Arrival) -> (Micros, u8) {
-        let stamped = |us: Micros| {
-            let future = arrival.clock_set && us > arrival.now_us.saturating_add(self.max_skew_us);
-            if future {
-                self.metrics.future.inc();
-            }
-            (us, arrival.flags() | flag::STAMPED | if future { flag::FUTURE } else { 0 })
+        let us = match stamp {
+            Stamp::None => return (series.assign_time(arrival.now_us), arrival.flags()),
+            Stamp::At(us) => us,
+            Stamp::Relative(us) => arrival.now_us.saturating_add(us).min(LAST_US),
         };
-        match stamp {
-            Stamp::None => (series.assign_time(arrival.now_us), arrival.flags()),
-            Stamp::At(us) if us < PLAUSIBLE_FROM_US => {
-                self.metrics.restamped.inc();
-                (series.assign_time(arrival.now_us), arrival.flags() | flag::RESTAMPED)
-            }
-            Stamp::At(us) => stamped(us),
-            Stamp::Relative(us) if arrival.now_us.saturating_add(us) < PLAUSIBLE_FROM_US => {
-                self.time(series, Stamp::At(0), arrival)
-            }
-            Stamp::Relative(us) => stamped(arrival.now_us.saturating_add(us).min(LAST_US)),
+        if us < PLAUSIBLE_FROM_US {
+            self.metrics.restamped.inc();
+            return (series.assign_time(arrival.now_us), arrival.flags() | flag::RESTAMPED);
         }
+        let future = arrival.clock_set && us > arrival.now_us.saturating_add(self.max_skew_us);
+        if future {
+            self.metrics.future.inc();
+        }
+        (us, arrival.flags() | flag::STAMPED | if future { flag::FUTURE } else { 0 })
     }
 
     /// Counts rejects and keeps the first of them with the beginning of the payload.

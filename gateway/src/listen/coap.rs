@@ -21,8 +21,8 @@ use crate::config;
 use crate::decode::Target;
 use crate::http::Site;
 use crate::journal::Parcel;
-use crate::listen::Receipt;
 use crate::listen::admit::Admitted;
+use crate::listen::{Receipt, lock};
 use crate::live::{Event, Live};
 use crate::metrics::Protocol;
 use block::{Assembly, Block, Taken};
@@ -33,7 +33,7 @@ use observe::{Notification, Observers};
 use resource::{Ask, Refusal, format};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use tokio::sync::broadcast::Receiver;
@@ -93,19 +93,21 @@ impl Answer {
     }
 
     fn content(content_format: u16, payload: Vec<u8>) -> Self {
-        let options = vec![(CoapOption::ContentFormat, trim(content_format)), (CoapOption::MaxAge, vec![MAX_AGE_S])];
+        let options =
+            vec![(CoapOption::ContentFormat, uint(content_format.into())), (CoapOption::MaxAge, vec![MAX_AGE_S])];
         Answer { code: ResponseType::Content, options, payload }
     }
 }
 
-/// A number in as few bytes as it needs (section 3.2).
-fn trim(n: u16) -> Vec<u8> {
+/// A whole number in as few bytes as it needs (section 3.2).
+fn uint(n: u32) -> Vec<u8> {
     let bytes = n.to_be_bytes();
     bytes[bytes.iter().take_while(|&&byte| byte == 0).count()..].to_vec()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The whole number in at most `most` bytes.
+fn read_uint(bytes: &[u8], most: usize) -> Option<u32> {
+    (bytes.len() <= most).then(|| bytes.iter().fold(0, |n, &byte| n << 8 | u32::from(byte)))
 }
 
 impl Endpoint {
@@ -254,9 +256,8 @@ impl Endpoint {
         };
         let block = Block::read(value).ok_or((ResponseType::BadRequest, "Block1 that is none".to_owned()))?;
         request.block1 = Some(Block { more: block.more, ..block });
-        let announced = packet.get_first_option(CoapOption::Size1).filter(|size| size.len() <= 4);
-        let announced = announced.map(|size| size.iter().fold(0_usize, |n, &byte| n << 8 | usize::from(byte)));
-        if announced.is_some_and(|bytes| bytes > self.body_max) {
+        let announced = packet.get_first_option(CoapOption::Size1).and_then(|size| read_uint(size, 4));
+        if announced.is_some_and(|bytes| bytes as usize > self.body_max) {
             return Err(too_large());
         }
         let key = (request.from, operation(packet));
@@ -308,7 +309,7 @@ impl Endpoint {
         match observe {
             Some(true) => {
                 if let Some(sequence) = self.observers.register(key, series.id, accept, Instant::now()) {
-                    answer.options.push((CoapOption::Observe, sequence_bytes(sequence)));
+                    answer.options.push((CoapOption::Observe, uint(sequence)));
                 }
             }
             Some(false) => self.observers.deregister(&key),
@@ -380,7 +381,7 @@ impl Endpoint {
     fn send_notification(&mut self, notification: &Notification, now: Instant) {
         let latest = self.site.engine.catalog().latest(notification.series);
         if let Some(mut answer) = latest.and_then(|latest| represent(&latest, notification.accept).ok()) {
-            answer.options.push((CoapOption::Observe, sequence_bytes(notification.sequence)));
+            answer.options.push((CoapOption::Observe, uint(notification.sequence)));
             let kind = if notification.confirmable { MessageType::Confirmable } else { MessageType::NonConfirmable };
             let message_id = self.wire.next_message_id();
             let (to, token) = &notification.to;
@@ -454,11 +455,6 @@ fn represent(latest: &Latest, accept: Option<u16>) -> Result<Answer, Refusal> {
             Err((ResponseType::NotAcceptable, format!("content format {other} is not offered: 0, 50 or 60")))
         }
     }
-}
-
-fn sequence_bytes(sequence: u32) -> Vec<u8> {
-    let bytes = sequence.to_be_bytes();
-    bytes[bytes.iter().take_while(|&&byte| byte == 0).count()..].to_vec()
 }
 
 fn envelope(kind: MessageType, message_id: u16, token: &[u8], answer: Answer) -> Vec<u8> {

@@ -27,9 +27,9 @@ mod serve;
 /// What a client's packets mean.
 mod session;
 
-use super::Desk;
 use super::admit::Admission;
 use super::auth::Auth;
+use super::{Desk, lock};
 use crate::journal::Intake;
 use connection::Connection;
 use packet::reason;
@@ -40,7 +40,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -149,10 +149,6 @@ type Identifiers = HashMap<u16, u64>;
 pub struct Clients {
     connected: Mutex<HashMap<Arc<str>, Arc<Connection>>>,
     inbound: Mutex<HashMap<Arc<str>, Identifiers>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clients {

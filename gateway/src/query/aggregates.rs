@@ -3,7 +3,7 @@
 use super::{Engine, Filter, QueryError, Range};
 use crate::catalog::Series;
 use crate::journal::scan::scan;
-use crate::window::frame::{Columns, Group, is_text};
+use crate::window::frame::{Columns, Group};
 use model::aggregate::{Stat, Window};
 use model::sketch::nearest_rank;
 use model::time::window_start;
@@ -246,8 +246,7 @@ impl Engine {
                     Window::All => question.range.from_us,
                     Window::Tumbling(length_us) => window_start(time_us, length_us),
                 };
-                let text = if is_text(batch.flags[row]) { batch.text(row) } else { None };
-                columns.push(series, start_us, time_us, batch.number[row], text);
+                columns.push(series, start_us, time_us, batch.number[row], batch.text(row));
             }
             if columns.len() > rows_max {
                 columns.compact();

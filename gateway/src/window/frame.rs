@@ -5,7 +5,6 @@
 //! squares are about the mean (Welford, inside Polars), never naive. The same code closes
 //! windows and answers questions.
 
-use crate::readings::flag;
 use model::{Micros, Sketch, Summary, Value};
 use polars::prelude::*;
 use std::collections::HashMap;
@@ -201,11 +200,6 @@ fn read_groups(grouped: &DataFrame, texts: &[(u32, Box<str>)]) -> PolarsResult<V
         });
     }
     Ok(groups)
-}
-
-/// True if a row's flags say that it is a state text.
-pub fn is_text(flags: u8) -> bool {
-    flags & flag::KIND == flag::TEXT
 }
 
 #[cfg(test)]

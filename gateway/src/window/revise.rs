@@ -5,7 +5,7 @@
 //! Always holds: `through_seq` is the last commit of the snapshot that was read.
 
 use super::Key;
-use super::frame::{Columns, is_text};
+use super::frame::Columns;
 use crate::journal::SummaryRow;
 use crate::journal::recover::RecoverError;
 use crate::journal::scan::scan;
@@ -44,8 +44,7 @@ pub fn revise(
             let (series, time_us) = (readings.series[row], readings.time_us[row]);
             let start_us = window_start(time_us, length_us);
             if (from_us..to_us).contains(&time_us) && wanted.contains(&(start_us, series)) {
-                let text = if is_text(readings.flags[row]) { readings.text(row) } else { None };
-                columns.push(series, start_us, time_us, readings.number[row], text);
+                columns.push(series, start_us, time_us, readings.number[row], readings.text(row));
             }
         }
         too_many = columns.len() > rows_max && keys.len() > 1;

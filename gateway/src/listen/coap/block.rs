@@ -4,6 +4,7 @@
 //! is what was sent, never with a hole: a gap is 4.08 and the client begins again; memory is
 //! bounded, and beyond the bound the oldest unfinished body is forgotten.
 
+use super::{read_uint, uint};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -22,18 +23,13 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn read(value: &[u8]) -> Option<Self> {
-        let n = match value.len() {
-            0..=3 => value.iter().fold(0_u32, |n, &byte| n << 8 | u32::from(byte)),
-            _ => return None,
-        };
+        let n = read_uint(value, 3)?;
         let szx = (n & 7) as u8;
         (szx < 7).then_some(Block { number: n >> 4, more: n & 8 != 0, szx })
     }
 
     pub(super) fn write(self) -> Vec<u8> {
-        let n = self.number << 4 | u32::from(self.more) << 3 | u32::from(self.szx);
-        let bytes = n.to_be_bytes();
-        bytes[bytes.iter().take_while(|&&byte| byte == 0).count()..].to_vec()
+        uint(self.number << 4 | u32::from(self.more) << 3 | u32::from(self.szx))
     }
 
     pub(super) fn size(self) -> usize {

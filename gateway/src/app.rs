@@ -24,8 +24,9 @@ use crate::journal::schema::{self, OpenError, Store};
 use crate::journal::writer::Writer;
 use crate::listen::admit::Admission;
 use crate::listen::auth::{Auth, Users, UsersError};
-use crate::listen::mqtt::router::{Publication, Router};
-use crate::listen::mqtt::{self, Clients, Threads};
+use crate::listen::mqtt::retained::{Publication, Retained};
+use crate::listen::mqtt::router::Router;
+use crate::listen::mqtt::{self, Clients};
 use crate::listen::{Desk, coap};
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -121,9 +122,9 @@ impl App {
         }
         let metrics = Arc::new(Metrics::default());
         let intake = Arc::new(Intake::new(config.journal.queue.bytes()));
-        let router = Arc::new(Router::new(config.limits.retained, config.limits.retained_memory.bytes()));
-        restore_retained(&store.connection, &router)?;
-        let clients = Clients::restore(read_inbound(&store.connection)?);
+        let router = Arc::new(Router::default());
+        let retained = restore_retained(&store.connection, &config, &clock)?;
+        let clients = Clients::restore(read_inbound(&store.connection)?, config.mqtt.max_connections);
         let auth = Arc::new(Auth::new(users));
         let admission = Arc::new(Admission::new(
             Arc::clone(&catalog),
@@ -138,6 +139,7 @@ impl App {
             Arc::clone(&admission),
             Arc::clone(&intake),
             Arc::clone(&router),
+            Arc::clone(&retained),
             Arc::clone(&auth),
             config.mqtt.allow_anonymous,
             mqtt_limits(&config),
@@ -163,6 +165,7 @@ impl App {
             live: Arc::clone(&live),
             metrics: Arc::clone(&metrics),
             subscriptions: router,
+            retained: Arc::clone(&retained),
             anonymous: config.http.allow_anonymous,
             auth,
             body_max: config.http.max_body.bytes(),
@@ -193,6 +196,7 @@ impl App {
             last_seq: recovered.last_seq,
             intake,
             catalog,
+            retained,
             desks: desks.clone(),
             committed: committed_sender,
             metrics,
@@ -227,12 +231,14 @@ impl App {
         let App { config, sockets, shared, desks, site, live, writer, driver, stop } = self;
         let finish = CancellationToken::new();
         let (ended_sender, mut ended) = mpsc::unbounded_channel();
-        let threads = Threads::start(&shared, &desks, &stop, &finish)?;
+        let (threads, senders) = mqtt::threads(&shared, &desks, &stop, &finish);
+        let listening = threads.into_iter().map(|thread| watched("listen", ended_sender.clone(), move || thread.run()));
+        let listening = listening.collect::<io::Result<Vec<_>>>()?;
         let windows = watched("windows", ended_sender.clone(), move || driver.run())?;
         let writing = watched("journal", ended_sender, move || writer.run())?;
         let mut tasks: Vec<TaskHandle<()>> = Vec::new();
         if let Some(listener) = sockets.mqtt {
-            tasks.push(tokio::spawn(mqtt::accept(listener, shared, threads.senders(), stop.clone())));
+            tasks.push(tokio::spawn(mqtt::accept(listener, shared, senders, stop.clone())));
         }
         if let Some(socket) = sockets.coap {
             let endpoint = coap::Endpoint::new(socket, &config.coap, &site, live);
@@ -259,8 +265,8 @@ impl App {
         let joined = tokio::task::spawn_blocking(move || {
             let wrote = writing.join();
             finish.cancel();
-            threads.join();
-            wrote.and(windows.join())
+            let listened = listening.into_iter().map(JoinHandle::join).fold(Ok(()), Result::and);
+            wrote.and(listened).and(windows.join())
         });
         match (joined.await, ended.try_recv()) {
             (_, Ok(failure)) => Err(AppError::Ended(failure)),
@@ -359,21 +365,24 @@ fn changed_length(db: &Connection, length_us: i64) -> rusqlite::Result<bool> {
     Ok(before.is_some())
 }
 
-fn restore_retained(db: &Connection, router: &Router) -> rusqlite::Result<()> {
-    let mut retained = db.prepare("SELECT topic, qos, properties, payload FROM retained")?;
-    let mut rows = retained.query([])?;
+fn restore_retained(db: &Connection, config: &Config, clock: &Clock) -> rusqlite::Result<Arc<Retained>> {
+    let (count_max, bytes_max) = (config.limits.retained, config.limits.retained_memory.bytes());
+    let retained = Retained::new(count_max, bytes_max, clock.clone());
+    db.execute("DELETE FROM retained WHERE expires_us <= ?1", [clock.now_us()])?;
+    let mut query = db.prepare("SELECT topic, qos, properties, payload, expires_us FROM retained")?;
+    let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
-        router.restore(Publication {
+        retained.apply(&Arc::new(Publication {
             topic: row.get::<_, String>(0)?.into(),
             qos: row.get(1)?,
             properties: row.get::<_, Vec<u8>>(2)?.into(),
             payload: row.get::<_, Vec<u8>>(3)?.into(),
             retain: true,
-            keep: true,
+            expires_us: row.get(4)?,
             from: 0,
-        });
+        }));
     }
-    Ok(())
+    Ok(Arc::new(retained))
 }
 
 fn read_inbound(db: &Connection) -> rusqlite::Result<HashMap<Arc<str>, HashMap<u16, u64>>> {
@@ -390,6 +399,8 @@ fn read_inbound(db: &Connection) -> rusqlite::Result<HashMap<Arc<str>, HashMap<u
 fn mqtt_limits(config: &Config) -> mqtt::Limits {
     mqtt::Limits {
         connections: config.mqtt.max_connections,
+        receive_maximum: usize::from(config.mqtt.receive_maximum),
+        session_bytes: config.mqtt.session_memory.bytes(),
         packet_bytes: config.mqtt.max_packet.bytes(),
         assembly_bytes: config.mqtt.assembly_memory.bytes(),
         connect_timeout: config.mqtt.connect_timeout.0,

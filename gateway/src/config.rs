@@ -71,14 +71,18 @@ pub struct Mqtt {
     pub max_connections: usize,
     /// The largest packet accepted; a larger one ends the connection (0x95).
     pub max_packet: Size,
-    /// Memory for packets whose rest has not come yet, of all connections; a connection that needs more than its 64 KiB beyond it is closed (0x97).
+    /// Memory for packets whose rest has not come yet, of all connections; a connection that needs more than its 4 KiB beyond it is closed (0x97).
     pub assembly_memory: Size,
+    /// Memory for wills, topic aliases and QoS 2 identifiers of all connections; a connection that needs more than its 4 KiB beyond it is closed (0x97).
+    pub session_memory: Size,
     /// How long a new connection may take until its CONNECT is complete.
     pub connect_timeout: Span,
     /// What may wait for one slow subscriber: beyond it QoS 0 messages are dropped and counted, and QoS 1 disconnects it.
     pub subscriber_queue: Size,
     /// QoS 1 messages a subscriber may have unacknowledged, if it does not ask for fewer.
     pub max_inflight: u16,
+    /// QoS 2 messages of one client that it has not released; one more ends the connection (0x93).
+    pub receive_maximum: u16,
     /// Subscriptions of one client.
     pub max_subscriptions: usize,
 }
@@ -215,9 +219,11 @@ impl Default for Mqtt {
             max_connections: 10_000,
             max_packet: Size::mib(2),
             assembly_memory: Size::mib(32),
+            session_memory: Size::mib(16),
             connect_timeout: Span::seconds(10),
             subscriber_queue: Size::mib(1),
             max_inflight: 100,
+            receive_maximum: 1_000,
             max_subscriptions: 1_000,
         }
     }
@@ -317,6 +323,7 @@ impl Config {
         for (key, number) in [
             ("mqtt.max_connections", self.mqtt.max_connections),
             ("mqtt.max_inflight", usize::from(self.mqtt.max_inflight)),
+            ("mqtt.receive_maximum", usize::from(self.mqtt.receive_maximum)),
             ("limits.devices", self.limits.devices),
             ("limits.series", self.limits.series),
             ("query.concurrency", self.query.concurrency),

@@ -27,6 +27,7 @@ mod status;
 use crate::journal::Intake;
 use crate::listen::admit::Admission;
 use crate::listen::auth::Auth;
+use crate::listen::mqtt::retained::Retained;
 use crate::listen::mqtt::router::Router as Subscriptions;
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -76,6 +77,8 @@ pub struct Site {
     pub metrics: Arc<Metrics>,
     /// Subscriptions, for the status.
     pub subscriptions: Arc<Subscriptions>,
+    /// Retained messages, for the status.
+    pub retained: Arc<Retained>,
     /// Who may come in.
     pub auth: Arc<Auth>,
     /// Requests without credentials may come in.

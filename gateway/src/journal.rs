@@ -55,15 +55,6 @@ pub struct Rejected {
     pub payload: Box<[u8]>,
 }
 
-/// A retained message, or the removal of one.
-#[derive(Debug, Clone)]
-pub struct Retain {
-    /// Its topic.
-    pub topic: Box<str>,
-    /// QoS, properties and payload; `None` removes.
-    pub message: Option<(u8, bytes::Bytes, bytes::Bytes)>,
-}
-
 /// A change to the QoS 2 packet identifiers of a client.
 #[derive(Debug, Clone)]
 pub enum Inbound {

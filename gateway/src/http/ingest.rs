@@ -138,6 +138,6 @@ async fn commit(site: &Site, mut parcel: Parcel) -> Result<(), Problem> {
     // Nobody may be waiting any more; the readings are kept all the same.
     let receipt = Receipt::Call(Box::new(move || done.send(()).unwrap_or(())));
     parcel.receipts.push((0, receipt));
-    site.intake.push(parcel).await.map_err(|_| Problem::stopping())?;
+    site.intake.push(&mut parcel).await.map_err(|_| Problem::stopping())?;
     committed.await.map_err(|_| Problem::stopping())
 }

@@ -49,7 +49,7 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
         "rejects": metrics.rejects_total(),
         "connections": metrics.connections.get(),
         "subscriptions": site.subscriptions.subscription_count(),
-        "retained": site.subscriptions.retained_count(),
+        "retained": site.retained.count(),
         "queue_bytes": site.intake.depth(),
         "disk_full": metrics.disk_full.get() == 1,
         "store": { "bytes": file(""), "log_bytes": file("-wal"), "replay_from": replay_from },

@@ -4,10 +4,11 @@
 //! arrival. Always holds: bounded in bytes; a parcel is taken whole or not at all; full means
 //! the sender waits ([`Intake::push`]) and is woken when the writer has taken the load.
 
-use super::{Chore, Inbound, Rejected, Retain};
+use super::{Chore, Inbound, Rejected};
 use crate::listen::Receipt;
+use crate::listen::mqtt::retained::Publication;
 use crate::readings::Readings;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -18,8 +19,8 @@ pub struct Parcel {
     pub readings: Readings,
     /// Undecodable messages to keep.
     pub rejects: Vec<Rejected>,
-    /// Retained messages to keep or remove.
-    pub retain: Vec<Retain>,
+    /// Messages to retain; those without payload remove.
+    pub retain: Vec<Arc<Publication>>,
     /// QoS 2 identifiers to remember or forget.
     pub inbound: Vec<Inbound>,
     /// Who waits for the commit, at which desk.
@@ -41,7 +42,7 @@ impl Parcel {
 
     fn bytes(&self) -> usize {
         let rejects: usize = self.rejects.iter().map(|r| r.payload.len() + r.source.len() + r.detail.len() + 128).sum();
-        let retain: usize = self.retain.iter().map(|r| r.message.as_ref().map_or(0, |m| m.2.len()) + 128).sum();
+        let retain = self.retain.len() * 64;
         self.readings.bytes() + rejects + retain + self.inbound.len() * 64 + self.receipts.len() * 64 + self.carried
     }
 
@@ -124,13 +125,16 @@ impl Intake {
         Ok(true)
     }
 
-    /// Waits until the parcel fits.
-    pub async fn push(&self, mut parcel: Parcel) -> Result<(), Closed> {
+    /// Waits until the parcel fits; until then it stays with its sender, who may stop waiting.
+    pub async fn push(&self, parcel: &mut Parcel) -> Result<(), Closed> {
+        if parcel.is_empty() {
+            return Ok(());
+        }
         loop {
             let space = self.space.notified();
             tokio::pin!(space);
             space.as_mut().enable();
-            if self.try_push(&mut parcel)? {
+            if self.try_push(parcel)? {
                 return Ok(());
             }
             space.await;
@@ -231,7 +235,7 @@ mod tests {
         assert_eq!(intake.try_push(&mut parcel(1)), Ok(true));
         let sender = tokio::spawn({
             let intake = std::sync::Arc::clone(&intake);
-            async move { intake.push(parcel(2)).await }
+            async move { intake.push(&mut parcel(2)).await }
         });
         while intake.take(Duration::ZERO, Parcel::default()).parcel.readings.len() != 2 {
             tokio::task::yield_now().await;

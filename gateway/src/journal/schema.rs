@@ -12,10 +12,13 @@ use std::time::Duration;
 
 /// "TIDE": tells the file from other SQLite files.
 const APPLICATION_ID: i32 = 0x5449_4445;
-const VERSION: i32 = 1;
+const VERSION: i32 = MIGRATIONS.len() as i32;
 const FILE: &str = "tidegate.db";
 
-const TABLES: &str = "
+/// What each version added to the one before; the first makes a store out of an empty file.
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+
+const VERSION_1: &str = "
 -- Facts about the store itself: id, incarnation, created_us, replay_from.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 CREATE TABLE device (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_us INTEGER NOT NULL) STRICT;
@@ -46,6 +49,20 @@ CREATE VIEW summaries AS
         CASE WHEN y.count > 1 THEN max(y.m2, 0) / (y.count - 1) END AS variance,
         y.min, y.max, y.first, y.last, y.revision
     FROM summary y JOIN series s ON s.id = y.series JOIN device d ON d.id = s.device;
+";
+
+const VERSION_2: &str = "
+ALTER TABLE retained ADD COLUMN expires_us INTEGER;
+-- Readings of one series and one day, see archive/chunk.rs; id is (day << 41 | series << 13 |
+-- part) with days since the epoch. A part replaces those from part - covers on, and counts
+-- once meta.archived_seq has reached its seq: batches up to there are in chunks.
+CREATE TABLE chunk (id INTEGER PRIMARY KEY, covers INTEGER NOT NULL, seq INTEGER NOT NULL,
+    received_us INTEGER NOT NULL, readings INTEGER NOT NULL, first_us INTEGER NOT NULL,
+    last_us INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE VIEW chunks AS
+    SELECT d.name AS device, s.metric, date((c.id >> 41) * 86400, 'unixepoch') AS day, c.id & 8191 AS part,
+        c.readings, length(c.body) AS bytes, c.first_us, c.last_us, c.received_us
+    FROM chunk c JOIN series s ON s.id = (c.id >> 13) & 268435455 JOIN device d ON d.id = s.device;
 ";
 
 /// Why a store cannot be opened.
@@ -114,8 +131,8 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
     match (application, version, tables) {
         (0, 0, 0) => create(&connection).map_err(sqlite)?,
-        (APPLICATION_ID, VERSION, _) => {}
         (APPLICATION_ID, found, _) if found > VERSION => return Err(OpenError::Newer { path, found }),
+        (APPLICATION_ID, found, _) if found > 0 => migrate(&connection, found).map_err(sqlite)?,
         _ => return Err(OpenError::Foreign(path)),
     }
     settle(&connection).map_err(sqlite)?;
@@ -124,8 +141,21 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
 
 fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("PRAGMA page_size=4096; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL;")?;
+    migrate(connection, 0)
+}
+
+/// Brings a store of an earlier version up to this one, in one transaction.
+fn migrate(connection: &Connection, found: i32) -> rusqlite::Result<()> {
+    if found == VERSION {
+        return Ok(());
+    }
+    if found > 0 {
+        tracing::info!("the store is brought from schema version {found} to {VERSION}");
+    }
+    let steps: String = MIGRATIONS[found as usize..].concat();
     connection.execute_batch(&format!(
-        "BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; {TABLES} PRAGMA user_version={VERSION}; COMMIT;"
+        "PRAGMA synchronous=FULL; BEGIN IMMEDIATE; PRAGMA application_id={APPLICATION_ID}; {steps}
+         PRAGMA user_version={VERSION}; COMMIT;"
     ))
 }
 

@@ -10,10 +10,11 @@ use super::batch;
 use super::intake::{Intake, Load, Parcel};
 use super::recover;
 use super::schema::{self, Store};
-use super::{Chore, Committed, Inbound, Rejected, Retain, SummaryRow};
+use super::{Chore, Committed, Inbound, Rejected, SummaryRow};
 use crate::catalog::{Birth, Catalog};
 use crate::clock::Clock;
 use crate::listen::Desk;
+use crate::listen::mqtt::retained::{Publication, Retained};
 use crate::metrics::Metrics;
 use model::Value;
 use rusqlite::{Connection, ErrorCode, params};
@@ -40,6 +41,8 @@ pub struct Writer {
     pub intake: Arc<Intake>,
     /// Who is there.
     pub catalog: Arc<Catalog>,
+    /// Retained messages, which learn of every commit.
+    pub retained: Arc<Retained>,
     /// Where receipts go, by desk.
     pub desks: Vec<Arc<Desk>>,
     /// Where committed readings go.
@@ -111,6 +114,7 @@ impl Writer {
             self.catalog.note(&readings, received_us);
             self.metrics.readings.inc_by(readings.len() as u64);
         }
+        load.parcel.retain.iter().for_each(|publication| self.retained.apply(publication));
         self.hand_out(&mut load.parcel);
         if !readings.is_empty() {
             let committed = Committed { seq: self.last_seq, received_us, readings: Arc::new(readings) };
@@ -297,21 +301,22 @@ fn write_rejects(db: &Connection, rejects: &[Rejected], keep: usize) -> rusqlite
     Ok(bytes)
 }
 
-fn write_retained(db: &Connection, retained: &[Retain]) -> rusqlite::Result<u64> {
+fn write_retained(db: &Connection, retained: &[Arc<Publication>]) -> rusqlite::Result<u64> {
     let mut bytes = 0;
-    for retain in retained {
-        match &retain.message {
-            Some((qos, properties, payload)) => {
-                bytes += payload.len() as u64;
-                db.prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4)")?.execute(params![
-                    &*retain.topic,
-                    qos,
-                    &properties[..],
-                    &payload[..]
-                ])?
-            }
-            None => db.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([&*retain.topic])?,
-        };
+    for publication in retained {
+        let topic = &*publication.topic;
+        if publication.payload.is_empty() {
+            db.prepare_cached("DELETE FROM retained WHERE topic = ?1")?.execute([topic])?;
+            continue;
+        }
+        bytes += publication.bytes() as u64;
+        db.prepare_cached("INSERT OR REPLACE INTO retained VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(params![
+            topic,
+            publication.qos,
+            &publication.properties[..],
+            &publication.payload[..],
+            publication.expires_us
+        ])?;
     }
     Ok(bytes)
 }

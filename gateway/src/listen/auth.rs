@@ -6,6 +6,7 @@
 //! made to be slow; a password that was right is remembered as a keyed hash until the file is
 //! read anew. Deliberately absent: who may speak for which device.
 
+use super::lock;
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use base64::Engine;
@@ -149,7 +150,7 @@ impl Auth {
     /// Replaces the users; connections stay, new ones are asked anew.
     pub fn set_users(&self, users: Users) {
         *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
-        self.right.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.right).clear();
     }
 
     fn users(&self) -> Arc<Users> {
@@ -166,10 +167,14 @@ impl Auth {
         let users = self.users();
         let stored = users.users.get(name).and_then(|user| user.password.clone());
         let print = self.print(name, password);
-        if self.right.lock().unwrap_or_else(PoisonError::into_inner).get(name) == Some(&print) {
+        if lock(&self.right).get(name) == Some(&print) {
             return true;
         }
         let Ok(_permit) = self.checks.acquire().await else { return false };
+        // Meanwhile another connection of the same user may have been found right.
+        if lock(&self.right).get(name) == Some(&print) {
+            return true;
+        }
         let password = password.to_vec();
         // A name that does not exist costs as much as one that does.
         let check = tokio::task::spawn_blocking(move || match stored.as_deref().map(PasswordHash::new) {
@@ -180,8 +185,9 @@ impl Auth {
             }
         });
         let right = check.await.unwrap_or(false);
-        if right {
-            let mut remembered = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remembered = lock(&self.right);
+        // What the users file said before it was read anew is not remembered.
+        if right && Arc::ptr_eq(&users, &self.users()) {
             if remembered.len() >= REMEMBERED_MAX {
                 remembered.clear();
             }

@@ -285,7 +285,7 @@ impl Endpoint {
         let wire = Arc::clone(&self.wire);
         parcel.receipts.push((0, Receipt::Call(Box::new(move || wire.answer(&request, answer)))));
         let stopping = |_| (ResponseType::ServiceUnavailable, "the gateway is shutting down".to_owned());
-        self.site.intake.push(parcel).await.map_err(stopping)
+        self.site.intake.push(&mut parcel).await.map_err(stopping)
     }
 
     fn latest(

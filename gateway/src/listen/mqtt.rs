@@ -6,6 +6,12 @@
 //! while the journal takes its parcels; a panic ends one connection at most. The walk:
 //! `accept` here, [`handshake`], then [`session`] for every frame.
 
+/// Memory that all connections share.
+mod budget;
+
+/// Who is connected, and who comes back.
+mod clients;
+
 /// The sending half of a connection.
 pub mod connection;
 
@@ -18,7 +24,10 @@ pub mod packet;
 /// Properties of MQTT 5.0 packets.
 mod properties;
 
-/// Subscriptions, fan-out, retained messages.
+/// Messages, and the last one of each topic.
+pub mod retained;
+
+/// Subscriptions and fan-out.
 pub mod router;
 
 /// One thread and the connections it serves.
@@ -27,24 +36,28 @@ mod serve;
 /// What a client's packets mean.
 mod session;
 
+/// The reading half of a connection.
+mod stream;
+
+use super::Desk;
 use super::admit::Admission;
 use super::auth::Auth;
-use super::{Desk, lock};
 use crate::journal::Intake;
+use budget::Budget;
+pub use clients::Clients;
 use connection::Connection;
-use packet::reason;
-use router::{Publication, Router};
+use retained::{Publication, Retained};
+use router::Router;
+pub use serve::Thread;
 use smallvec::SmallVec;
 use socket2::{Domain, Socket, Type};
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 
 /// What the kernel may hold of a connection's unread bytes: more would hide a flood there.
@@ -93,12 +106,16 @@ pub struct Limits {
     pub packet_bytes: usize,
     /// `mqtt.assembly_memory`.
     pub assembly_bytes: usize,
+    /// `mqtt.session_memory`.
+    pub session_bytes: usize,
     /// `mqtt.connect_timeout`.
     pub connect_timeout: Duration,
     /// `mqtt.subscriber_queue`.
     pub queue_bytes: usize,
     /// `mqtt.max_inflight`.
     pub inflight: usize,
+    /// `mqtt.receive_maximum`.
+    pub receive_maximum: usize,
     /// `mqtt.max_subscriptions`.
     pub subscriptions: usize,
 }
@@ -109,8 +126,10 @@ pub struct Shared {
     pub admission: Arc<Admission>,
     /// The queue before the journal.
     pub intake: Arc<Intake>,
-    /// Subscriptions and retained messages.
+    /// Subscriptions.
     pub router: Arc<Router>,
+    /// Retained messages.
+    pub retained: Arc<Retained>,
     /// Who may come in.
     pub auth: Arc<Auth>,
     /// Clients without user name may come in.
@@ -121,114 +140,57 @@ pub struct Shared {
     pub clients: Clients,
     /// Open connections.
     pub open: AtomicUsize,
-    /// Bytes of packets whose rest has not come yet.
-    pub assembling: AtomicUsize,
+    /// For packets whose rest has not come yet.
+    assembly_memory: Arc<Budget>,
+    /// For wills, topic aliases and QoS 2 identifiers.
+    session_memory: Arc<Budget>,
     ids: AtomicU64,
 }
 
 impl Shared {
     /// Puts together what all connections share.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that connections share")]
     pub fn new(
         admission: Arc<Admission>,
         intake: Arc<Intake>,
         router: Arc<Router>,
+        retained: Arc<Retained>,
         auth: Arc<Auth>,
         anonymous: bool,
         limits: Limits,
         clients: Clients,
     ) -> Self {
-        let (open, assembling, ids) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
-        Shared { admission, intake, router, auth, anonymous, limits, clients, open, assembling, ids }
-    }
-}
-
-type Identifiers = HashMap<u16, u64>;
-
-/// Clients by id.
-#[derive(Debug, Default)]
-pub struct Clients {
-    connected: Mutex<HashMap<Arc<str>, Arc<Connection>>>,
-    inbound: Mutex<HashMap<Arc<str>, Identifiers>>,
-}
-
-impl Clients {
-    /// Clients that are not connected but have QoS 2 identifiers in the store.
-    pub fn restore(inbound: HashMap<Arc<str>, Identifiers>) -> Self {
-        Clients { connected: Mutex::default(), inbound: Mutex::new(inbound) }
-    }
-
-    /// A client has connected; a connection it has already is closed (section 3.1.4).
-    fn enter(&self, client: &Arc<str>, connection: &Arc<Connection>) {
-        let old = lock(&self.connected).insert(Arc::clone(client), Arc::clone(connection));
-        if let Some(old) = old {
-            old.close(reason::TAKEN_OVER);
-        }
-    }
-
-    fn leave(&self, client: &Arc<str>, connection: &Arc<Connection>) {
-        let mut connected = lock(&self.connected);
-        if connected.get(client).is_some_and(|current| current.id == connection.id) {
-            connected.remove(client);
-        }
-    }
-
-    fn take_inbound(&self, client: &str) -> Identifiers {
-        lock(&self.inbound).remove(client).unwrap_or_default()
-    }
-
-    fn keep_inbound(&self, client: &Arc<str>, identifiers: Identifiers) {
-        if !identifiers.is_empty() {
-            lock(&self.inbound).insert(Arc::clone(client), identifiers);
+        Shared {
+            admission,
+            intake,
+            router,
+            retained,
+            auth,
+            anonymous,
+            clients,
+            open: AtomicUsize::new(0),
+            assembly_memory: Budget::new(limits.assembly_bytes, "mqtt.assembly_memory reached"),
+            session_memory: Budget::new(limits.session_bytes, "mqtt.session_memory reached"),
+            ids: AtomicU64::new(0),
+            limits,
         }
     }
 }
 
-/// The threads that serve connections and settle receipts of all protocols.
-pub struct Threads {
-    senders: Vec<UnboundedSender<TcpStream>>,
-    handles: Vec<JoinHandle<()>>,
-}
-
-impl Threads {
-    /// Starts a thread for every desk. They stop reading at `stop`, and end at `finish` once
-    /// what is on their desks is settled.
-    pub fn start(
-        shared: &Arc<Shared>,
-        desks: &[Arc<Desk>],
-        stop: &CancellationToken,
-        finish: &CancellationToken,
-    ) -> io::Result<Self> {
-        let (mut senders, mut handles) = (Vec::new(), Vec::new());
-        for (i, desk) in desks.iter().enumerate() {
-            let (sender, sockets): (_, UnboundedReceiver<TcpStream>) = unbounded_channel();
-            let thread = serve::Thread {
-                shared: Arc::clone(shared),
-                desk: Arc::clone(desk),
-                desk_index: i,
-                stop: stop.clone(),
-                finish: finish.clone(),
-            };
-            let handle = std::thread::Builder::new().name(format!("listen-{i}")).spawn(move || thread.run(sockets))?;
-            senders.push(sender);
-            handles.push(handle);
-        }
-        Ok(Threads { senders, handles })
-    }
-
-    /// Waits until all have ended.
-    pub fn join(self) {
-        drop(self.senders);
-        for handle in self.handles {
-            if handle.join().is_err() {
-                tracing::error!("a listening thread panicked");
-            }
-        }
-    }
-
-    /// Where to hand new sockets to.
-    pub fn senders(&self) -> Vec<UnboundedSender<TcpStream>> {
-        self.senders.clone()
-    }
+/// Threads that serve connections and settle receipts of all protocols, one for every desk.
+/// They stop reading at `stop`, and end at `finish` once what is on their desks is settled.
+pub fn threads(
+    shared: &Arc<Shared>,
+    desks: &[Arc<Desk>],
+    stop: &CancellationToken,
+    finish: &CancellationToken,
+) -> (Vec<Thread>, Vec<UnboundedSender<TcpStream>>) {
+    let thread = |(desk_index, desk): (usize, &Arc<Desk>)| {
+        let (sender, sockets) = unbounded_channel();
+        let (shared, desk) = (Arc::clone(shared), Arc::clone(desk));
+        (Thread { shared, desk, desk_index, sockets, stop: stop.clone(), finish: finish.clone() }, sender)
+    };
+    desks.iter().enumerate().map(thread).unzip()
 }
 
 /// Binds the port, so that a problem with it is known at the start.

@@ -8,7 +8,9 @@
 //! streams take their place here, as other kinds of [`Wire`].
 
 use super::packet::{Outgoing, Version, kind, put_acknowledgement, put_length, reason};
-use super::router::{Delivery, Publication};
+use super::retained::Publication;
+use super::router::Delivery;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -68,6 +70,7 @@ pub struct Connection {
     out: Mutex<Outbox>,
     wake: Notify,
     metrics: Arc<Metrics>,
+    clock: Clock,
     queue_max: usize,
     /// Seconds of the sweeper's clock when the client was last heard.
     pub heard_s: AtomicU32,
@@ -96,7 +99,7 @@ const UNREAD_MAX: usize = 64 << 10;
 
 impl Connection {
     /// A new connection, its peer not known yet.
-    pub fn new(id: u64, wire: Wire, metrics: Arc<Metrics>, queue_max: usize) -> Self {
+    pub fn new(id: u64, wire: Wire, metrics: Arc<Metrics>, clock: Clock, queue_max: usize) -> Self {
         Connection {
             id,
             wire,
@@ -104,6 +107,7 @@ impl Connection {
             out: Mutex::default(),
             wake: Notify::new(),
             metrics,
+            clock,
             queue_max,
             heard_s: AtomicU32::new(0),
             patience_s: AtomicU32::new(0),
@@ -113,7 +117,7 @@ impl Connection {
 
     #[cfg(test)]
     pub(super) fn for_test(id: u64) -> Self {
-        Connection::new(id, Wire::Nowhere, Arc::default(), 1_000)
+        Connection::new(id, Wire::Nowhere, Arc::default(), Clock::System, 1_000)
     }
 
     fn out(&self) -> MutexGuard<'_, Outbox> {
@@ -193,7 +197,7 @@ impl Connection {
         }
         let waiting = out.bytes.len() + out.queue_bytes;
         let sent = if delivery.qos == 0 {
-            waiting <= self.queue_max && out.put(peer, publication, delivery, 0)
+            waiting <= self.queue_max && out.put(peer, &self.clock, publication, delivery, 0)
         } else if waiting > self.queue_max {
             self.metrics.overflowed.inc();
             drop(out);
@@ -201,7 +205,7 @@ impl Connection {
             return false;
         } else if out.inflight.len() < peer.inflight_max && out.queue.is_empty() {
             let pkid = out.next_pkid();
-            out.put(peer, publication, delivery, pkid)
+            out.put(peer, &self.clock, publication, delivery, pkid)
         } else {
             out.queue_bytes += publication.bytes();
             out.queue.push_back((Arc::clone(publication), delivery.clone()));
@@ -226,11 +230,19 @@ impl Connection {
             let Some((publication, delivery)) = out.queue.pop_front() else { break };
             out.queue_bytes -= publication.bytes();
             let pkid = out.next_pkid();
-            let sent = out.put(peer, &publication, &delivery, pkid);
+            let sent = out.put(peer, &self.clock, &publication, &delivery, pkid);
             let counter = if sent { &self.metrics.delivered } else { &self.metrics.dropped };
             counter.inc();
         }
         self.write(&mut out);
+    }
+
+    /// True if a retained message may be sent without displacing what is live.
+    pub fn has_room(&self) -> bool {
+        let Some(peer) = self.peer() else { return false };
+        let out = self.out();
+        let waiting = out.bytes.len() + out.queue_bytes;
+        out.closing.is_none() && !out.blocked && waiting <= self.queue_max / 2 && out.inflight.len() < peer.inflight_max
     }
 
     /// Ends the connection, telling an MQTT 5 client why.
@@ -281,8 +293,9 @@ impl Connection {
 }
 
 impl Outbox {
-    /// Appends a PUBLISH; false if the client does not take packets as large as that.
-    fn put(&mut self, peer: &Peer, publication: &Publication, delivery: &Delivery, pkid: u16) -> bool {
+    /// Appends a PUBLISH; false if it has expired or the client takes no packets as large.
+    fn put(&mut self, peer: &Peer, clock: &Clock, publication: &Publication, delivery: &Delivery, pkid: u16) -> bool {
+        let Some(expiry_s) = publication.remaining_s(clock) else { return false };
         let before = self.bytes.len();
         Outgoing {
             topic: &publication.topic,
@@ -291,6 +304,7 @@ impl Outbox {
             qos: delivery.qos,
             retain: delivery.retain,
             pkid,
+            expiry_s,
             subscriptions: &delivery.ids,
         }
         .put(peer.version, &mut self.bytes);

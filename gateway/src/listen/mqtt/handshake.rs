@@ -4,10 +4,11 @@
 //! says why in the client's own protocol. Always holds: nothing else is done for a client
 //! before its user name and password have been found right.
 
+use super::clients::Identifiers;
 use super::connection::{Connection, Peer};
 use super::packet::{self, Frame, Version, Violation, malformed, reason};
-use super::router::Publication;
-use super::session::{ALIASES_MAX, Session};
+use super::retained::Publication;
+use super::session::{ALIASES_MAX, Session, Will};
 use super::{Shared, packet::protocol_error};
 use crate::journal::{Inbound, Parcel};
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use rumqttd::protocol::{
     Packet,
 };
 use smallvec::SmallVec;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -30,6 +31,7 @@ struct Refusal {
 const VERSION: Refusal = Refusal { v5: reason::UNSUPPORTED_VERSION, v4: 1, what: "protocol level is neither 4 nor 5" };
 const CLIENT_ID: Refusal = Refusal { v5: reason::CLIENT_ID_INVALID, v4: 2, what: "client identifier" };
 const BUSY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.max_connections reached" };
+const MEMORY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.session_memory reached" };
 const LOGIN: Refusal = Refusal { v5: reason::BAD_LOGIN, v4: 4, what: "user name or password" };
 const ANONYMOUS: Refusal = Refusal { v5: reason::NOT_AUTHORIZED, v4: 5, what: "no user name" };
 const METHOD: Refusal = Refusal { v5: reason::BAD_METHOD, v4: 5, what: "authentication method" };
@@ -59,38 +61,73 @@ pub(super) async fn greet(
     {
         return Err(refuse(connection, version, &CLIENT_ID));
     }
-    if let Some(refusal) = check_login(shared, login.as_ref()).await {
+    // Passwords are checked a few at a time: waiting for that is not the client's silence.
+    connection.paused.store(true, Ordering::Relaxed);
+    let refusal = check_login(shared, login.as_ref()).await;
+    if let Some(refusal) = refusal {
         return Err(refuse(connection, version, refusal));
     }
     let will = will.map(|will| last_will(will, will_properties.as_ref(), connection.id)).transpose()?;
     let peer = peer(version, &connect, properties.as_ref(), shared)?;
     let client = Arc::clone(&peer.client);
     connection.introduce(peer);
+    let Some((seated, inbound)) = shared.clients.enter(&client, connection).await else {
+        shared.clients.leave(&client, connection, None);
+        return Err(Violation { code: reason::TAKEN_OVER, what: "closed before it was its turn" });
+    };
     let grace = u32::from(connect.keep_alive) * 3;
     connection.patience_s.store(grace.div_ceil(2), Ordering::Relaxed);
-    shared.clients.enter(&client, connection);
+    connection.paused.store(false, Ordering::Relaxed);
     let expiry_s = properties.as_ref().and_then(|p| p.session_expiry_interval).unwrap_or(0);
     let persistent = if version == Version::V4 { !connect.clean_session } else { expiry_s > 0 };
-    let mut inbound = shared.clients.take_inbound(&client);
-    if connect.clean_session && !inbound.is_empty() {
-        inbound.clear();
-        parcel.inbound.push(Inbound::Forgotten { client: Arc::clone(&client) });
-    }
-    accept(connection, version, shared, connect.client_id.is_empty().then(|| client.to_string()), expiry_s);
-    Ok(Session {
+    let inbound = kept_identifiers(&connect, persistent, &client, inbound, parcel);
+    let assigned = connect.client_id.is_empty().then(|| client.to_string());
+    let mut session = Session {
         shared: Arc::clone(shared),
         desk,
         connection: Arc::clone(connection),
         version,
         client,
+        seated: Some(seated),
         persistent,
         will,
         filters: HashSet::new(),
         aliases: HashMap::new(),
         inherited: inbound.keys().copied().collect(),
         inbound,
+        showings: VecDeque::new(),
+        charge: shared.session_memory.charge(),
         steps: SmallVec::new(),
-    })
+    };
+    if session.weigh().is_err() {
+        session.will = None;
+        leave(&mut session);
+        return Err(refuse(&session.connection, version, &MEMORY));
+    }
+    accept(&session.connection, version, shared, assigned, expiry_s);
+    Ok(session)
+}
+
+/// What a client that is back has of its earlier connection. The store forgets it if the
+/// client starts anew, and if there is to be nothing left when this connection ends.
+fn kept_identifiers(
+    connect: &Connect,
+    persistent: bool,
+    client: &Arc<str>,
+    inbound: Identifiers,
+    parcel: &mut Parcel,
+) -> Identifiers {
+    if !inbound.is_empty() && (connect.clean_session || !persistent) {
+        parcel.inbound.push(Inbound::Forgotten { client: Arc::clone(client) });
+    }
+    if connect.clean_session { Identifiers::new() } else { inbound }
+}
+
+/// Gives up the right to serve the client; returns one to be forgotten for want of room.
+pub(super) fn leave(session: &mut Session) -> Option<Arc<str>> {
+    let inbound = if session.persistent { std::mem::take(&mut session.inbound) } else { Identifiers::new() };
+    let seated = session.seated.take()?;
+    session.shared.clients.leave(&session.client, &session.connection, Some((seated, inbound)))
 }
 
 async fn check_login(shared: &Shared, login: Option<&Login>) -> Option<&'static Refusal> {
@@ -129,23 +166,25 @@ fn assigned_id() -> Arc<str> {
     format!("auto-{:016x}", u64::from_le_bytes(bytes)).into()
 }
 
-fn last_will(will: LastWill, properties: Option<&LastWillProperties>, from: u64) -> Result<Publication, Violation> {
+fn last_will(will: LastWill, properties: Option<&LastWillProperties>, from: u64) -> Result<Will, Violation> {
     let topic = std::str::from_utf8(&will.topic).map_err(|_| malformed("will topic is not UTF-8"))?;
     if !packet::topic_is_valid(topic) {
         return Err(Violation { code: reason::TOPIC_INVALID, what: "will topic empty or with wildcards" });
     }
-    Ok(Publication {
+    let publication = Publication {
         topic: topic.into(),
         properties: properties.map(will_properties).unwrap_or_default(),
         payload: will.message,
         qos: will.qos as u8,
         retain: will.retain,
-        keep: false,
+        expires_us: None,
         from,
-    })
+    };
+    Ok(Will { publication, expiry_s: properties.and_then(|p| p.message_expiry_interval) })
 }
 
-/// The will's properties as a PUBLISH carries them (section 3.1.3.2); the delay is not one.
+/// The will's properties as a PUBLISH carries them (section 3.1.3.2); delay and expiry are
+/// not passed on as they came.
 fn will_properties(will: &LastWillProperties) -> Bytes {
     let mut out = Vec::new();
     let text = |out: &mut Vec<u8>, id: u8, bytes: &[u8]| {
@@ -155,10 +194,6 @@ fn will_properties(will: &LastWillProperties) -> Bytes {
     };
     if let Some(format) = will.payload_format_indicator {
         out.extend([0x01, format]);
-    }
-    if let Some(expiry_s) = will.message_expiry_interval {
-        out.push(0x02);
-        out.extend(expiry_s.to_be_bytes());
     }
     if let Some(content_type) = &will.content_type {
         text(&mut out, 0x03, content_type.as_bytes());
@@ -183,6 +218,7 @@ fn accept(connection: &Connection, version: Version, shared: &Shared, assigned: 
         assigned_client_identifier: assigned,
         // Subscriptions end with the connection, and the client is told so.
         session_expiry_interval: (expiry_s > 0).then_some(0),
+        receive_max: u16::try_from(shared.limits.receive_maximum).ok(),
         max_packet_size: u32::try_from(shared.limits.packet_bytes).ok(),
         topic_alias_max: Some(ALIASES_MAX),
         shared_subscription_available: Some(0),

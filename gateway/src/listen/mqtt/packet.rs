@@ -56,6 +56,7 @@ pub mod reason {
     pub const TAKEN_OVER: u8 = 0x8e;
     pub const FILTER_INVALID: u8 = 0x8f;
     pub const TOPIC_INVALID: u8 = 0x90;
+    pub const RECEIVE_MAXIMUM: u8 = 0x93;
     pub const ALIAS_INVALID: u8 = 0x94;
     pub const TOO_LARGE: u8 = 0x95;
     pub const QUOTA: u8 = 0x97;
@@ -98,17 +99,31 @@ pub struct Frame<'a> {
 /// The first packet of `bytes`; `None` if it is not complete yet.
 #[inline]
 pub fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame<'_>>, Violation> {
+    let Some((header, length)) = header(bytes, max)? else { return Ok(None) };
+    let (kind, flags) = (bytes[0] >> 4, bytes[0] & 0x0f);
+    Ok(bytes.get(..header + length).map(|raw| Frame { kind, flags, body: &raw[header..], raw }))
+}
+
+/// How long the first packet of `bytes` is, as far as they tell: at least one byte more.
+pub fn needed(bytes: &[u8]) -> usize {
+    match header(bytes, usize::MAX) {
+        Ok(Some((header, length))) => header + length,
+        _ => bytes.len() + 1,
+    }
+}
+
+/// The lengths of the fixed header and of what follows it (section 2.1.4).
+#[inline]
+fn header(bytes: &[u8], max: usize) -> Result<Option<(usize, usize)>, Violation> {
     let mut length = 0_usize;
     for i in 1..5 {
         let Some(&byte) = bytes.get(i) else { return Ok(None) };
         length |= usize::from(byte & 0x7f) << (7 * (i - 1));
         if byte < 0x80 {
-            let end = i + 1 + length;
-            if end > max {
+            if i + 1 + length > max {
                 return Err(Violation { code: reason::TOO_LARGE, what: "packet larger than mqtt.max_packet" });
             }
-            let (kind, flags) = (bytes[0] >> 4, bytes[0] & 0x0f);
-            return Ok(bytes.get(..end).map(|raw| Frame { kind, flags, body: &raw[i + 1..], raw }));
+            return Ok(Some((i + 1, length)));
         }
     }
     Err(malformed("remaining length of more than four bytes"))
@@ -335,6 +350,8 @@ pub struct Outgoing<'a> {
     pub retain: bool,
     /// 0 at QoS 0.
     pub pkid: u16,
+    /// Seconds until the message expires.
+    pub expiry_s: Option<u32>,
     /// Identifiers of the subscriptions that matched.
     pub subscriptions: &'a [u32],
 }
@@ -344,6 +361,10 @@ impl Outgoing<'_> {
     pub fn put(&self, version: Version, out: &mut Vec<u8>) {
         let mut own = Vec::new();
         if version == Version::V5 {
+            if let Some(expiry_s) = self.expiry_s {
+                own.push(properties::EXPIRY);
+                own.extend(expiry_s.to_be_bytes());
+            }
             for &id in self.subscriptions {
                 own.push(properties::SUBSCRIPTION_ID);
                 put_length(&mut own, id as usize);
@@ -428,6 +449,7 @@ mod tests {
                     qos,
                     retain: true,
                     pkid,
+                    expiry_s: None,
                     subscriptions: &[],
                 };
                 let mut bytes = Vec::new();

@@ -15,6 +15,8 @@ pub(super) const UNSUBSCRIBE: &[u8] = &[0x26];
 pub(super) const ACKNOWLEDGEMENT: &[u8] = &[0x1f, 0x26];
 pub(super) const DISCONNECT: &[u8] = &[0x11, 0x1f, 0x26];
 pub(super) const SUBSCRIPTION_ID: u8 = 0x0b;
+/// Message expiry interval, in seconds.
+pub(super) const EXPIRY: u8 = 0x02;
 const TOPIC_ALIAS: u8 = 0x23;
 const RESPONSE_TOPIC: u8 = 0x08;
 const PAYLOAD_FORMAT: u8 = 0x01;
@@ -39,7 +41,9 @@ pub(super) fn check(list: &[u8], allowed: &[u8]) -> Result<(), Violation> {
 pub(super) struct PublishProperties {
     /// The topic's alias.
     pub(super) alias: Option<u16>,
-    /// All but the alias, to be passed on.
+    /// Seconds after which the message has lost its meaning.
+    pub(super) expiry_s: Option<u32>,
+    /// All but the alias and the expiry, to be passed on.
     pub(super) forward: Vec<u8>,
 }
 
@@ -48,6 +52,7 @@ pub(super) fn publish(list: &[u8]) -> Result<PublishProperties, Violation> {
     let mut out = PublishProperties::default();
     walk(list, PUBLISH, |id, whole| {
         match id {
+            EXPIRY => out.expiry_s = whole[1..].first_chunk().map(|bytes| u32::from_be_bytes(*bytes)),
             TOPIC_ALIAS => out.alias = Some(u16::from_be_bytes([whole[1], whole[2]])),
             RESPONSE_TOPIC if whole[3..].iter().any(|b| b"+#\0".contains(b)) => {
                 return Err(protocol_error("response topic with wildcards"));
@@ -76,10 +81,32 @@ fn walk(
         seen |= 1 << id;
         let length = value_length(id, &list[1..]).ok_or(malformed("property cut short"))?;
         let (whole, after) = list.split_at_checked(1 + length).ok_or(malformed("property cut short"))?;
+        if !texts_are_utf8(id, &whole[1..]) {
+            return Err(malformed("property that is not UTF-8"));
+        }
         each(id, whole)?;
         list = after;
     }
     Ok(())
+}
+
+/// Texts are UTF-8 without null characters (section 1.5.4), also those that are passed on.
+fn texts_are_utf8(id: u8, mut value: &[u8]) -> bool {
+    let texts = match id {
+        0x03 | RESPONSE_TOPIC | 0x15 | 0x1f => 1,
+        USER => 2,
+        _ => 0,
+    };
+    (0..texts).all(|_| {
+        let Some((text, rest)) = value
+            .split_at_checked(2)
+            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes([length[0], length[1]]))))
+        else {
+            return false;
+        };
+        value = rest;
+        std::str::from_utf8(text).is_ok_and(|text| !text.contains('\0'))
+    })
 }
 
 /// How long the value of a property is (table 2-4).
@@ -121,10 +148,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_alias_is_taken_out_and_the_rest_is_passed_on() {
-        let list = [0x01, 1, 0x23, 0, 5, 0x26, 0, 1, b'k', 0, 1, b'v'];
+    fn alias_and_expiry_are_taken_out_and_the_rest_is_passed_on() {
+        let list = [0x01, 1, 0x23, 0, 5, 0x02, 0, 0, 1, 0, 0x26, 0, 1, b'k', 0, 1, b'v'];
         let got = publish(&list).unwrap();
-        assert_eq!(got.alias, Some(5));
+        assert_eq!((got.alias, got.expiry_s), (Some(5), Some(256)));
         assert_eq!(got.forward, [0x01, 1, 0x26, 0, 1, b'k', 0, 1, b'v']);
     }
 
@@ -133,6 +160,8 @@ mod tests {
         assert_eq!(publish(&[0x01, 1, 0x01, 1]).unwrap_err().code, reason::PROTOCOL_ERROR);
         assert_eq!(publish(&[0x0b, 1]).unwrap_err().code, reason::PROTOCOL_ERROR);
         assert_eq!(publish(&[0x23, 0]).unwrap_err().code, reason::MALFORMED);
+        assert_eq!(publish(&[0x03, 0, 2, 0xc3, 0x28]).unwrap_err().code, reason::MALFORMED);
+        assert_eq!(publish(&[0x26, 0, 1, b'k', 0, 1, 0]).unwrap_err().code, reason::MALFORMED);
         assert_eq!(publish(&[0x7e]).unwrap_err().code, reason::PROTOCOL_ERROR);
         assert_eq!(check(&[0x0b, 0], SUBSCRIBE).unwrap_err().code, reason::MALFORMED);
         assert!(check(&[0x26, 0, 0, 0, 0, 0x26, 0, 0, 0, 0], UNSUBSCRIBE).is_ok());

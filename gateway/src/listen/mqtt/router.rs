@@ -1,4 +1,4 @@
-//! Who gets what: subscriptions, fan-out and retained messages.
+//! Who gets what: subscriptions and fan-out.
 //!
 //! Arrives: subscriptions, and publications whose commit is on disk. Leaves: messages in the
 //! outboxes of subscribers. Always holds: devices wait, subscribers do not make them wait; a
@@ -7,39 +7,12 @@
 //! Deliberately absent: sockets.
 
 use super::connection::Connection;
-use bytes::Bytes;
+use super::retained::Publication;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-
-/// A message on its way to subscribers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publication {
-    /// Its topic.
-    pub topic: Box<str>,
-    /// MQTT 5 properties to pass on, as they came.
-    pub properties: Bytes,
-    /// Its payload.
-    pub payload: Bytes,
-    /// As published.
-    pub qos: u8,
-    /// As published.
-    pub retain: bool,
-    /// Keep it for later subscribers, or with an empty payload remove what is kept.
-    pub keep: bool,
-    /// The connection it came from; 0 for the gateway itself.
-    pub from: u64,
-}
-
-impl Publication {
-    /// Bytes of memory, roughly.
-    pub fn bytes(&self) -> usize {
-        self.topic.len() + self.properties.len() + self.payload.len() + 96
-    }
-}
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// One filter of one client.
 #[derive(Debug, Clone)]
@@ -77,38 +50,14 @@ struct Node {
     below: HashMap<u64, Subscription, RandomState>,
 }
 
-/// Subscriptions and retained messages.
-#[derive(Debug)]
+/// All subscriptions.
+#[derive(Debug, Default)]
 pub struct Router {
     root: RwLock<Node>,
     subscriptions: AtomicUsize,
-    retained: Mutex<Retained>,
-    retained_max: usize,
-    retained_bytes_max: usize,
-}
-
-#[derive(Debug, Default)]
-struct Retained {
-    by_topic: BTreeMap<Box<str>, Arc<Publication>>,
-    bytes: usize,
 }
 
 impl Router {
-    /// A router without subscriptions, with bounds on retained messages.
-    pub fn new(retained_max: usize, retained_bytes_max: usize) -> Self {
-        Router {
-            root: RwLock::default(),
-            subscriptions: AtomicUsize::new(0),
-            retained: Mutex::default(),
-            retained_max,
-            retained_bytes_max,
-        }
-    }
-
-    fn retained(&self) -> MutexGuard<'_, Retained> {
-        self.retained.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// True if anybody subscribes to anything: messages need not be copied otherwise.
     pub fn has_subscribers(&self) -> bool {
         self.subscription_count() > 0
@@ -141,12 +90,8 @@ impl Router {
         found
     }
 
-    /// Puts a message into the outboxes of all who want it, and keeps it if it is retained.
-    /// Connections whose outbox was empty are added to `touched`, to be flushed together.
+    /// Puts a message into the outboxes of all who want it. Connections whose outbox was empty are added to `touched`, to be flushed together.
     pub fn publish(&self, publication: &Arc<Publication>, touched: &mut Vec<Arc<Connection>>) {
-        if publication.keep {
-            self.retain(publication);
-        }
         if !self.has_subscribers() {
             return;
         }
@@ -162,45 +107,6 @@ impl Router {
                 touched.push(to);
             }
         }
-    }
-
-    /// Keeps a retained message if there is room; an empty payload removes (section 3.3.1.3).
-    fn retain(&self, publication: &Arc<Publication>) {
-        let mut retained = self.retained();
-        let replaced = retained.by_topic.remove(&publication.topic);
-        retained.bytes -= replaced.map_or(0, |old| old.bytes());
-        if publication.payload.is_empty() {
-            return;
-        }
-        retained.bytes += publication.bytes();
-        retained.by_topic.insert(publication.topic.clone(), Arc::clone(publication));
-    }
-
-    /// True if a message of so many bytes on `topic` may be retained.
-    pub fn may_retain(&self, topic: &str, bytes: usize) -> bool {
-        let retained = self.retained();
-        let replaced = retained.by_topic.get(topic).map(|old| old.bytes());
-        let count = retained.by_topic.len() + usize::from(replaced.is_none());
-        count <= self.retained_max && retained.bytes - replaced.unwrap_or(0) + bytes <= self.retained_bytes_max
-    }
-
-    /// Puts back a retained message from the store.
-    pub fn restore(&self, publication: Publication) {
-        self.retain(&Arc::new(publication));
-    }
-
-    /// The retained messages that a filter matches.
-    pub fn retained_for(&self, filter: &str) -> Vec<Arc<Publication>> {
-        let retained = self.retained();
-        if !filter.contains(['+', '#']) {
-            return retained.by_topic.get(filter).into_iter().cloned().collect();
-        }
-        retained.by_topic.values().filter(|kept| matches(filter, &kept.topic)).cloned().collect()
-    }
-
-    /// How many retained messages there are.
-    pub fn retained_count(&self) -> usize {
-        self.retained().by_topic.len()
     }
 }
 
@@ -346,7 +252,7 @@ mod tests {
             filters in prop::collection::btree_set(filter(), 1..12),
             topic in "(a|b|\\$s)(/(a|b|)){0,3}",
         ) {
-            let router = Router::new(0, 0);
+            let router = Router::default();
             let filters: Vec<String> = filters.into_iter().collect();
             for (i, filter) in filters.iter().enumerate() {
                 let to = Arc::new(Connection::for_test(i as u64));

@@ -7,21 +7,26 @@
 //! acknowledged and not stored again. Deliberately absent for now: subscriptions that outlive
 //! their connection, shared subscriptions, delivery at QoS 2.
 
+use super::budget::Charge;
+use super::clients::{Identifiers, Seated};
 use super::connection::Connection;
 use super::packet::{self, Frame, Version, Violation, kind, malformed, protocol_error, reason};
 use super::properties;
-use super::router::{Delivery, Publication, Subscription};
+use super::retained::Publication;
+use super::router::{Delivery, Subscription};
 use super::{Receipt, Shared, Step};
-use crate::journal::{Inbound, Parcel, Retain};
+use crate::journal::{Inbound, Parcel};
 use crate::listen;
 use crate::listen::admit::{Arrival, Routes};
 use crate::metrics::Protocol as Counted;
 use bytes::Bytes;
+use model::Micros;
+use model::time::SECOND_US;
 use rumqttd::protocol::{
     Filter, Packet, QoS, RetainForwardRule, SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason,
 };
 use smallvec::SmallVec;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -35,17 +40,43 @@ pub(super) struct Session {
     pub(super) connection: Arc<Connection>,
     pub(super) version: Version,
     pub(super) client: Arc<str>,
+    /// The right to serve the client, given up at the end.
+    pub(super) seated: Option<Seated>,
     /// QoS 2 identifiers outlive the connection.
     pub(super) persistent: bool,
-    pub(super) will: Option<Publication>,
+    pub(super) will: Option<Will>,
     pub(super) filters: HashSet<String>,
     pub(super) aliases: HashMap<u16, Box<str>>,
-    /// QoS 2 identifiers that are stored and not released, with a hash of their message.
-    pub(super) inbound: HashMap<u16, u64>,
+    /// QoS 2 identifiers that are stored and not released.
+    pub(super) inbound: Identifiers,
     /// Those of an earlier connection: the client may have forgotten them.
     pub(super) inherited: HashSet<u16>,
+    /// Retained messages still to be shown to new subscriptions.
+    pub(super) showings: VecDeque<Showing>,
+    /// For the will, aliases and identifiers.
+    pub(super) charge: Charge,
     pub(super) steps: SmallVec<[Step; 2]>,
 }
+
+/// What is published if the client does not say goodbye.
+pub(super) struct Will {
+    pub(super) publication: Publication,
+    /// Counts from when it is published (section 3.1.3.2.4).
+    pub(super) expiry_s: Option<u32>,
+}
+
+/// What a new subscription is still to be shown.
+pub(super) struct Showing {
+    filter: String,
+    qos: u8,
+    id: Option<u32>,
+    after: Option<Box<str>>,
+}
+
+/// Retained messages looked up at once.
+const SHOWN_AT_ONCE: usize = 64;
+/// Memory of a QoS 2 identifier, roughly.
+const IDENTIFIER_BYTES: usize = 32;
 
 /// What becomes of the connection after a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,10 +131,12 @@ impl Session {
         let publish = packet::publish(self.version, frame)?;
         let mut alias = None;
         let mut forward = Bytes::new();
+        let mut expiry_s = None;
         if !publish.properties.is_empty() {
             let own = properties::publish(publish.properties)?;
             alias = own.alias;
             forward = own.forward.into();
+            expiry_s = own.expiry_s;
         }
         let named;
         let topic = if let Some(alias) = alias {
@@ -113,10 +146,19 @@ impl Session {
             checked_topic(publish.topic)?
         };
         self.shared.admission.metrics.messages(Counted::Mqtt).inc();
-        if publish.qos < 2 || self.is_new(&publish, topic, parcel) {
+        if publish.qos < 2 || self.is_new(&publish, topic, parcel)? {
             self.shared.admission.publication(routes, topic, publish.payload, arrival, parcel);
             if publish.retain || self.shared.router.has_subscribers() {
-                self.pass_on(&publish, topic, forward, parcel);
+                let publication = Publication {
+                    topic: topic.into(),
+                    properties: forward,
+                    payload: Bytes::copy_from_slice(publish.payload),
+                    qos: publish.qos,
+                    retain: publish.retain,
+                    expires_us: expires_us(expiry_s, arrival),
+                    from: self.connection.id,
+                };
+                self.pass_on(publication, parcel);
             }
         }
         match publish.qos {
@@ -134,6 +176,7 @@ impl Session {
         }
         if !topic.is_empty() {
             self.aliases.insert(alias, checked_topic(topic)?.into());
+            self.weigh()?;
         }
         self.aliases.get(&alias).cloned().ok_or(invalid)
     }
@@ -141,7 +184,7 @@ impl Session {
     /// True if a QoS 2 message is not the repetition of one that is stored. A client that
     /// forgot its state may use an identifier again for another message, without DUP; then the
     /// new one counts.
-    fn is_new(&mut self, publish: &packet::Publish<'_>, topic: &str, parcel: &mut Parcel) -> bool {
+    fn is_new(&mut self, publish: &packet::Publish<'_>, topic: &str, parcel: &mut Parcel) -> Result<bool, Violation> {
         let mut hash = Xxh3::new();
         hash.update(topic.as_bytes());
         hash.update(&[0]);
@@ -149,14 +192,26 @@ impl Session {
         let hash = hash.digest();
         let inherited = self.inherited.remove(&publish.pkid);
         if self.inbound.get(&publish.pkid) == Some(&hash) && (publish.dup || !inherited) {
-            return false;
+            return Ok(false);
+        }
+        if self.inbound.len() >= self.shared.limits.receive_maximum && !self.inbound.contains_key(&publish.pkid) {
+            let what = "more QoS 2 messages unreleased than mqtt.receive_maximum";
+            return Err(Violation { code: reason::RECEIVE_MAXIMUM, what });
         }
         self.inbound.insert(publish.pkid, hash);
+        self.weigh()?;
         if self.persistent {
             let client = Arc::clone(&self.client);
             parcel.inbound.push(Inbound::Stored { client, pkid: publish.pkid, hash });
         }
-        true
+        Ok(true)
+    }
+
+    /// Accounts for what is kept for as long as the connection lasts.
+    pub(super) fn weigh(&mut self) -> Result<(), Violation> {
+        let will = self.will.as_ref().map_or(0, |will| will.publication.bytes());
+        let aliases: usize = self.aliases.values().map(|topic| topic.len() + 32).sum();
+        self.charge.set(will + aliases + self.inbound.len() * IDENTIFIER_BYTES)
     }
 
     fn release(&mut self, pkid: u16, parcel: &mut Parcel) {
@@ -166,34 +221,20 @@ impl Session {
         self.steps.push(Step::Acknowledge(kind::PUBCOMP, pkid));
     }
 
-    fn pass_on(&mut self, publish: &packet::Publish<'_>, topic: &str, properties: Bytes, parcel: &mut Parcel) {
-        let publication = Publication {
-            topic: topic.into(),
-            properties,
-            payload: Bytes::copy_from_slice(publish.payload),
-            qos: publish.qos,
-            retain: publish.retain,
-            keep: false,
-            from: self.connection.id,
-        };
-        self.pass_on_publication(publication, parcel);
-    }
-
     /// Keeps a publication with the next commit if it is retained, and passes it on after it.
-    pub(super) fn pass_on_publication(&mut self, mut publication: Publication, parcel: &mut Parcel) {
-        let removal = publication.payload.is_empty();
-        if publication.retain && (removal || self.shared.router.may_retain(&publication.topic, publication.bytes())) {
-            publication.keep = true;
-            let kept = (publication.qos, publication.properties.clone(), publication.payload.clone());
-            parcel.retain.push(Retain { topic: publication.topic.clone(), message: (!removal).then_some(kept) });
-        } else if publication.retain {
-            tracing::warn!(
-                topic = &*publication.topic,
-                "not retained: limits.retained or limits.retained_memory reached"
-            );
-        }
+    pub(super) fn pass_on(&mut self, publication: Publication, parcel: &mut Parcel) {
+        let publication = Arc::new(publication);
         parcel.carried += publication.bytes();
-        self.steps.push(Step::Publish(Arc::new(publication)));
+        if publication.retain {
+            let removal = publication.payload.is_empty();
+            if removal || self.shared.retained.has_room(&publication.topic, publication.bytes()) {
+                parcel.retain.push(Arc::clone(&publication));
+            } else {
+                let topic = &*publication.topic;
+                tracing::warn!(topic, "not retained: limits.retained or limits.retained_memory reached");
+            }
+        }
+        self.steps.push(Step::Publish(publication));
     }
 
     /// Turns what the frames so far asked for into one receipt of the parcel.
@@ -222,20 +263,31 @@ impl Session {
         let answer = SubAck { pkid: subscribe.pkid, return_codes: codes };
         self.connection.send(&packet::encode(self.version, Packet::SubAck(answer, None)));
         for (filter, qos) in retained {
-            self.send_retained(filter, qos, id);
+            self.showings.retain(|showing| showing.filter != filter);
+            self.showings.push_back(Showing { filter: filter.to_owned(), qos, id, after: None });
         }
+        self.show_retained();
         Ok(())
     }
 
-    fn send_retained(&self, filter: &str, qos: u8, id: Option<u32>) {
-        for publication in self.shared.router.retained_for(filter) {
-            let qos = qos.min(publication.qos);
-            let delivery = Delivery { qos, retain: true, ids: id.into_iter().collect() };
-            if self.connection.send_publication(&publication, &delivery) {
-                self.connection.flush();
+    /// Sends what retained messages the client has room for; the rest follow as it takes them.
+    pub(super) fn show_retained(&mut self) {
+        while let Some(showing) = self.showings.front_mut() {
+            let page = self.shared.retained.page(&showing.filter, showing.after.as_deref(), SHOWN_AT_ONCE);
+            let last = page.len() < SHOWN_AT_ONCE;
+            for publication in page {
+                if !self.connection.has_room() {
+                    return;
+                }
+                let qos = showing.qos.min(publication.qos);
+                let delivery = Delivery { qos, retain: true, ids: showing.id.into_iter().collect() };
+                if self.connection.send_publication(&publication, &delivery) {
+                    self.connection.flush();
+                }
+                showing.after = Some(publication.topic.clone());
             }
-            if self.connection.closing().is_some() {
-                return;
+            if last {
+                self.showings.pop_front();
             }
         }
     }
@@ -289,6 +341,7 @@ impl Session {
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
             self.filters.remove(filter);
+            self.showings.retain(|showing| showing.filter != *filter);
             let found = self.shared.router.unsubscribe(filter, self.connection.id);
             reasons.push(if found { UnsubAckReason::Success } else { UnsubAckReason::NoSubscriptionExisted });
         }
@@ -300,15 +353,21 @@ impl Session {
     /// The connection is over: subscriptions go, and the will is published unless the client
     /// said goodbye.
     pub(super) fn end(&mut self, arrival: Arrival, routes: &mut Routes, parcel: &mut Parcel) {
+        self.showings.clear();
         for filter in self.filters.drain() {
             self.shared.router.unsubscribe(&filter, self.connection.id);
         }
-        if let Some(will) = self.will.take() {
+        if let Some(Will { publication: mut will, expiry_s }) = self.will.take() {
+            will.expires_us = expires_us(expiry_s, arrival);
             self.shared.admission.publication(routes, &will.topic, &will.payload, arrival, parcel);
-            self.pass_on_publication(will, parcel);
+            self.pass_on(will, parcel);
             self.settle(parcel);
         }
     }
+}
+
+fn expires_us(expiry_s: Option<u32>, arrival: Arrival) -> Option<Micros> {
+    expiry_s.map(|s| arrival.now_us + Micros::from(s) * SECOND_US)
 }
 
 fn checked_topic(topic: &[u8]) -> Result<&str, Violation> {

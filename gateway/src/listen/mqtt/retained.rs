@@ -1,0 +1,158 @@
+//! Messages, and the last one of each topic that is to be retained.
+//!
+//! Arrives: retained messages, in order of commit, from the journal's writer: memory and store
+//! always agree on which one was last. Leaves: what a new subscription is shown, page by page.
+//! Always holds: bounded in number and bytes; what has expired (section 3.3.2.3.3) is not shown.
+
+use crate::clock::Clock;
+use crate::listen::lock;
+use bytes::Bytes;
+use model::Micros;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex};
+
+/// A message on its way to subscribers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// Its topic.
+    pub topic: Box<str>,
+    /// MQTT 5 properties to pass on, as they came, but for the expiry.
+    pub properties: Bytes,
+    /// Its payload.
+    pub payload: Bytes,
+    /// As published.
+    pub qos: u8,
+    /// As published.
+    pub retain: bool,
+    /// When it loses its meaning, if ever.
+    pub expires_us: Option<Micros>,
+    /// The connection it came from; 0 for the gateway itself.
+    pub from: u64,
+}
+
+impl Publication {
+    /// Bytes of memory, roughly.
+    pub fn bytes(&self) -> usize {
+        self.topic.len() + self.properties.len() + self.payload.len() + 96
+    }
+
+    /// Whole seconds until it expires; `None` if it has.
+    pub fn remaining_s(&self, clock: &Clock) -> Option<Option<u32>> {
+        let Some(expires_us) = self.expires_us else { return Some(None) };
+        let left_us = expires_us - clock.now_us();
+        (left_us > 0).then(|| Some((left_us as u64).div_ceil(1_000_000) as u32))
+    }
+}
+
+/// The last message of each topic.
+#[derive(Debug)]
+pub struct Retained {
+    kept: Mutex<Kept>,
+    count_max: usize,
+    bytes_max: usize,
+    clock: Clock,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    by_topic: BTreeMap<Box<str>, Arc<Publication>>,
+    bytes: usize,
+}
+
+impl Retained {
+    /// Nothing yet, with bounds on number and bytes.
+    pub fn new(count_max: usize, bytes_max: usize, clock: Clock) -> Self {
+        Retained { kept: Mutex::default(), count_max, bytes_max, clock }
+    }
+
+    /// Keeps a message whose commit is on disk; an empty payload removes (section 3.3.1.3).
+    pub fn apply(&self, publication: &Arc<Publication>) {
+        let mut kept = lock(&self.kept);
+        let replaced = kept.by_topic.remove(&publication.topic);
+        kept.bytes -= replaced.map_or(0, |old| old.bytes());
+        if !publication.payload.is_empty() {
+            kept.bytes += publication.bytes();
+            kept.by_topic.insert(publication.topic.clone(), Arc::clone(publication));
+        }
+    }
+
+    /// True if a message of so many bytes may be retained on `topic`.
+    pub fn has_room(&self, topic: &str, bytes: usize) -> bool {
+        let kept = lock(&self.kept);
+        let replaced = kept.by_topic.get(topic).map(|old| old.bytes());
+        let count = kept.by_topic.len() + usize::from(replaced.is_none());
+        count <= self.count_max && kept.bytes - replaced.unwrap_or(0) + bytes <= self.bytes_max
+    }
+
+    /// Up to `most` messages that `filter` matches, by topic, behind the topic `after`.
+    pub fn page(&self, filter: &str, after: Option<&str>, most: usize) -> Vec<Arc<Publication>> {
+        let kept = lock(&self.kept);
+        let alive = |kept: &&Arc<Publication>| kept.remaining_s(&self.clock).is_some();
+        if !filter.contains(['+', '#']) {
+            let one = kept.by_topic.get(filter).filter(|_| after.is_none());
+            return one.into_iter().filter(alive).cloned().collect();
+        }
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let all = kept.by_topic.range::<str, _>(behind).map(|(_, kept)| kept);
+        all.filter(|kept| super::router::matches(filter, &kept.topic)).filter(alive).take(most).cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        lock(&self.kept).by_topic.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    fn message(topic: &str, payload: &'static str, expires_us: Option<Micros>) -> Arc<Publication> {
+        Arc::new(Publication {
+            topic: topic.into(),
+            properties: Bytes::new(),
+            payload: payload.into(),
+            qos: 1,
+            retain: true,
+            expires_us,
+            from: 0,
+        })
+    }
+
+    #[test]
+    fn the_last_message_of_a_topic_is_kept_until_an_empty_one_removes_it() {
+        let retained = Retained::new(10, 10_000, Clock::System);
+        for topic in ["a/1", "a/2", "b"] {
+            retained.apply(&message(topic, "old", None));
+        }
+        retained.apply(&message("a/1", "new", None));
+        retained.apply(&message("b", "", None));
+        assert_eq!(retained.count(), 2);
+        let first = retained.page("a/#", None, 1);
+        assert_eq!((&*first[0].topic, &first[0].payload[..]), ("a/1", &b"new"[..]));
+        let second = retained.page("a/#", Some("a/1"), 9);
+        assert_eq!(second.iter().map(|kept| &*kept.topic).collect::<Vec<_>>(), ["a/2"]);
+        assert!(retained.page("a/2", Some("a/2"), 9).is_empty());
+    }
+
+    #[test]
+    fn what_has_expired_is_not_shown() {
+        let now = Arc::new(AtomicI64::new(1_000_000));
+        let retained = Retained::new(10, 10_000, Clock::Manual(Arc::clone(&now)));
+        let kept = message("a", "x", Some(3_500_000));
+        retained.apply(&kept);
+        assert_eq!(kept.remaining_s(&retained.clock), Some(Some(3)));
+        assert_eq!(retained.page("#", None, 9).len(), 1);
+        now.store(3_500_000, Ordering::Relaxed);
+        assert!(retained.page("#", None, 9).is_empty() && retained.page("a", None, 9).is_empty());
+    }
+
+    #[test]
+    fn beyond_its_bounds_there_is_no_room_but_for_what_replaces() {
+        let retained = Retained::new(1, 10_000, Clock::System);
+        retained.apply(&message("a", "x", None));
+        assert!(retained.has_room("a", 100) && !retained.has_room("b", 100) && !retained.has_room("a", 20_000));
+    }
+}

@@ -325,3 +325,72 @@ fn unfinished_packets_of_all_connections_are_bounded() {
     });
     still_serves(&gateway);
 }
+
+#[test]
+fn a_subscription_is_shown_more_retained_messages_than_its_queue_holds() {
+    let gateway = gateway().set("mqtt.subscriber_queue", "4 KiB").set("mqtt.max_inflight", "5").start();
+    let mut publisher = Client::connect(&gateway, 4, "publisher", true);
+    for i in 0..300_u16 {
+        publisher.send(&publish(4, 3, &format!("kept/{i:03}"), i + 1, &[b'x'; 80]));
+        assert_eq!(publisher.packet()[0], 0x40);
+    }
+    let mut subscriber = Client::connect(&gateway, 4, "subscriber", true);
+    subscriber.send(&[0x82, 11, 0, 1, 0, 6, b'k', b'e', b'p', b't', b'/', b'#', 1]);
+    assert_eq!(subscriber.packet(), [0x90, 3, 0, 1, 1]);
+    for i in 0..300 {
+        let shown = subscriber.packet();
+        assert_eq!(&shown[4..12], format!("kept/{i:03}").as_bytes());
+        subscriber.send(&[0x40, 2, shown[12], shown[13]]);
+    }
+}
+
+#[test]
+fn a_message_is_passed_on_with_the_time_it_has_left_and_not_when_it_has_none() {
+    let gateway = gateway().start();
+    let retain = |topic: &str, expiry_s: &str| {
+        let property = ["-D", "publish", "message-expiry-interval", expiry_s];
+        gateway.publish(&[&["-V", "5", "-q", "1", "-r", "-t", topic, "-m", "x"], &property[..]].concat());
+    };
+    retain("long", "1000");
+    retain("short", "1");
+    eventually("the short one has expired", || {
+        let mut client = Client::connect(&gateway, 5, "reader", true);
+        client.send(&[0x82, 7, 0, 1, 0, 0, 1, b'#', 0]);
+        assert_eq!(client.packet(), [0x90, 4, 0, 1, 0, 0]);
+        let long = client.packet();
+        assert_eq!((&long[4..8], long[8], long[9]), (&b"long"[..], 5, 0x02));
+        let left_s = u32::from_be_bytes([long[10], long[11], long[12], long[13]]);
+        assert!((900..=1_000).contains(&left_s), "{left_s}");
+        client.send(&[0xc0, 0]);
+        (client.packet() == [0xd0, 0]).then_some(())
+    });
+}
+
+#[test]
+fn who_takes_a_session_over_finds_the_will_of_the_one_before_published() {
+    let gateway = gateway().start();
+    let mut watcher = Client::connect(&gateway, 4, "watcher", true);
+    watcher.send(&[0x82, 9, 0, 1, 0, 4, b'w', b'i', b'l', b'l', 0]);
+    assert_eq!(watcher.packet(), [0x90, 3, 0, 1, 0]);
+    let mut first = Client::open(&gateway);
+    first.send(b"\x10\x1a\0\x04MQTT\x04\x06\0\0\0\x04same\0\x04will\0\x02by");
+    assert_eq!(first.packet(), [0x20, 2, 0, 0]);
+    let mut second = Client::connect(&gateway, 4, "same", true);
+    second.send(&publish(4, 2, "will", 1, b"after"));
+    assert_eq!(second.packet(), [0x40, 2, 0, 1]);
+    assert_eq!(watcher.packet(), publish(4, 0, "will", 0, b"by"));
+    assert_eq!(watcher.packet(), publish(4, 0, "will", 0, b"after"));
+    first.rest();
+}
+
+#[test]
+fn qos_2_messages_that_are_never_released_are_bounded() {
+    let gateway = gateway().set("mqtt.receive_maximum", "3").start();
+    let mut client = Client::connect(&gateway, 5, "hoarder", false);
+    for pkid in 1..=3 {
+        client.send(&publish(5, 4, "devices/h/t", pkid, b"1"));
+        assert_eq!(client.packet(), [0x50, 2, 0, pkid as u8]);
+    }
+    client.send(&publish(5, 4, "devices/h/t", 4, b"1"));
+    assert_eq!(client.rest(), [0xe0, 2, 0x93, 0]);
+}

@@ -7,19 +7,22 @@
 //! writer  -> Desks (what the commit held)                              -> listening threads: acknowledgements
 //! writer  -> committed (16 commits; full: the writer waits)            -> windows thread
 //! windows -> Intake's chores (one lot at a time)                       -> writer thread: summaries
+//! archive -> Intake's chores (one step at a time)                      -> writer thread: chunks
 //! windows -> Live (256 events; full: the listener loses the oldest)    -> /v1/live, CoAP observers
 //! ```
 //!
 //! It stops in flow order: sockets are no longer read, the writer commits what waits, desks
 //! are settled, connections say goodbye, windows end.
 
+use crate::archive::fold::Folder;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::config::{Config, address};
 use crate::http;
 use crate::http::{About, Site};
 use crate::journal::Intake;
-use crate::journal::recover::{RecoverError, recover};
+use crate::journal::ReadError;
+use crate::journal::recover::recover;
 use crate::journal::schema::{self, OpenError, Store};
 use crate::journal::writer::Writer;
 use crate::listen::admit::Admission;
@@ -63,7 +66,7 @@ pub enum AppError {
     Open(#[from] OpenError),
     /// The store's content.
     #[error(transparent)]
-    Recover(#[from] RecoverError),
+    Recover(#[from] ReadError),
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersError),
@@ -104,6 +107,7 @@ pub struct App {
     live: Arc<Live>,
     writer: Writer,
     driver: Driver,
+    folder: Folder,
     stop: CancellationToken,
 }
 
@@ -191,6 +195,14 @@ impl App {
             replay_from: recovered.replay_from,
             last_seq: recovered.last_seq,
         };
+        let folder = Folder {
+            store: store.path.clone(),
+            intake: Arc::clone(&intake),
+            metrics: Arc::clone(&metrics),
+            delay_us: config.archive.delay.micros(),
+            clock: clock.clone(),
+            stop: stop.clone(),
+        };
         let writer = Writer {
             store,
             last_seq: recovered.last_seq,
@@ -202,11 +214,12 @@ impl App {
             metrics,
             clock,
             commit_delay: config.journal.commit_delay.0,
+            archive_delay: config.archive.delay.0,
             wal_max: config.journal.wal.0,
             rejects_max: config.limits.rejects,
             slow: slow_for_tests(),
         };
-        Ok(App { config, sockets, shared, desks, site, live, writer, driver, stop })
+        Ok(App { config, sockets, shared, desks, site, live, writer, driver, folder, stop })
     }
 
     /// The bound addresses by listener.
@@ -228,13 +241,14 @@ impl App {
 
     /// Serves until `shutdown`, then stops in flow order.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
-        let App { config, sockets, shared, desks, site, live, writer, driver, stop } = self;
+        let App { config, sockets, shared, desks, site, live, writer, driver, folder, stop } = self;
         let finish = CancellationToken::new();
         let (ended_sender, mut ended) = mpsc::unbounded_channel();
         let (threads, senders) = mqtt::threads(&shared, &desks, &stop, &finish);
         let listening = threads.into_iter().map(|thread| watched("listen", ended_sender.clone(), move || thread.run()));
         let listening = listening.collect::<io::Result<Vec<_>>>()?;
         let windows = watched("windows", ended_sender.clone(), move || driver.run())?;
+        let folding = watched("archive", ended_sender.clone(), move || folder.run())?;
         let writing = watched("journal", ended_sender, move || writer.run())?;
         let mut tasks: Vec<TaskHandle<()>> = Vec::new();
         if let Some(listener) = sockets.mqtt {
@@ -266,7 +280,7 @@ impl App {
             let wrote = writing.join();
             finish.cancel();
             let listened = listening.into_iter().map(JoinHandle::join).fold(Ok(()), Result::and);
-            wrote.and(listened).and(windows.join())
+            wrote.and(listened).and(windows.join()).and(folding.join())
         });
         match (joined.await, ended.try_recv()) {
             (_, Ok(failure)) => Err(AppError::Ended(failure)),

@@ -9,6 +9,7 @@ use crate::readings::{Readings, flag};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use model::{Micros, Value};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -18,8 +19,12 @@ pub struct Device {
     /// Dense, from 0.
     pub id: u32,
     /// Its id as people know it.
-    pub name: Box<str>,
+    pub name: Arc<str>,
+    labels: RwLock<Labels>,
 }
+
+/// What people say of a device.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// A metric of a device.
 #[derive(Debug)]
@@ -29,7 +34,7 @@ pub struct Series {
     /// Whose.
     pub device: Arc<Device>,
     /// The metric's name.
-    pub metric: Box<str>,
+    pub metric: Arc<str>,
     unit: RwLock<Option<Box<str>>>,
     assigned_us: AtomicI64,
 }
@@ -43,6 +48,8 @@ pub enum Birth {
     Series(Arc<Series>),
     /// A unit told for the first time, or a new one.
     Unit(Arc<Series>),
+    /// New labels.
+    Labels(Arc<Device>),
 }
 
 /// The latest reading of a series, by event time.
@@ -97,6 +104,18 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Device {
+    /// What people say of it.
+    pub fn labels(&self) -> Labels {
+        read(&self.labels).clone()
+    }
+
+    /// The value of one label.
+    pub fn label(&self, name: &str) -> Option<Arc<str>> {
+        read(&self.labels).get(name).cloned()
+    }
+}
+
 impl Series {
     /// A time for an unstamped reading: now, but later than any assigned before, so that two
     /// unstamped readings never share an identity.
@@ -130,6 +149,13 @@ impl Catalog {
         let mut names = write(&self.names);
         assert_eq!(id as usize, names.devices.len(), "device ids are dense");
         names.add_device(name);
+    }
+
+    /// Puts back a label of a device from the store.
+    pub fn restore_label(&self, device: u32, name: &str, value: &str) {
+        if let Some(device) = read(&self.names).devices.get(device as usize) {
+            write(&device.labels).insert(name.into(), value.into());
+        }
     }
 
     /// Puts back a series from the store; ids must come in order.
@@ -178,6 +204,28 @@ impl Catalog {
         }
         *write(&series.unit) = Some(unit.into());
         self.announce(Birth::Unit(Arc::clone(series)));
+    }
+
+    /// Sets the labels of a device instead of those before; false if there is no such device.
+    pub fn set_labels(&self, device: &str, labels: Labels) -> bool {
+        let names = read(&self.names);
+        let Some(device) = names.by_device.get(device).map(|metrics| Arc::clone(&metrics.device)) else {
+            return false;
+        };
+        *write(&device.labels) = labels;
+        self.announce(Birth::Labels(device));
+        true
+    }
+
+    /// The labels of a device.
+    pub fn labels(&self, device: &str) -> Labels {
+        let names = read(&self.names);
+        names.by_device.get(device).map(|metrics| metrics.device.labels()).unwrap_or_default()
+    }
+
+    /// True if the journal has something to write before the next batch.
+    pub fn has_births(&self) -> bool {
+        !self.births.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     fn announce(&self, birth: Birth) {
@@ -270,7 +318,7 @@ impl Names {
     }
 
     fn add_device(&mut self, name: &str) -> Arc<Device> {
-        let device = Arc::new(Device { id: self.devices.len() as u32, name: name.into() });
+        let device = Arc::new(Device { id: self.devices.len() as u32, name: name.into(), labels: RwLock::default() });
         self.devices.push(Arc::clone(&device));
         let metrics = Metrics { device: Arc::clone(&device), series: HashMap::default() };
         self.by_device.insert(name.into(), metrics);

@@ -10,6 +10,7 @@ mod load;
 /// Durations and sizes as people write them.
 mod units;
 
+use crate::archive::SERIES_MAX;
 use crate::decode::Format;
 use crate::decode::topic::{Rule, Rules};
 use jiff::tz::TimeZone;
@@ -37,6 +38,8 @@ pub struct Config {
     pub time: Time,
     /// The way to the disk.
     pub journal: Journal,
+    /// Readings for years.
+    pub archive: Archive,
     /// Aggregation.
     pub window: Window,
     /// Bounds on what is kept.
@@ -147,6 +150,14 @@ pub struct Journal {
     pub queue: Size,
     /// The write-ahead log is folded back into the store when it reaches this size.
     pub wal: Size,
+}
+
+/// Readings for years.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Archive {
+    /// How long readings stay in the journal before they are folded into compressed chunks of one series and day; longer writes less to a card, shorter answers faster.
+    pub delay: Span,
 }
 
 /// Aggregation.
@@ -266,6 +277,12 @@ impl Default for Journal {
     }
 }
 
+impl Default for Archive {
+    fn default() -> Self {
+        Archive { delay: Span::seconds(600) }
+    }
+}
+
 impl Default for Window {
     fn default() -> Self {
         Window { length: Span::seconds(60), lateness: Span::seconds(10), memory: Size::mib(16) }
@@ -331,6 +348,9 @@ impl Config {
             if number == 0 {
                 wrong(key, "must be at least 1".into());
             }
+        }
+        if self.limits.series > SERIES_MAX {
+            wrong("limits.series", format!("is above {SERIES_MAX}, the most that the archive can number"));
         }
         if let Err(what) = self.zone() {
             wrong("time.zone", what);

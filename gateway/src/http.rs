@@ -37,7 +37,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use reply::Problem;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -104,6 +104,7 @@ fn routes() -> Router<Shared> {
         .route("/api/v2/write", post(ingest::lines))
         .route("/v1/devices", get(devices::list))
         .route("/v1/devices/{device}", get(devices::one))
+        .route("/v1/devices/{device}/labels", put(devices::put_labels))
         .route("/v1/aggregates", get(aggregates::get))
         .route("/v1/rejects", get(rejects::get))
         .route("/v1/live", get(live::get))

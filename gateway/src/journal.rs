@@ -9,6 +9,9 @@
 /// Readings of one commit as bytes.
 pub mod batch;
 
+/// Numbers as whole numbers of their last decimal.
+pub(crate) mod decimal;
+
 /// What waits for the commit.
 pub mod intake;
 
@@ -18,9 +21,6 @@ pub mod schema;
 /// The one thread that writes.
 pub mod writer;
 
-/// Raw readings, read back.
-pub mod scan;
-
 /// What a restart puts back.
 pub mod recover;
 
@@ -28,6 +28,7 @@ use crate::readings::Readings;
 pub use intake::{Intake, Parcel};
 use model::{Micros, Summary};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 /// Readings that are on disk.
 #[derive(Debug, Clone)]
@@ -103,7 +104,94 @@ pub enum Chore {
     Summaries {
         /// The summaries of windows that closed or changed.
         rows: Vec<SummaryRow>,
-        /// The lowest sequence that an open or dirty window still needs.
+        /// The lowest sequence that an open window still needs.
         replay_from: u64,
+        /// Stretches of series whose windows are dirty, if that has changed.
+        dirty: Option<Vec<u8>>,
+    },
+    /// A step of folding batches into chunks; `done` is told its bytes once it is on disk.
+    Archive {
+        /// What to do.
+        step: ArchiveStep,
+        /// Who waits for it.
+        done: Sender<u64>,
+    },
+}
+
+/// A step of folding batches into chunks, see [`crate::archive::fold`].
+#[derive(Debug)]
+pub enum ArchiveStep {
+    /// Batches up to `seq` are going to be folded.
+    Begin {
+        /// The last commit of the lot.
+        seq: i64,
+    },
+    /// New parts, which do not count yet.
+    Chunks(Vec<Chunk>),
+    /// From now on chunks count and batches do not, up to `seq`.
+    Count {
+        /// The last commit of the lot.
+        seq: i64,
+    },
+    /// Removes chunks that have been replaced.
+    Remove(Vec<i64>),
+    /// Replaces chunks that count by others that say the same.
+    Rewrite {
+        /// Those to remove.
+        remove: Vec<i64>,
+        /// Those to write.
+        chunks: Vec<Chunk>,
+    },
+    /// Removes batches that are in chunks.
+    RemoveBatches {
+        /// The last one.
+        seq: i64,
+    },
+    /// The fold is over.
+    Folded,
+}
+
+/// A row of the table of chunks.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Day, series and part.
+    pub id: i64,
+    /// How many parts before it are replaced.
+    pub covers: i64,
+    /// The last commit that is in it.
+    pub seq: i64,
+    /// When the gateway received the latest of its readings.
+    pub received_us: Micros,
+    /// How many.
+    pub readings: i64,
+    /// The earliest event time.
+    pub first_us: Micros,
+    /// The latest event time.
+    pub last_us: Micros,
+    /// See [`crate::archive::chunk`].
+    pub body: Vec<u8>,
+}
+
+/// Why the store's content cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// SQLite cannot read it.
+    #[error("the store cannot be read: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A batch is damaged.
+    #[error("batch {seq}: {error}")]
+    Batch {
+        /// Its sequence.
+        seq: u64,
+        /// What is wrong with it.
+        error: batch::BatchError,
+    },
+    /// A chunk is damaged.
+    #[error("chunk {id}: {error}")]
+    Chunk {
+        /// Its row id.
+        id: i64,
+        /// What is wrong with it.
+        error: batch::BatchError,
     },
 }

@@ -30,6 +30,9 @@ pub mod readings;
 /// The way to the disk: commit, then acknowledge.
 pub mod journal;
 
+/// Batches to chunks of one series and day; raw readings read back.
+pub mod archive;
+
 /// Which window, when it closes, what is late.
 pub mod window;
 

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub commit_seconds: Histogram,
     /// Bytes of batches before SQLite's own.
     pub batch_bytes: Counter,
+    /// Bytes of chunks before SQLite's own.
+    pub archive_bytes: Counter,
     /// Bytes waiting for the commit.
     pub queue_bytes: Gauge,
     /// 1 while the disk is full.
@@ -96,6 +98,7 @@ impl Default for Metrics {
         let late = counter("late_readings", "Readings for windows that had closed");
         let commits = counter("commits", "Commits");
         let batch_bytes = counter("batch_bytes", "Bytes of journal batches");
+        let archive_bytes = counter("archive_bytes", "Bytes of archive chunks");
         let delivered = counter("delivered_messages", "Messages passed on to subscribers");
         let dropped = counter("dropped_messages", "QoS 0 messages that a slow subscriber did not get");
         let overflowed = counter("overflowed_subscribers", "Subscribers disconnected for a full QoS 1 queue");
@@ -137,6 +140,7 @@ impl Default for Metrics {
             commits,
             commit_seconds,
             batch_bytes,
+            archive_bytes,
             queue_bytes,
             disk_full,
             connections,

@@ -2,7 +2,7 @@
 //!
 //! Arrives: a range, series, windows, statistics. Leaves: rows. Always holds: an answer equals
 //! a recomputation from the distinct acknowledged readings in its range, because it is one:
-//! raw readings are read back from the journal, of each identity the last one. Memory for a
+//! raw readings are read back from chunks and batches, of each identity the last one. Memory for a
 //! question is bounded: what does not fit is split by series, then by time, and only a single
 //! window of a single series that does not fit answers quantiles from its sketch, and says so.
 //! Deliberately absent: HTTP.
@@ -15,7 +15,7 @@ pub mod readings;
 
 use crate::catalog::{Catalog, Series};
 use crate::clock::Clock;
-use crate::journal::recover::RecoverError;
+use crate::journal::ReadError;
 use crate::journal::schema;
 use crate::window::driver::SharedProgress;
 use model::aggregate::{glob, is_glob};
@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub enum QueryError {
     /// The journal could not be read.
     #[error(transparent)]
-    Journal(#[from] RecoverError),
+    Journal(#[from] ReadError),
     /// The store could not be opened.
     #[error("the store cannot be read: {0}")]
     Store(#[from] rusqlite::Error),
@@ -140,14 +140,6 @@ impl Engine {
         series.retain(|series| filter.matches(&series.device.name, &series.metric));
         series.sort_by(|a, b| (&a.device.name, &a.metric).cmp(&(&b.device.name, &b.metric)));
         series
-    }
-
-    /// True if only late readings can still change a window of a device that ends at `end_us`.
-    fn is_complete(&self, device: u32, end_us: Micros) -> bool {
-        let progress = self.progress.read().unwrap_or_else(PoisonError::into_inner);
-        let progress = progress.get(device as usize).copied().unwrap_or_default();
-        let passed = end_us.saturating_add(self.lateness_us) <= self.clock.now_us();
-        end_us <= progress.closed_through_us || (passed && end_us <= progress.open_from_us)
     }
 }
 

@@ -10,18 +10,26 @@
 /// The thread around this: channels, clock, store.
 pub mod driver;
 
-/// Columns of readings as a Polars frame.
+/// Readings as they arrive, as a Polars frame.
 pub mod frame;
 
-/// Dirty windows, computed again from the journal.
+/// Windows that are to be computed again.
+pub mod dirty;
+
+/// Sorted readings, cut into windows, as a Polars frame.
+pub mod cut;
+
+/// Dirty windows, computed again from the raw readings.
 pub mod revise;
 
 use crate::journal::{Committed, SummaryRow};
 use crate::readings::{Readings, flag};
+use dirty::Dirty;
 use frame::Columns;
 use model::time::window_start;
 use model::{Micros, Summary};
 use polars::prelude::PolarsResult;
+use revise::Stretch;
 use std::collections::BTreeMap;
 
 /// A window of a series: its start and whose it is.
@@ -39,8 +47,7 @@ pub struct Windows {
     device_of: Vec<u32>,
     devices: Vec<Device>,
     through_seq: u64,
-    dirty: BTreeMap<Key, u64>,
-    revising: BTreeMap<Key, u64>,
+    dirty: Dirty,
     late: u64,
 }
 
@@ -97,8 +104,7 @@ impl Windows {
             device_of: Vec::new(),
             devices: Vec::new(),
             through_seq: 0,
-            dirty: BTreeMap::new(),
-            revising: BTreeMap::new(),
+            dirty: Dirty::default(),
             late: 0,
         }
     }
@@ -161,7 +167,13 @@ impl Windows {
         }
         if start_us.saturating_add(self.length_us) <= device.closed_through_us {
             self.late += 1;
-            self.dirty.entry((start_us, series)).or_insert(committed.seq);
+            self.dirty.add((start_us, series), self.length_us);
+            return;
+        }
+        if flags & flag::FUTURE != 0 {
+            // A wrong clock must not hold a window open for years: it is computed when its
+            // time has come.
+            self.dirty.add((start_us, series), self.length_us);
             return;
         }
         if device.current_us != Some(start_us) {
@@ -187,7 +199,7 @@ impl Windows {
             let Some(open) = device.open.get_mut(&group.start_us) else {
                 // Closed between its rows' arrival and now cannot be: closing folds first.
                 debug_assert!(false, "rows without their window");
-                self.dirty.insert((group.start_us, group.series), self.through_seq);
+                self.dirty.add((group.start_us, group.series), self.length_us);
                 continue;
             };
             let series = group.series;
@@ -230,8 +242,8 @@ impl Windows {
     }
 
     /// Closes every window that is due and returns the summaries of those that need no
-    /// further look at the journal, each with the first commit of its window.
-    pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<(SummaryRow, u64)>> {
+    /// further look at the raw readings.
+    pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<SummaryRow>> {
         self.fold()?;
         let mut rows = Vec::new();
         for i in 0..self.devices.len() {
@@ -246,13 +258,12 @@ impl Windows {
                 device.closed_through_us = device.closed_through_us.max(end_us);
                 device.current_us = None;
                 for (series, partial) in open.partials {
-                    if partial.spoiled {
-                        self.dirty.entry((start_us, series)).or_insert(open.first_seq);
+                    if partial.spoiled || self.dirty.holds((start_us, series)) {
+                        self.dirty.add((start_us, series), self.length_us);
                         continue;
                     }
                     let (length_us, through_seq) = (self.length_us, self.through_seq);
-                    let row = SummaryRow { series, start_us, length_us, through_seq, summary: partial.summary };
-                    rows.push((row, open.first_seq));
+                    rows.push(SummaryRow { series, start_us, length_us, through_seq, summary: partial.summary });
                 }
             }
         }
@@ -260,39 +271,42 @@ impl Windows {
     }
 
     /// A window that turns out to have a summary already: it is computed again from all its
-    /// readings instead, and a restart still needs them from `first_seq` on.
-    pub fn mark_dirty(&mut self, key: Key, first_seq: u64) {
-        let first = self.dirty.entry(key).or_insert(first_seq);
-        *first = first_seq.min(*first);
+    /// readings instead.
+    pub fn mark_dirty(&mut self, key: Key) {
+        self.dirty.add(key, self.length_us);
     }
 
-    /// Takes up to `most` dirty windows to compute again; one lot at a time.
-    pub fn take_dirty(&mut self, most: usize) -> Vec<Key> {
-        debug_assert!(self.revising.is_empty());
-        while self.revising.len() < most
-            && let Some((key, seq)) = self.dirty.pop_first()
-        {
-            self.revising.insert(key, seq);
-        }
-        self.revising.keys().copied().collect()
+    /// Takes about `most` dirty windows to compute again; one lot at a time.
+    pub fn take_dirty(&mut self, most: usize, now_us: Micros) -> Vec<Stretch> {
+        let Windows { dirty, devices, device_of, length_us, lateness_us, .. } = self;
+        dirty.take(most, *length_us, |series| {
+            let device = device_of.get(series as usize).and_then(|&device| devices.get(device as usize));
+            let passed_us = now_us.saturating_sub(*lateness_us);
+            // What is open will close by itself.
+            let open_us = device.and_then(|device| device.open.keys().next().copied()).unwrap_or(Micros::MAX);
+            device.map_or(passed_us, |device| device.closed_through_us.max(passed_us)).min(open_us)
+        })
     }
 
-    /// The windows taken have been computed, or could not be and are dirty again.
-    pub fn revised(&mut self, done: bool) {
-        let revising = std::mem::take(&mut self.revising);
-        if !done {
-            for (key, seq) in revising {
-                let first = self.dirty.entry(key).or_insert(seq);
-                *first = seq.min(*first);
-            }
-        }
+    /// The windows taken have been computed, but for what is given back.
+    pub fn revised(&mut self, again: impl IntoIterator<Item = Stretch>) {
+        self.dirty.done(again);
     }
 
-    /// The lowest sequence that an open or dirty window still needs.
+    /// The lowest sequence that an open window still needs.
     pub fn replay_from(&self) -> u64 {
         let open = self.devices.iter().flat_map(|device| device.open.values()).map(|open| open.first_seq);
-        let dirty = self.dirty.values().chain(self.revising.values()).copied();
-        open.chain(dirty).min().unwrap_or(self.through_seq + 1)
+        open.min().unwrap_or(self.through_seq + 1)
+    }
+
+    /// What a restart has to know of dirty windows, if that has changed.
+    pub fn dirty_blob(&mut self, now_us: Micros) -> Option<Vec<u8>> {
+        self.dirty.blob(self.length_us, now_us)
+    }
+
+    /// Takes back what [`Windows::dirty_blob`] gave.
+    pub fn restore_dirty(&mut self, blob: &[u8]) {
+        self.dirty.restore(blob);
     }
 
     /// How far each device's windows have got, by device.
@@ -307,7 +321,7 @@ impl Windows {
     /// How many windows are open, and how many are dirty.
     pub fn counts(&self) -> (usize, usize) {
         let open = self.devices.iter().map(|device| device.open.len()).sum();
-        (open, self.dirty.len() + self.revising.len())
+        (open, self.dirty.len())
     }
 
     /// How many readings came too late since this was last asked.

@@ -4,17 +4,21 @@ use super::params::Params;
 use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
 use super::{Shared, ask};
 use crate::query::Range;
-use crate::query::aggregates::{Answer, Question, Row, is_count};
+use crate::query::aggregates::{Answer, GroupBy, Question, Row, is_count};
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use model::aggregate::{Stat, Window};
-use model::time;
+use model::{Micros, time};
 use serde::{Serialize, Serializer};
+use std::sync::Arc;
 
-pub(super) const PARAMS: &[&str] = &["device", "metric", "from", "to", "window", "stats", "fill", "limit", "cursor"];
+pub(super) const PARAMS: &[&str] =
+    &["device", "metric", "from", "to", "window", "every", "stats", "group_by", "fill", "limit", "cursor"];
 const STATS: &str = "count,mean,min,max";
 const STATS_MAX: usize = 64;
+/// Windows that may overlap at one time.
+const EVERY_MAX: i64 = 10_000;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -28,6 +32,7 @@ struct Body<'a> {
 
 struct JsonRow<'a> {
     row: &'a Row,
+    group_by: &'a [String],
     stats: &'a [(String, bool)],
 }
 
@@ -35,8 +40,9 @@ impl Serialize for JsonRow<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeMap;
         let mut map = s.serialize_map(None)?;
-        map.serialize_entry("device", &*self.row.device)?;
-        map.serialize_entry("metric", &*self.row.metric)?;
+        for (name, value) in self.group_by.iter().zip(&self.row.group) {
+            map.serialize_entry(name, &value.as_deref())?;
+        }
         map.serialize_entry("start", &time::format(self.row.start_us))?;
         map.serialize_entry("end", &time::format(self.row.end_us))?;
         for ((name, whole), value) in self.stats.iter().zip(&self.row.values) {
@@ -58,32 +64,38 @@ pub(super) async fn get(
     let window_text = params.one("window").unwrap_or("all").to_owned();
     let window: Window = window_text.parse().map_err(|e| Problem::bad_request(format!("window: {e}")))?;
     // A relative range moves on between pages; the cursor holds it still.
-    let cursor_place: Option<(String, String, i64, i64, i64)> = params.cursor()?;
+    let cursor_place: Option<(Vec<Option<String>>, i64, i64, i64)> = params.cursor()?;
     let range = match &cursor_place {
-        Some((_, _, _, from_us, to_us)) => Range::within(*from_us, *to_us),
+        Some((_, _, from_us, to_us)) => Range::within(*from_us, *to_us),
         None => params.range(site.engine.now_us())?,
     };
     let question = Question {
         filter: params.filter(),
         range,
         window,
+        every_us: every(&params, window)?,
+        group_by: group_by(&params)?,
         stats: stats(&params)?,
         fill: fill(&params)?,
         limit: params.limit(10_000, 100_000)?,
-        after: cursor_place.map(|(device, metric, start_us, _, _)| (device, metric, start_us)),
+        after: cursor_place.map(|(group, start_us, _, _)| (group, start_us)),
     };
     let columns: Vec<(String, bool)> = question.stats.iter().map(|stat| (stat.to_string(), is_count(*stat))).collect();
+    let group_by: Vec<String> = question.group_by.iter().map(ToString::to_string).collect();
     let answer = ask(&site, move |engine| engine.aggregates(&question)).await?;
-    let place = |(device, metric, start_us)| (device, metric, start_us, range.from_us, range.to_us);
-    let next = answer.next().map(|last| cursor(&place(last)));
+    let place = |(group, start_us): (&[Option<Arc<str>>], Micros)| {
+        let group: Vec<Option<&str>> = group.iter().map(Option::as_deref).collect();
+        cursor(&(group, start_us, range.from_us, range.to_us))
+    };
+    let next = answer.next().map(place);
     Ok(match form {
         Accept::Json => json(&Body {
             window: &window_text,
-            rows: answer.rows.iter().map(|row| JsonRow { row, stats: &columns }).collect(),
+            rows: answer.rows.iter().map(|row| JsonRow { row, group_by: &group_by, stats: &columns }).collect(),
             quantile_error: answer.quantile_error,
             next: next.as_deref(),
         }),
-        Accept::Csv => as_csv(&answer, &columns, next.as_deref()),
+        Accept::Csv => as_csv(&answer, &group_by, &columns, next.as_deref()),
     })
 }
 
@@ -98,6 +110,34 @@ fn stats(params: &Params) -> Result<Vec<Stat>, Problem> {
     Ok(stats)
 }
 
+/// From one window's start to the next: for windows that overlap, or leave gaps.
+fn every(params: &Params, window: Window) -> Result<Option<Micros>, Problem> {
+    let Some(text) = params.one("every") else { return Ok(None) };
+    match (text.parse(), window) {
+        (Ok(Window::Tumbling(every_us)), Window::Tumbling(length_us)) if length_us / every_us <= EVERY_MAX => {
+            Ok(Some(every_us))
+        }
+        (Ok(Window::Tumbling(_)), Window::Tumbling(_)) => {
+            Err(Problem::bad_request(format!("every: a window may be at most {EVERY_MAX} times as long")))
+        }
+        (Ok(_), _) => Err(Problem::bad_request("every needs a window, and neither may be \"all\"")),
+        (Err(e), _) => Err(Problem::bad_request(format!("every: {e}"))),
+    }
+}
+
+fn group_by(params: &Params) -> Result<Vec<GroupBy>, Problem> {
+    let given = params.all("group_by").join(",");
+    if given.is_empty() {
+        return Ok(vec![GroupBy::Device, GroupBy::Metric]);
+    }
+    // "all" makes one group of everything.
+    if given == "all" {
+        return Ok(Vec::new());
+    }
+    let parse = |name: &str| name.trim().parse().map_err(|e| Problem::bad_request(format!("group_by: {e}")));
+    given.split(',').map(parse).collect()
+}
+
 /// With `fill=null`, windows without readings are shown too; that needs a range.
 fn fill(params: &Params) -> Result<bool, Problem> {
     match params.one("fill") {
@@ -108,12 +148,12 @@ fn fill(params: &Params) -> Result<bool, Problem> {
     }
 }
 
-fn as_csv(answer: &Answer, columns: &[(String, bool)], next: Option<&str>) -> Response {
-    let mut head = vec!["device", "metric", "start", "end"];
+fn as_csv(answer: &Answer, group_by: &[String], columns: &[(String, bool)], next: Option<&str>) -> Response {
+    let mut head: Vec<&str> = group_by.iter().map(String::as_str).chain(["start", "end"]).collect();
     head.extend(columns.iter().map(|(name, _)| name.as_str()));
     head.push("complete");
     let line = |row: &Row| {
-        let mut line = vec![row.device.to_string(), row.metric.to_string()];
+        let mut line: Vec<String> = row.group.iter().map(|part| part.as_deref().unwrap_or_default().into()).collect();
         line.extend([time::format(row.start_us), time::format(row.end_us)]);
         line.extend(columns.iter().zip(&row.values).map(|((_, whole), value)| csv_value(value.as_ref(), *whole)));
         line.push(row.complete.to_string());

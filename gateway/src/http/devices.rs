@@ -1,15 +1,19 @@
 //! `/v1/devices`: who is there, with the latest value of each metric.
 
+use super::ingest::commit;
 use super::params::Params;
 use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
 use super::{Shared, Site};
 use crate::catalog::{Latest, Series};
+use crate::journal::Parcel;
+use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use model::aggregate::glob;
 use model::{Micros, time};
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A device that was heard no longer ago than this is online.
@@ -25,7 +29,7 @@ struct Page {
 #[derive(Serialize)]
 struct Device {
     id: String,
-    labels: serde_json::Map<String, serde_json::Value>,
+    labels: BTreeMap<String, String>,
     last_seen: Option<String>,
     online: bool,
     readings: u64,
@@ -57,7 +61,7 @@ fn describe(site: &Site, id: &str, series: Vec<Arc<Series>>) -> Device {
     let seen_us = metrics.iter().filter_map(|metric| Some(metric.latest.as_ref()?.received_us)).max();
     Device {
         id: id.to_owned(),
-        labels: serde_json::Map::new(),
+        labels: catalog.labels(id).iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         last_seen: seen_us.map(time::format),
         online: seen_us.is_some_and(|seen_us| site.engine.now_us() - seen_us <= ONLINE_US),
         readings: metrics.iter().filter_map(|metric| Some(metric.latest.as_ref()?.readings)).sum(),
@@ -82,7 +86,7 @@ pub(super) async fn list(
     names.retain(|name| patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name)));
     let begin = after.map_or(0, |after| names.partition_point(|name| **name <= *after));
     let names = &names[begin..];
-    let next = (names.len() > limit).then(|| cursor(&names[limit - 1]));
+    let next = (names.len() > limit).then(|| cursor(&&*names[limit - 1]));
     let shown = names.iter().take(limit);
     let rows = shown.map(|name| describe(&site, name, catalog.series_of(name).unwrap_or_default())).collect();
     Ok(match form {
@@ -129,4 +133,37 @@ pub(super) async fn one(
         }
         None => Err(Problem::new(StatusCode::NOT_FOUND, format!("no device {device:?} has sent a reading"))),
     }
+}
+
+/// Labels of one device, and the length of their names and values.
+const LABELS_MAX: usize = 64;
+const LABEL_BYTES_MAX: usize = 255;
+
+/// `PUT /v1/devices/{device}/labels`: sets all labels of a device; the answer is the device.
+pub(super) async fn put_labels(
+    State(site): State<Shared>,
+    Path(device): Path<String>,
+    RawQuery(query): RawQuery,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    let shape = |e: serde_json::Error| {
+        Problem::bad_request(format!("labels are a JSON object of texts, for example {{\"site\":\"north\"}}: {e}"))
+    };
+    let labels: BTreeMap<String, String> = serde_json::from_slice(&body).map_err(shape)?;
+    if labels.len() > LABELS_MAX {
+        return Err(Problem::bad_request(format!("{} labels; a device has at most {LABELS_MAX}", labels.len())));
+    }
+    let is_good = |text: &str| text.len() <= LABEL_BYTES_MAX && !text.chars().any(char::is_control);
+    if let Some((name, _)) = labels.iter().find(|(name, value)| name.is_empty() || !is_good(name) || !is_good(value)) {
+        let limits = format!("at most {LABEL_BYTES_MAX} bytes, no control characters, and the name is not empty");
+        return Err(Problem::bad_request(format!("label {name:?}: names and values have {limits}")));
+    }
+    let catalog = site.engine.catalog();
+    let labels = labels.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    if !catalog.set_labels(&device, labels) {
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("no device {device:?} has sent a reading")));
+    }
+    commit(&site, Parcel::default()).await?;
+    Ok(json(&describe(&site, &device, catalog.series_of(&device).unwrap_or_default())))
 }

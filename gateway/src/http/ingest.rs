@@ -133,7 +133,7 @@ async fn read_body(site: &Site, request: Request) -> Result<Bytes, Problem> {
 }
 
 /// Waits until the parcel is on disk.
-async fn commit(site: &Site, mut parcel: Parcel) -> Result<(), Problem> {
+pub(super) async fn commit(site: &Site, mut parcel: Parcel) -> Result<(), Problem> {
     let (done, committed) = oneshot::channel();
     // Nobody may be waiting any more; the readings are kept all the same.
     let receipt = Receipt::Call(Box::new(move || done.send(()).unwrap_or(())));

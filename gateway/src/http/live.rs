@@ -81,7 +81,7 @@ impl Listener {
             let Some(series) = self.series(readings.series[row]) else { continue };
             let value = readings.value(row);
             let data = json!({
-                "device": series.device.name, "metric": series.metric,
+                "device": &*series.device.name, "metric": &*series.metric,
                 "time": time::format(readings.time_us[row]),
                 "value": serde_json::to_value(JsonValue(Some(&value), false)).unwrap_or_default(),
             });
@@ -95,7 +95,7 @@ impl Listener {
         let s = &row.summary;
         let some = |n: f64| (s.count > 0).then_some(n);
         let data = json!({
-            "device": series.device.name, "metric": series.metric,
+            "device": &*series.device.name, "metric": &*series.metric,
             "start": time::format(row.start_us), "end": time::format(row.start_us + row.length_us),
             "count": s.count, "text_count": s.texts, "sum": some(s.sum), "mean": s.mean(), "min": some(s.min),
             "max": some(s.max), "stddev": s.stddev(), "p50": s.quantile(0.5), "p95": s.quantile(0.95),

@@ -6,6 +6,7 @@
 //! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what
 //! was encoded to the bit, and damaged bytes are an error, never other readings.
 
+use super::decimal::{RAW, choose_decimals, power, scaled};
 use crate::readings::Readings;
 use model::varint;
 use std::borrow::Cow;
@@ -16,10 +17,6 @@ const PLAIN: u8 = 0;
 const LZ4: u8 = 1;
 const ROWS_MAX: u64 = 16 << 20;
 const BODY_BYTES_MAX: usize = 1 << 30;
-
-/// Numbers as they are, eight bytes each.
-const RAW: u8 = 255;
-const POWERS: [f64; 8] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7];
 
 /// Why bytes are not a batch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,7 +119,7 @@ fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
     Ok(Readings { series, time_us, flags, number, texts })
 }
 
-fn put_runs<T: Copy + PartialEq + Default>(out: &mut Vec<u8>, column: &[T], code: impl Fn(T, T) -> u64) {
+pub(crate) fn put_runs<T: Copy + PartialEq + Default>(out: &mut Vec<u8>, column: &[T], code: impl Fn(T, T) -> u64) {
     let mut previous = T::default();
     for run in column.chunk_by(|a, b| a == b) {
         varint::put(out, code(previous, run[0]));
@@ -131,7 +128,7 @@ fn put_runs<T: Copy + PartialEq + Default>(out: &mut Vec<u8>, column: &[T], code
     }
 }
 
-fn take_runs<T: Copy + Default>(
+pub(crate) fn take_runs<T: Copy + Default>(
     rest: &mut &[u8],
     rows: usize,
     value: impl Fn(T, u64) -> Result<T, BatchError>,
@@ -149,33 +146,6 @@ fn take_runs<T: Copy + Default>(
     Ok(column)
 }
 
-/// `n` as a whole number of `10^-decimals`, if that gives `n` back to the bit.
-#[inline]
-fn scaled(n: f64, decimals: usize) -> Option<i64> {
-    let whole = (n * POWERS[decimals]).round();
-    let kept = whole as i64;
-    let exact = whole.abs() < 9e15 && (kept as f64 / POWERS[decimals]).to_bits() == n.to_bits();
-    exact.then_some(kept)
-}
-
-/// The fewest decimals that suit most numbers; [`RAW`] where none do.
-fn choose_decimals(numbers: &[f64]) -> u8 {
-    let (mut decimals, mut unsuited) = (0, 0);
-    for &n in numbers {
-        if scaled(n, decimals).is_some() {
-            continue;
-        }
-        match (decimals + 1..POWERS.len()).find(|&d| scaled(n, d).is_some()) {
-            Some(more) => decimals = more,
-            None => unsuited += 1,
-        }
-        if unsuited * 4 > numbers.len() {
-            return RAW;
-        }
-    }
-    decimals as u8
-}
-
 /// Scaled numbers as deltas; what does not suit is a zero delta and listed behind, raw.
 fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
     let decimals = choose_decimals(numbers);
@@ -187,7 +157,7 @@ fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
     let mut unsuited = Vec::new();
     let mut previous = 0;
     for (row, &n) in numbers.iter().enumerate() {
-        let whole = scaled(n, usize::from(decimals)).unwrap_or_else(|| {
+        let whole = scaled(n, decimals).unwrap_or_else(|| {
             unsuited.push((row, n));
             previous
         });
@@ -206,7 +176,7 @@ fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
     if decimals == RAW {
         return (0..rows).map(|_| varint::take_f64(rest).ok_or(Inconsistent)).collect();
     }
-    let power = *POWERS.get(usize::from(decimals)).ok_or(Inconsistent)?;
+    let power = power(decimals).ok_or(Inconsistent)?;
     let mut numbers = Vec::with_capacity(rows);
     let mut previous = 0_i64;
     for _ in 0..rows {

@@ -6,7 +6,7 @@
 //! format 1: `format u8, LZ4 with size of: count varint, then per series: id, time, received
 //! (both zigzag), readings, kind u8, number 8 bytes or text with length`.
 
-use super::{Committed, batch, schema};
+use super::{Committed, ReadError, batch, schema};
 use crate::catalog::{Catalog, Latest};
 use model::{Value, varint};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -23,24 +23,8 @@ pub struct Recovered {
     pub replay_from: u64,
 }
 
-/// Why the store's content cannot be put back.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    /// SQLite cannot read it.
-    #[error("the store cannot be read: {0}")]
-    Sqlite(#[from] rusqlite::Error),
-    /// A batch is damaged.
-    #[error("batch {seq}: {error}")]
-    Batch {
-        /// Its sequence.
-        seq: u64,
-        /// What is wrong with it.
-        error: batch::BatchError,
-    },
-}
-
 /// Fills an empty catalog from the store.
-pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, RecoverError> {
+pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, ReadError> {
     let mut devices = db.prepare("SELECT id, name FROM device ORDER BY id")?;
     let mut rows = devices.query([])?;
     while let Some(row) = rows.next()? {
@@ -52,10 +36,17 @@ pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, RecoverE
         let unit: Option<String> = row.get(3)?;
         catalog.restore_series(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str().unwrap_or_default(), unit.as_deref());
     }
+    let mut labels = db.prepare("SELECT device, name, value FROM label")?;
+    let mut rows = labels.query([])?;
+    while let Some(row) = rows.next()? {
+        let (name, value): (String, String) = (row.get(1)?, row.get(2)?);
+        catalog.restore_label(row.get(0)?, &name, &value);
+    }
     let snapshot_seq = read_snapshot(db, catalog)?;
     // Also the number of a batch that cannot be read is taken.
     let newest: Option<i64> = db.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
-    let last_seq = snapshot_seq.max(newest.unwrap_or(0) as u64);
+    let archived: Option<i64> = schema::meta(db, "archived_seq")?;
+    let last_seq = snapshot_seq.max(newest.max(archived).unwrap_or(0) as u64);
     each_batch(db, snapshot_seq + 1, |committed| {
         catalog.note(&committed.readings, committed.received_us);
         true
@@ -78,7 +69,7 @@ pub fn each_batch(db: &Connection, from: u64, mut each: impl FnMut(Committed) ->
                     break;
                 }
             }
-            Err(error) => tracing::error!("{}", RecoverError::Batch { seq: seq as u64, error }),
+            Err(error) => tracing::error!("{}", ReadError::Batch { seq: seq as u64, error }),
         }
     }
     Ok(())

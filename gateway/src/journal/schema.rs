@@ -53,16 +53,18 @@ CREATE VIEW summaries AS
 
 const VERSION_2: &str = "
 ALTER TABLE retained ADD COLUMN expires_us INTEGER;
--- Readings of one series and one day, see archive/chunk.rs; id is (day << 41 | series << 13 |
+-- Readings of one series and one day, see archive/chunk.rs; id is (day << 41 | series << 16 |
 -- part) with days since the epoch. A part replaces those from part - covers on, and counts
 -- once meta.archived_seq has reached its seq: batches up to there are in chunks.
 CREATE TABLE chunk (id INTEGER PRIMARY KEY, covers INTEGER NOT NULL, seq INTEGER NOT NULL,
     received_us INTEGER NOT NULL, readings INTEGER NOT NULL, first_us INTEGER NOT NULL,
     last_us INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE label (device INTEGER NOT NULL REFERENCES device, name TEXT NOT NULL, value TEXT NOT NULL,
+    PRIMARY KEY (device, name)) STRICT, WITHOUT ROWID;
 CREATE VIEW chunks AS
-    SELECT d.name AS device, s.metric, date((c.id >> 41) * 86400, 'unixepoch') AS day, c.id & 8191 AS part,
+    SELECT d.name AS device, s.metric, date((c.id >> 41) * 86400, 'unixepoch') AS day, c.id & 65535 AS part,
         c.readings, length(c.body) AS bytes, c.first_us, c.last_us, c.received_us
-    FROM chunk c JOIN series s ON s.id = (c.id >> 13) & 268435455 JOIN device d ON d.id = s.device;
+    FROM chunk c JOIN series s ON s.id = (c.id >> 16) & 33554431 JOIN device d ON d.id = s.device;
 ";
 
 /// Why a store cannot be opened.

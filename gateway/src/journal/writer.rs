@@ -10,7 +10,7 @@ use super::batch;
 use super::intake::{Intake, Load, Parcel};
 use super::recover;
 use super::schema::{self, Store};
-use super::{Chore, Committed, Inbound, Rejected, SummaryRow};
+use super::{ArchiveStep, Chore, Chunk, Committed, Inbound, Rejected, SummaryRow};
 use crate::catalog::{Birth, Catalog};
 use crate::clock::Clock;
 use crate::listen::Desk;
@@ -24,8 +24,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// How often the state that a restart needs is written anew.
+/// The state that a restart needs is written anew at least so often.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
+/// It is also written anew after so many readings, so that a restart reads no more than that.
+const SNAPSHOT_EVERY_READINGS: u64 = 500_000;
 /// How long to wait before a full disk is tried again.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 /// What a commit adds to the log besides its batch, roughly: a few pages and their headers.
@@ -53,6 +55,8 @@ pub struct Writer {
     pub clock: Clock,
     /// `journal.commit_delay`.
     pub commit_delay: Duration,
+    /// `archive.delay`: what is to be folded must be in a snapshot.
+    pub archive_delay: Duration,
     /// `journal.wal`, bytes.
     pub wal_max: u64,
     /// `limits.rejects`.
@@ -76,6 +80,7 @@ struct State {
     log_bytes: u64,
     snapshot_at: Instant,
     snapshot_seq: u64,
+    since_snapshot: u64,
 }
 
 impl Writer {
@@ -86,6 +91,7 @@ impl Writer {
             log_bytes: 0,
             snapshot_at: Instant::now(),
             snapshot_seq: self.last_seq,
+            since_snapshot: 0,
         };
         let mut spare = Parcel::default();
         loop {
@@ -101,10 +107,10 @@ impl Writer {
 
     fn process(&mut self, mut load: Load, state: &mut State) -> Result<Parcel, WriteError> {
         let received_us = self.clock.now_us();
-        let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty();
+        let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty() || self.catalog.has_births();
         if has_content {
             let started = Instant::now();
-            self.commit_patiently(&load, received_us, state)?;
+            self.commit_patiently(&mut load, received_us, state)?;
             self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.commits.inc();
         }
@@ -113,6 +119,7 @@ impl Writer {
             self.last_seq += 1;
             self.catalog.note(&readings, received_us);
             self.metrics.readings.inc_by(readings.len() as u64);
+            state.since_snapshot += readings.len() as u64;
         }
         load.parcel.retain.iter().for_each(|publication| self.retained.apply(publication));
         self.hand_out(&mut load.parcel);
@@ -141,16 +148,26 @@ impl Writer {
     }
 
     /// Commits; on a full disk waits for space and tries again.
-    fn commit_patiently(&self, load: &Load, received_us: i64, state: &mut State) -> Result<(), WriteError> {
+    fn commit_patiently(&self, load: &mut Load, received_us: i64, state: &mut State) -> Result<(), WriteError> {
         let births = self.catalog.take_births();
         loop {
-            let snapshot_due = state.snapshot_at.elapsed() >= SNAPSHOT_EVERY && state.snapshot_seq < self.last_seq;
+            let many = SNAPSHOT_EVERY_READINGS.max(self.catalog.counts().1 as u64 * 10);
+            let snapshot_due = state.snapshot_seq < self.last_seq
+                && (state.snapshot_at.elapsed() >= self.archive_delay.min(SNAPSHOT_EVERY)
+                    || state.since_snapshot >= many);
             match self.commit(load, &births, received_us, snapshot_due) {
                 Ok(bytes) => {
                     self.metrics.disk_full.set(0);
                     state.log_bytes += bytes + COMMIT_OVERHEAD_BYTES;
                     if snapshot_due {
                         (state.snapshot_at, state.snapshot_seq) = (Instant::now(), self.last_seq);
+                        state.since_snapshot = 0;
+                    }
+                    for chore in load.chores.drain(..) {
+                        if let Chore::Archive { done, .. } = chore {
+                            // A folder that is gone is started anew with the gateway.
+                            let _ = done.send(bytes);
+                        }
                     }
                     return Ok(());
                 }
@@ -161,6 +178,8 @@ impl Writer {
                     if !self.store.connection.is_autocommit() {
                         self.store.connection.execute_batch("ROLLBACK")?;
                     }
+                    // Readings first: the archive is told that its step failed, and tries later.
+                    load.chores.retain(|chore| matches!(chore, Chore::Summaries { .. }));
                     std::thread::sleep(FULL_DISK_PAUSE);
                 }
                 Err(e) => return Err(e.into()),
@@ -190,9 +209,17 @@ impl Writer {
         bytes += write_retained(db, &load.parcel.retain)?;
         write_inbound(db, &load.parcel.inbound)?;
         for chore in &load.chores {
-            let Chore::Summaries { rows, replay_from } = chore;
-            bytes += write_summaries(db, rows)?;
-            schema::set_meta(db, "replay_from", *replay_from as i64)?;
+            match chore {
+                Chore::Summaries { rows, replay_from, dirty } => {
+                    bytes += write_summaries(db, rows)?;
+                    schema::set_meta(db, "replay_from", *replay_from as i64)?;
+                    if let Some(dirty) = dirty {
+                        schema::set_meta(db, "dirty", dirty)?;
+                        bytes += dirty.len() as u64;
+                    }
+                }
+                Chore::Archive { step, .. } => bytes += write_archive(db, step)?,
+            }
         }
         if !self.slow.is_zero() {
             std::thread::sleep(self.slow);
@@ -277,6 +304,15 @@ fn write_births(db: &Connection, births: &[Birth], now_us: i64) -> rusqlite::Res
             Birth::Unit(series) => db
                 .prepare_cached("UPDATE series SET unit = ?2 WHERE id = ?1")?
                 .execute(params![series.id, series.unit().as_deref()])?,
+            Birth::Labels(device) => {
+                db.prepare_cached("DELETE FROM label WHERE device = ?1")?.execute([device.id])?;
+                let mut insert = db.prepare_cached("INSERT INTO label VALUES (?1, ?2, ?3)")?;
+                device
+                    .labels()
+                    .iter()
+                    .try_for_each(|(name, value)| insert.execute(params![device.id, &**name, &**value]).map(drop))?;
+                0
+            }
         };
     }
     Ok(())
@@ -336,6 +372,41 @@ fn write_inbound(db: &Connection, inbound: &[Inbound]) -> rusqlite::Result<()> {
         };
     }
     Ok(())
+}
+
+fn write_archive(db: &Connection, step: &ArchiveStep) -> rusqlite::Result<u64> {
+    match step {
+        ArchiveStep::Begin { seq } => schema::set_meta(db, "folding_seq", seq)?,
+        ArchiveStep::Chunks(chunks) => return write_chunks(db, chunks),
+        ArchiveStep::Count { seq } => schema::set_meta(db, "archived_seq", seq)?,
+        ArchiveStep::Remove(ids) => remove_chunks(db, ids)?,
+        ArchiveStep::Rewrite { remove, chunks } => {
+            remove_chunks(db, remove)?;
+            return write_chunks(db, chunks);
+        }
+        ArchiveStep::RemoveBatches { seq } => {
+            db.prepare_cached("DELETE FROM batch WHERE seq <= ?1")?.execute([seq])?;
+        }
+        ArchiveStep::Folded => {
+            db.prepare_cached("DELETE FROM meta WHERE key = 'folding_seq'")?.execute([])?;
+        }
+    }
+    Ok(0)
+}
+
+fn write_chunks(db: &Connection, chunks: &[Chunk]) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    for c in chunks {
+        bytes += c.body.len() as u64 + 48;
+        insert.execute(params![c.id, c.covers, c.seq, c.received_us, c.readings, c.first_us, c.last_us, c.body])?;
+    }
+    Ok(bytes)
+}
+
+fn remove_chunks(db: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let mut delete = db.prepare_cached("DELETE FROM chunk WHERE id = ?1")?;
+    ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
 }
 
 /// Writes summaries; a window that is there already gets a new revision only if something

@@ -1,16 +1,32 @@
 //! Aggregates over windows.
+//!
+//! Series are answered group by group, day by day: what is in memory is one lot of windows.
+//! A lot that does not fit is split by group, then by the starts of its windows; only a single
+//! window of a single group that does not fit is computed from parts, whose quantiles come
+//! from sketches, and the answer says so.
+
+/// Rows, from cells.
+mod answer;
+
+/// Series that are answered together.
+mod group;
 
 use super::{Engine, Filter, QueryError, Range};
-use crate::catalog::Series;
-use crate::journal::scan::scan;
-use crate::window::frame::{Columns, Group};
+use crate::archive::DAY_US;
+use crate::archive::day;
+use crate::archive::read::{Raw, Tail, Wanted};
+use crate::readings::Points;
+use crate::window::cut::{Cut, Cuts, windows};
+pub use answer::{Answer, Row, is_count};
+use answer::{Cell, Sink};
+use group::Group;
+pub use group::GroupBy;
 use model::aggregate::{Stat, Window};
-use model::sketch::nearest_rank;
 use model::time::window_start;
-use model::{Micros, Sketch, Summary, Value};
+use model::{Micros, Summary};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -21,320 +37,399 @@ pub struct Question {
     pub range: Range,
     /// In which windows, clipped at the range's edges.
     pub window: Window,
+    /// From one window's start to the next, for windows that overlap or leave gaps.
+    pub every_us: Option<Micros>,
     /// Which statistics.
     pub stats: Vec<Stat>,
+    /// What is answered together.
+    pub group_by: Vec<GroupBy>,
     /// Also windows without readings.
     pub fill: bool,
     /// At most so many rows.
     pub limit: usize,
-    /// Only rows behind this one: device, metric, start.
-    pub after: Option<(String, String, Micros)>,
+    /// Only rows behind this one: its group and the start of its window.
+    pub after: Option<(Vec<Option<String>>, Micros)>,
 }
 
-/// A window of a series.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// Whose.
-    pub device: Arc<str>,
-    /// Of what.
-    pub metric: Arc<str>,
-    /// The window's start, clipped.
-    pub start_us: Micros,
-    /// Its end, clipped.
-    pub end_us: Micros,
-    /// In the order of [`Question::stats`]; `None` where there are no numbers.
-    pub values: Vec<Option<Value>>,
-    /// Only late readings can change it.
-    pub complete: bool,
+impl Question {
+    fn quantiles(&self) -> Vec<f64> {
+        let quantile = |stat: &Stat| match stat {
+            Stat::Quantile(q) => Some(*q),
+            _ => None,
+        };
+        self.stats.iter().filter_map(quantile).collect()
+    }
+
+    /// The length of a window and the way to the next; `None` for one window over all.
+    fn grid(&self) -> Option<(Micros, Micros)> {
+        match self.window {
+            Window::All => None,
+            Window::Tumbling(length_us) => Some((length_us, self.every_us.unwrap_or(length_us))),
+        }
+    }
+
+    /// The start of the first window that touches the range.
+    fn first_start_us(&self) -> Micros {
+        let Some((length_us, every_us)) = self.grid() else { return self.range.from_us };
+        window_start(self.range.from_us - length_us, every_us) + every_us
+    }
 }
 
-/// An answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Answer {
-    /// By device, metric and start.
-    pub rows: Vec<Row>,
-    /// There are rows behind the limit.
-    pub more: bool,
-    /// The relative error of quantiles that came from sketches; `None` if all are exact.
-    pub quantile_error: Option<f64>,
+/// Windows that start in `[from_us, to_us)`.
+#[derive(Debug, Clone, Copy)]
+struct Starts {
+    from_us: Micros,
+    to_us: Micros,
 }
 
-/// What a window comes to.
-struct Cell {
-    summary: Summary,
-    /// In the order of the quantiles asked; `None` if they come from the sketch.
-    quantiles: Option<Vec<f64>>,
-}
+/// Rows of one aggregation in Polars: enough for its fixed costs, little for the memory.
+const LOT_ROWS: usize = 128 << 10;
+/// Windows kept at once.
+const CELLS_MAX: usize = 50_000;
+/// Groups that share a lot, if their windows are few.
+const LOT_GROUPS: usize = 256;
 
-type Cells = BTreeMap<(u32, Micros), Cell>;
+type Cells = BTreeMap<(usize, Micros), Cell>;
+
+/// One question on its way.
+struct Task<'a> {
+    question: &'a Question,
+    quantiles: Vec<f64>,
+    raw: &'a Raw<'a>,
+    /// Not in chunks yet, of all series asked for; `None` if that is too much at once.
+    tail: Option<(Vec<u32>, Tail)>,
+    days: Vec<i64>,
+    rows_max: usize,
+}
 
 impl Engine {
     /// Answers a question.
     pub fn aggregates(&self, question: &Question) -> Result<Answer, QueryError> {
-        let mut series = self.select(&question.filter);
-        if let Some((device, metric, _)) = &question.after {
-            series.retain(|s| (&*s.device.name, &*s.metric) >= (device.as_str(), metric.as_str()));
+        let mut groups = self.groups(question);
+        if let Some((key, _)) = &question.after {
+            groups.retain(|group| group.is_at_or_behind(key));
         }
-        let mut rows = Vec::new();
-        let (mut more, mut quantile_error) = (false, None);
-        // Series by series in lots, so that a page needs no more than its own.
-        for lot in series.chunks(lot_size(question, series.len())) {
-            let ids: Vec<u32> = lot.iter().map(|series| series.id).collect();
-            let cells = self.with_store(|db| self.cells(db, question, &ids, question.range))?;
-            for series in lot {
-                more |= self.series_rows(question, series, &cells, &mut rows, &mut quantile_error);
-                if more {
-                    return Ok(Answer { rows, more, quantile_error });
+        let mut sink = Sink::new(question);
+        if groups.is_empty() {
+            return Ok(sink.finish());
+        }
+        let rows_max = (self.memory_bytes / Cuts::ROW_BYTES).max(1_000);
+        self.with_store(|db| {
+            let raw = Raw::open(db)?;
+            let (from_us, to_us) = (question.range.from_us, question.range.to_us);
+            let mut ids: Vec<u32> = groups.iter().flat_map(|group| group.series.iter().map(|s| s.id)).collect();
+            ids.sort_unstable();
+            let tail = raw.tail(&Wanted::new(&ids), from_us, to_us, rows_max / 2)?.map(|tail| (ids, tail));
+            let days = raw.days(from_us, to_us)?;
+            let task = Task { question, quantiles: question.quantiles(), raw: &raw, tail, days, rows_max };
+            for lot in groups.chunks(task.lot_groups()) {
+                let from_us = match &question.after {
+                    Some((key, start_us)) if lot[0].is(key) => {
+                        // Only the rest of this group; the others of its lot follow in whole.
+                        let from_us = start_us.saturating_add(1);
+                        if task.answer(&lot[..1], task.starts(from_us), &mut sink)?.is_break() {
+                            return Ok(sink.finish());
+                        }
+                        if task.answer(&lot[1..], task.starts(Micros::MIN), &mut sink)?.is_break() {
+                            return Ok(sink.finish());
+                        }
+                        continue;
+                    }
+                    _ => Micros::MIN,
+                };
+                if task.answer(lot, task.starts(from_us), &mut sink)?.is_break() {
+                    break;
+                }
+            }
+            Ok(sink.finish())
+        })
+    }
+}
+
+impl Task<'_> {
+    /// All windows of the question that start at `from_us` or later.
+    fn starts(&self, from_us: Micros) -> Starts {
+        Starts { from_us: self.question.first_start_us().max(from_us), to_us: self.question.range.to_us }
+    }
+
+    /// How many groups have about as many windows as may be kept at once.
+    fn lot_groups(&self) -> usize {
+        let windows = self.question.grid().map_or(1, |(_, every_us)| {
+            let days = self.days.len() as Micros + 1;
+            let range = self.question.range;
+            ((days * DAY_US).min(range.to_us - range.from_us) / every_us) as usize + 1
+        });
+        (CELLS_MAX / windows).clamp(1, LOT_GROUPS)
+    }
+
+    /// Answers groups in order; breaks when the answer is full.
+    fn answer(&self, groups: &[Group], starts: Starts, sink: &mut Sink<'_>) -> Result<ControlFlow<()>, QueryError> {
+        if groups.is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        if let Some(cells) = self.cells(groups, starts)? {
+            return Ok(sink.take(groups, starts, cells));
+        }
+        if groups.len() > 1 {
+            let (left, right) = groups.split_at(groups.len() / 2);
+            if self.answer(left, starts, sink)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            return self.answer(right, starts, sink);
+        }
+        let first_us = self.first_start(starts);
+        let middle_us = self.question.grid().and_then(|(_, every_us)| {
+            let windows = (starts.to_us - first_us + every_us - 1) / every_us;
+            (windows > 1).then(|| first_us + windows / 2 * every_us)
+        });
+        match middle_us {
+            Some(middle_us) => {
+                if self.answer(groups, Starts { to_us: middle_us, ..starts }, sink)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                self.answer(groups, Starts { from_us: middle_us, ..starts }, sink)
+            }
+            None => {
+                let cell = self.from_parts(&groups[0], self.span(starts))?;
+                let key = (0, first_us);
+                Ok(sink.take(groups, starts, cell.map(|cell| (key, cell)).into_iter().collect()))
+            }
+        }
+    }
+
+    /// The first window among `starts`.
+    fn first_start(&self, starts: Starts) -> Micros {
+        match self.question.grid() {
+            Some((_, every_us)) => window_start(starts.from_us - 1, every_us) + every_us,
+            None => self.question.range.from_us,
+        }
+    }
+
+    /// The times that windows starting there can hold.
+    fn span(&self, starts: Starts) -> Range {
+        let range = self.question.range;
+        match self.question.grid() {
+            None => range,
+            Some((length_us, every_us)) => {
+                let last_us = window_start(starts.to_us - 1, every_us);
+                Range {
+                    from_us: range.from_us.max(self.first_start(starts)),
+                    to_us: range.to_us.min(last_us.saturating_add(length_us)),
                 }
             }
         }
-        Ok(Answer { rows, more, quantile_error })
     }
 
-    /// Appends the rows of one series; true if the limit cut them short.
-    fn series_rows(
+    /// The readings of a series that are not in chunks yet; nothing if there are too many.
+    fn with_tail<T>(
         &self,
-        question: &Question,
-        series: &Series,
-        cells: &Cells,
-        rows: &mut Vec<Row>,
-        quantile_error: &mut Option<f64>,
-    ) -> bool {
-        let after_us = match &question.after {
-            Some((device, metric, start_us)) if **device == *series.device.name && **metric == *series.metric => {
-                Some(*start_us)
-            }
-            _ => None,
-        };
-        let own = cells.range((series.id, Micros::MIN)..=(series.id, Micros::MAX));
-        let own: BTreeMap<Micros, &Cell> = own.map(|((_, start_us), cell)| (*start_us, cell)).collect();
-        let starts: Box<dyn Iterator<Item = Micros>> = match question.window {
-            Window::Tumbling(length_us) if question.fill => {
-                // A later page begins where the one before ended, however long the range is.
-                let first = window_start(question.range.from_us.max(after_us.unwrap_or(Micros::MIN)), length_us);
-                Box::new((first..question.range.to_us).step_by(length_us as usize))
-            }
-            Window::All if question.fill => Box::new(std::iter::once(question.range.from_us)),
-            _ => Box::new(own.keys().copied()),
-        };
-        for start_us in starts {
-            let (clipped_us, end_us) = clip(question, start_us);
-            if after_us.is_some_and(|after_us| clipped_us <= after_us) {
-                continue;
-            }
-            if rows.len() >= question.limit {
-                return true;
-            }
-            let cell = own.get(&start_us).copied();
-            if let Some(Cell { summary, quantiles: None }) = cell
-                && question.stats.iter().any(|stat| matches!(stat, Stat::Quantile(_)))
-            {
-                *quantile_error = Some(summary.sketch.error().max(quantile_error.unwrap_or(0.0)));
-            }
-            rows.push(Row {
-                device: (*series.device.name).into(),
-                metric: (*series.metric).into(),
-                start_us: clipped_us,
-                end_us,
-                values: values(question, cell),
-                complete: self.is_complete(series.device.id, end_us),
-            });
-        }
-        false
-    }
-
-    /// Aggregates series over a range; splits what does not fit into memory.
-    fn cells(
-        &self,
-        db: &rusqlite::Connection,
-        question: &Question,
         ids: &[u32],
-        range: Range,
-    ) -> Result<Cells, QueryError> {
-        match self.gather(db, question, ids, range)? {
-            Some(columns) => {
-                let groups = columns.aggregate()?;
-                // Only halves of a range may have to be merged, which takes sketches.
-                let halved = range != question.range;
-                Ok(groups.into_iter().map(|group| cell(question, group, halved)).collect())
-            }
-            None if ids.len() > 1 => {
-                let (left, right) = ids.split_at(ids.len() / 2);
-                let mut cells = self.cells(db, question, left, range)?;
-                cells.append(&mut self.cells(db, question, right, range)?);
-                Ok(cells)
-            }
-            None => self.halves(db, question, ids, range),
+        span: Range,
+        read: impl FnOnce(&dyn Fn(u32) -> Points) -> Result<T, QueryError>,
+    ) -> Result<Option<T>, QueryError> {
+        let of = |ids: &[u32], tail: &Tail, series: u32| {
+            let place = ids.binary_search(&series).ok();
+            place
+                .map(|place| tail.points(place))
+                .map_or_else(Points::default, |points| points.slice(points.between(span.from_us, span.to_us)))
+        };
+        if let Some((ids, tail)) = &self.tail {
+            return read(&|series| of(ids, tail, series)).map(Some);
+        }
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        match self.raw.tail(&Wanted::new(&ids), span.from_us, span.to_us, self.rows_max)? {
+            Some(tail) => read(&|series| of(&ids, &tail, series)).map(Some),
+            None => Ok(None),
         }
     }
 
-    /// One series that does not fit: two halves of the time, merged where they share a window.
-    fn halves(
-        &self,
-        db: &rusqlite::Connection,
-        question: &Question,
-        ids: &[u32],
-        range: Range,
-    ) -> Result<Cells, QueryError> {
-        let mut middle_us = self.middle(db, ids, range)?;
-        if let Window::Tumbling(length_us) = question.window {
-            let aligned = window_start(middle_us, length_us);
-            if aligned > range.from_us {
-                middle_us = aligned;
-            }
+    /// The windows of some groups; nothing if they do not fit into memory.
+    fn cells(&self, groups: &[Group], starts: Starts) -> Result<Option<Cells>, QueryError> {
+        let span = self.span(starts);
+        if span.from_us >= span.to_us {
+            return Ok(Some(Cells::new()));
         }
-        let (left, right) = (Range { to_us: middle_us, ..range }, Range { from_us: middle_us, ..range });
-        let mut cells = self.cells(db, question, ids, left)?;
-        for (key, mut late) in self.cells(db, question, ids, right)? {
-            match cells.remove(&key) {
-                None => {
-                    cells.insert(key, late);
+        let ids: Vec<u32> = groups.iter().flat_map(|group| group.series.iter().map(|series| series.id)).collect();
+        let cells = self.with_tail(&ids, span, |tail| {
+            let mut lot = Lot::new(self, starts);
+            for (at, group) in groups.iter().enumerate() {
+                let several = group.series.len() > 1;
+                for series in &group.series {
+                    lot.places.push((at, several));
+                    if !lot.series(series.id, &tail(series.id), span)? {
+                        return Ok(None);
+                    }
                 }
-                Some(mut early) => {
-                    early.summary.merge(&late.summary);
-                    late = Cell { summary: early.summary, quantiles: None };
-                    cells.insert(key, late);
+                if lot.cells.len() > self.question.limit {
+                    break;
                 }
             }
-        }
-        Ok(cells)
+            lot.finish()
+        })?;
+        Ok(cells.flatten())
     }
 
-    /// A time that has readings of the series on both sides.
-    fn middle(&self, db: &rusqlite::Connection, ids: &[u32], range: Range) -> Result<Micros, QueryError> {
-        let (mut first, mut last, mut sample) = (Micros::MAX, Micros::MIN, Vec::new());
-        let mut nth = 0_u64;
-        scan(db, range.from_us, range.to_us, |batch| {
-            for row in 0..batch.len() {
-                let time_us = batch.time_us[row];
-                if ids.contains(&batch.series[row]) && (range.from_us..range.to_us).contains(&time_us) {
-                    (first, last) = (first.min(time_us), last.max(time_us));
-                    nth += 1;
-                    if nth.is_multiple_of(64) {
-                        sample.push(time_us);
+    /// One window of one group, too large to be in memory at once.
+    fn from_parts(&self, group: &Group, span: Range) -> Result<Option<Cell>, QueryError> {
+        let mut whole: Option<Summary> = None;
+        for series in &group.series {
+            let mut pieces = vec![span];
+            while let Some(piece) = pieces.pop() {
+                match self.piece(series.id, piece)? {
+                    Some(summaries) => {
+                        for summary in summaries {
+                            match &mut whole {
+                                Some(whole) => whole.merge(&summary),
+                                None => whole = Some(summary),
+                            }
+                        }
+                    }
+                    None => {
+                        let middle_us = piece.from_us + (piece.to_us - piece.from_us) / 2;
+                        pieces.push(Range { from_us: middle_us, ..piece });
+                        pieces.push(Range { to_us: middle_us, ..piece });
                     }
                 }
             }
-            ControlFlow::Continue(())
-        })?;
-        sample.sort_unstable();
-        let middle = sample.get(sample.len() / 2).copied().unwrap_or(first);
-        Ok(middle.clamp(first.saturating_add(1), last.max(first.saturating_add(1))))
+        }
+        Ok(whole.map(|summary| Cell { summary, quantiles: None, numbers: Vec::new() }))
     }
 
-    /// The rows of series in a range, or nothing if they do not fit.
-    fn gather(
-        &self,
-        db: &rusqlite::Connection,
-        question: &Question,
-        ids: &[u32],
-        range: Range,
-    ) -> Result<Option<Columns>, QueryError> {
-        let rows_max = (self.memory_bytes / Columns::ROW_BYTES).max(1_000);
-        let mut wanted = vec![false; ids.iter().max().map_or(0, |&id| id as usize + 1)];
-        ids.iter().for_each(|&id| wanted[id as usize] = true);
-        let mut columns = Columns { disordered: true, ..Columns::default() };
+    /// A stretch of a series, a summary for each day; nothing if it does not fit.
+    fn piece(&self, series: u32, span: Range) -> Result<Option<Vec<Summary>>, QueryError> {
+        let alone = span.to_us - span.from_us < 2;
+        let rows = self.with_tail(&[series], span, |tail| {
+            let mut summaries = Vec::new();
+            self.raw.each_day(series, &self.days, &tail(series), span.from_us, span.to_us, |points| {
+                let mut cuts = Cuts::default();
+                cuts.add(series, &points, [(span.from_us, 0..points.len())]);
+                cuts.aggregate(|cut| summaries.push(cut.summarised()))?;
+                Ok::<_, QueryError>(ControlFlow::Continue(()))
+            })?;
+            Ok(summaries)
+        })?;
+        Ok(if alone { Some(rows.unwrap_or_default()) } else { rows })
+    }
+}
+
+/// Windows being computed together.
+struct Lot<'a> {
+    task: &'a Task<'a>,
+    starts: Starts,
+    cuts: Cuts,
+    /// By series in `cuts`: its group, and whether that has others.
+    places: Vec<(usize, bool)>,
+    cells: Cells,
+    numbers: usize,
+}
+
+impl<'a> Lot<'a> {
+    fn new(task: &'a Task<'a>, starts: Starts) -> Self {
+        Lot { task, starts, cuts: Cuts::default(), places: Vec::new(), cells: Cells::new(), numbers: 0 }
+    }
+
+    /// Adds the windows of a series; false if they do not fit.
+    fn series(&mut self, series: u32, tail: &Points, span: Range) -> Result<bool, QueryError> {
+        let place = self.places.len() as u32 - 1;
+        let (raw, days) = (self.task.raw, &self.task.days);
+        let mut waiting = Points::default();
         let mut fits = true;
-        scan(db, range.from_us, range.to_us, |batch| {
-            for row in 0..batch.len() {
-                let (series, time_us) = (batch.series[row], batch.time_us[row]);
-                let is_wanted = wanted.get(series as usize).copied().unwrap_or(false);
-                if !is_wanted || time_us < range.from_us || time_us >= range.to_us {
-                    continue;
-                }
-                let start_us = match question.window {
-                    Window::All => question.range.from_us,
-                    Window::Tumbling(length_us) => window_start(time_us, length_us),
-                };
-                columns.push(series, start_us, time_us, batch.number[row], batch.text(row));
+        raw.each_day(series, days, tail, span.from_us, span.to_us, |points| {
+            if waiting.is_empty() {
+                waiting = points;
+            } else {
+                waiting.merge(&points);
             }
-            if columns.len() > rows_max {
-                columns.compact();
-                fits = columns.len() <= rows_max * 3 / 4;
-            }
-            if fits { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            let last_us = waiting.time_us[waiting.len() - 1];
+            let day_end_us = (day(last_us) + 1) * DAY_US;
+            fits = self.take_whole(place, &mut waiting, day_end_us)?
+                && waiting.len() <= self.task.rows_max
+                && (self.cells.len() <= CELLS_MAX || self.is_enough());
+            let go_on = fits && !self.is_enough();
+            Ok::<_, QueryError>(if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
-        Ok(fits.then_some(columns))
+        Ok(fits && self.take_whole(place, &mut waiting, Micros::MAX)?)
     }
-}
 
-/// With `fill`, a lot is what a page can show; without, all series share one pass.
-fn lot_size(question: &Question, all: usize) -> usize {
-    match question.window {
-        Window::Tumbling(length_us) if question.fill => {
-            let windows = (question.range.to_us - question.range.from_us) / length_us + 2;
-            (question.limit / windows.max(1) as usize + 1).clamp(1, all.max(1))
-        }
-        _ => all.max(1),
-    }
-}
-
-fn clip(question: &Question, start_us: Micros) -> (Micros, Micros) {
-    match question.window {
-        Window::All => (question.range.from_us, question.range.to_us),
-        Window::Tumbling(length_us) => {
-            (start_us.max(question.range.from_us), start_us.saturating_add(length_us).min(question.range.to_us))
-        }
-    }
-}
-
-fn cell(question: &Question, group: Group, halved: bool) -> ((u32, Micros), Cell) {
-    let quantiles = question.stats.iter().filter_map(|stat| match stat {
-        Stat::Quantile(q) => Some(*q),
-        _ => None,
-    });
-    let quantiles: Vec<f64> = quantiles.collect();
-    let key = (group.series, group.start_us);
-    if quantiles.is_empty() {
-        return (key, Cell { summary: group.summary, quantiles: Some(Vec::new()) });
-    }
-    let mut sorted = group.numbers().to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let pick = |q: &f64| nearest_rank(*q, sorted.len() as u64).map_or(f64::NAN, |rank| sorted[rank as usize - 1]);
-    let exact = quantiles.iter().map(pick).collect();
-    let sketch = if halved { Sketch::of(sorted.iter().copied()) } else { Sketch::default() };
-    (key, Cell { summary: Summary { sketch, ..group.summary }, quantiles: Some(exact) })
-}
-
-fn values(question: &Question, cell: Option<&Cell>) -> Vec<Option<Value>> {
-    let mut nth_quantile = 0;
-    let value = |stat: &Stat| {
-        let Some(Cell { summary, quantiles }) = cell else {
-            return matches!(stat, Stat::Count | Stat::TextCount).then_some(Value::Number(0.0));
+    /// Takes the windows that end at `until_us` or before out of `waiting`.
+    fn take_whole(&mut self, place: u32, waiting: &mut Points, until_us: Micros) -> Result<bool, QueryError> {
+        let question = self.task.question;
+        let Some((length_us, every_us)) = question.grid() else {
+            if until_us == Micros::MAX && !waiting.is_empty() {
+                let points = std::mem::take(waiting);
+                self.cuts.add(place, &points, [(question.range.from_us, 0..points.len())]);
+            }
+            return self.flush_if_large();
         };
-        let some = summary.count > 0;
-        let number = |n: f64| some.then_some(Value::Number(n));
-        match stat {
-            Stat::Count => Some(Value::Number(summary.count as f64)),
-            Stat::TextCount => Some(Value::Number(summary.texts as f64)),
-            Stat::Sum => number(summary.sum),
-            Stat::Mean => summary.mean().map(Value::Number),
-            Stat::Min => number(summary.min),
-            Stat::Max => number(summary.max),
-            Stat::First => Some(summary.first.1.clone()),
-            Stat::Last => Some(summary.last.1.clone()),
-            Stat::Stddev => summary.stddev().map(Value::Number),
-            Stat::Quantile(q) => {
-                nth_quantile += 1;
-                match quantiles {
-                    Some(exact) => exact.get(nth_quantile - 1).copied().filter(|_| some).map(Value::Number),
-                    None => summary.quantile(*q).map(Value::Number),
-                }
+        let starts = self.starts;
+        let is_whole = |start_us: Micros| start_us.saturating_add(length_us) <= until_us;
+        let whole = windows(&waiting.time_us, length_us, every_us)
+            .filter(|(start_us, _)| (starts.from_us..starts.to_us).contains(start_us) && is_whole(*start_us));
+        self.cuts.add(place, waiting, whole);
+        if until_us == Micros::MAX {
+            *waiting = Points::default();
+        } else {
+            // The first window that is not whole yet begins here.
+            let open_us = window_start(until_us.saturating_sub(length_us), every_us).saturating_add(every_us);
+            let rest = waiting.between(open_us, Micros::MAX);
+            *waiting = waiting.slice(rest);
+        }
+        self.flush_if_large()
+    }
+
+    fn flush_if_large(&mut self) -> Result<bool, QueryError> {
+        if self.cuts.len() >= LOT_ROWS { self.flush() } else { Ok(true) }
+    }
+
+    /// Aggregates what has been added; false if it does not fit.
+    fn flush(&mut self) -> Result<bool, QueryError> {
+        let cuts = std::mem::take(&mut self.cuts);
+        let Lot { task, places, cells, numbers, .. } = self;
+        cuts.aggregate(|cut| {
+            let (group, several) = places[cut.series as usize];
+            *numbers += add(cells, (group, cut.start_us), cut, &task.quantiles, several);
+        })?;
+        Ok(*numbers <= task.rows_max)
+    }
+
+    /// True if there are more windows than the answer takes, and none of them is still to grow.
+    fn is_enough(&self) -> bool {
+        self.cells.len() > self.task.question.limit && self.places.last().is_none_or(|(_, several)| !several)
+    }
+
+    fn finish(mut self) -> Result<Option<Cells>, QueryError> {
+        if !self.flush()? {
+            return Ok(None);
+        }
+        let quantiles = &self.task.quantiles;
+        for cell in self.cells.values_mut() {
+            if cell.quantiles.is_none() {
+                cell.quantiles = Some(answer::exact(&mut cell.numbers, quantiles));
+                cell.numbers = Vec::new();
             }
         }
-    };
-    question.stats.iter().map(value).collect()
-}
-
-impl Answer {
-    /// Where the next page begins.
-    pub fn next(&self) -> Option<(&str, &str, Micros)> {
-        let last = self.rows.last().filter(|_| self.more)?;
-        Some((&last.device, &last.metric, last.start_us))
+        Ok(Some(self.cells))
     }
 }
 
-/// Whether a statistic is a whole number.
-pub fn is_count(stat: Stat) -> bool {
-    matches!(stat, Stat::Count | Stat::TextCount)
+/// Adds a window to its cell; says how many numbers are kept for it.
+fn add(cells: &mut Cells, key: (usize, Micros), cut: Cut<'_>, quantiles: &[f64], several: bool) -> usize {
+    let mut numbers = if quantiles.is_empty() { Vec::new() } else { cut.numbers.to_vec() };
+    if !several {
+        let quantiles = Some(answer::exact(&mut numbers, quantiles));
+        cells.insert(key, Cell { summary: cut.summary, quantiles, numbers: Vec::new() });
+        return 0;
+    }
+    let kept = numbers.len();
+    match cells.entry(key) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(Cell { summary: cut.summary, quantiles: None, numbers });
+        }
+        Entry::Occupied(mut cell) => {
+            cell.get_mut().summary.merge(&cut.summary);
+            cell.get_mut().numbers.append(&mut numbers);
+        }
+    }
+    kept
 }

@@ -1,13 +1,16 @@
 //! The readings themselves, of each identity the last one.
 //!
-//! Memory is bounded by the limit: only that many rows are kept while the journal is read.
+//! Day by day in the order asked for, until the page is full: memory is bounded by the limit
+//! and a day of one series.
 
 use super::{Engine, Filter, QueryError, Range, ranks};
-use crate::journal::scan::scan;
+use crate::archive::read::{Raw, Wanted};
+use crate::archive::{DAY_US, day};
+use crate::catalog::Series;
+use crate::journal::ReadError;
 use model::time::{FIRST_US, LAST_US};
 use model::{Micros, Value};
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// In which order, and where to go on.
@@ -37,50 +40,108 @@ pub struct Row {
 /// The rows of a page, and whether there are more.
 pub type Rows = (Vec<Row>, bool);
 
+/// A place in the order asked for: negated times turn "latest first" into "smallest first".
+type Key = (Micros, u32);
+
+/// The rows of a page on their way.
+struct Kept {
+    rows: BTreeMap<Key, Value>,
+    limit: usize,
+    descending: bool,
+    after: Option<Key>,
+    more: bool,
+}
+
+impl Kept {
+    fn key(&self, time_us: Micros, rank: u32) -> Key {
+        if self.descending { (-time_us, rank) } else { (time_us, rank) }
+    }
+
+    fn offer(&mut self, time_us: Micros, rank: u32, value: impl FnOnce() -> Value) {
+        let key = self.key(time_us, rank);
+        if self.after.is_some_and(|after| key < after) {
+            return;
+        }
+        if self.rows.len() >= self.limit && self.rows.last_key_value().is_some_and(|(last, _)| key > *last) {
+            self.more = true;
+            return;
+        }
+        self.rows.insert(key, value());
+        if self.rows.len() > self.limit {
+            self.rows.pop_last();
+            self.more = true;
+        }
+    }
+
+    /// True if nothing that comes on a later day can still belong to the page.
+    fn is_full(&self) -> bool {
+        self.rows.len() >= self.limit && self.more
+    }
+}
+
 impl Engine {
     /// Reads the readings of a range.
     pub fn readings(&self, filter: &Filter, range: Range, page: &Page) -> Result<Rows, QueryError> {
         let series = self.select(filter);
-        let ranks = ranks(&series);
-        // Negated times turn "latest first" into "smallest first".
-        let key = |time_us: Micros, rank: u32| if page.descending { (-time_us, rank) } else { (time_us, rank) };
-        let after = page.after.as_ref().map(|(time_us, device, metric)| {
+        let mut kept =
+            Kept { rows: BTreeMap::new(), limit: page.limit, descending: page.descending, after: None, more: false };
+        let mut range = range;
+        if let Some((time_us, device, metric)) = &page.after {
             let rank = series.partition_point(|s| (&*s.device.name, &*s.metric) <= (device.as_str(), metric.as_str()));
             // The first rank that may still come at this very time.
-            key((*time_us).clamp(FIRST_US, LAST_US), rank as u32)
-        });
-        let mut kept: BTreeMap<(Micros, u32), Value> = BTreeMap::new();
-        let mut more = false;
-        self.with_store(|db| {
-            scan(db, range.from_us, range.to_us, |batch| {
-                for row in 0..batch.len() {
-                    let time_us = batch.time_us[row];
-                    if time_us < range.from_us || time_us >= range.to_us {
-                        continue;
-                    }
-                    let Some(&rank) = ranks.get(&batch.series[row]) else { continue };
-                    let key = key(time_us, rank);
-                    if after.is_some_and(|after| key < after) {
-                        continue;
-                    }
-                    if kept.len() >= page.limit && kept.last_key_value().is_some_and(|(last, _)| key > *last) {
-                        more = true;
-                        continue;
-                    }
-                    kept.insert(key, batch.value(row));
-                    if kept.len() > page.limit {
-                        kept.pop_last();
-                        more = true;
-                    }
-                }
-                ControlFlow::Continue(())
-            })
-        })?;
-        let row = |((time, rank), value): ((Micros, u32), Value)| {
+            let time_us = (*time_us).clamp(FIRST_US, LAST_US);
+            kept.after = Some(kept.key(time_us, rank as u32));
+            if page.descending {
+                range.to_us = range.to_us.min(time_us + 1);
+            } else {
+                range.from_us = range.from_us.max(time_us);
+            }
+        }
+        if range.from_us < range.to_us && !series.is_empty() {
+            self.with_store(|db| collect(&Raw::open(db)?, &series, range, &mut kept))?;
+        }
+        let row = |((time, rank), value): (Key, Value)| {
             let series = &series[rank as usize];
             let time_us = if page.descending { -time } else { time };
-            Row { device: (*series.device.name).into(), metric: (*series.metric).into(), time_us, value }
+            Row { device: Arc::clone(&series.device.name), metric: Arc::clone(&series.metric), time_us, value }
         };
-        Ok((kept.into_iter().map(row).collect(), more))
+        Ok((kept.rows.into_iter().map(row).collect(), kept.more))
     }
+}
+
+/// What is not in chunks yet is offered as it was committed, so that of one identity the last
+/// stays; then the chunks, day by day, but for identities that are there already.
+fn collect(raw: &Raw<'_>, series: &[Arc<Series>], range: Range, kept: &mut Kept) -> Result<(), ReadError> {
+    let ranks = ranks(series);
+    let ids: Vec<u32> = series.iter().map(|series| series.id).collect();
+    // Rows of a later day need not be kept once an earlier one has filled the page.
+    raw.each_unfolded(&Wanted::new(&ids), range.from_us, range.to_us, |series, time_us, value| {
+        if let Some(&rank) = ranks.get(&series) {
+            kept.offer(time_us, rank, || value());
+        }
+    })?;
+    let days: BTreeSet<i64> = raw.days(range.from_us, range.to_us)?.into_iter().collect();
+    let days: Vec<i64> = if kept.descending { days.into_iter().rev().collect() } else { days.into_iter().collect() };
+    for next in days {
+        // The page is full of rows that come before this day.
+        if kept.is_full()
+            && kept.rows.last_key_value().is_some_and(|((time, _), _)| {
+                let last = day(if kept.descending { -time } else { *time });
+                if kept.descending { last > next } else { last < next }
+            })
+        {
+            break;
+        }
+        for (rank, series) in series.iter().enumerate() {
+            let points = raw.chunk(next, series.id)?;
+            let rows = points.between(range.from_us.max(next * DAY_US), range.to_us);
+            for row in rows {
+                let key = kept.key(points.time_us[row], rank as u32);
+                if !kept.rows.contains_key(&key) {
+                    kept.offer(points.time_us[row], rank as u32, || points.value(row));
+                }
+            }
+        }
+    }
+    Ok(())
 }

@@ -5,8 +5,8 @@
 //! waits for the writer while the writer may be waiting for it; after a restart the readings
 //! that open windows still need are taken first, and those already summarised are skipped.
 
-use super::revise::{ReviseError, revise};
-use super::{Key, Progress, Windows};
+use super::revise::{Revised, Stretch, revise};
+use super::{Progress, Windows};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::journal::{Chore, Committed, Intake, SummaryRow, recover, schema};
@@ -19,7 +19,7 @@ use rusqlite::{Connection, params};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,10 @@ const TICK: Duration = Duration::from_millis(200);
 /// Late readings come in swarms: wait until one has passed, but not for ever.
 const QUIET: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Windows computed again in one pass over the journal.
+/// Windows computed again in one pass over the raw readings.
 const LOT: usize = 20_000;
+/// How often a restart's beginning is written, though no window has closed.
+const CHECKPOINT: Duration = Duration::from_secs(5);
 
 /// Windows whose summaries a replay remembers at once.
 const REPLAY_WINDOWS_MAX: usize = 64;
@@ -77,18 +79,18 @@ pub enum DriverError {
     Frame(#[from] PolarsError),
 }
 
-type Revision = Result<Vec<SummaryRow>, ReviseError>;
-
 struct State {
     store: Connection,
     /// No summary of before the start is later than this.
     summarised_until_us: Micros,
-    to_reviser: SyncSender<Vec<Key>>,
-    from_reviser: Receiver<Revision>,
+    to_reviser: SyncSender<Vec<Stretch>>,
+    from_reviser: Receiver<Revised>,
     revising_since: Option<Instant>,
     dirty_since: Option<Instant>,
     late_at: Instant,
     rest_until: Instant,
+    told_at: Instant,
+    told_from: u64,
 }
 
 impl Driver {
@@ -115,6 +117,7 @@ impl Driver {
                 looked_at = Instant::now();
                 self.close_due(&mut state)?;
                 self.revise_dirty(&mut state);
+                self.checkpoint(&mut state);
                 self.tell();
             }
         }
@@ -126,15 +129,15 @@ impl Driver {
             store.query_row("SELECT max(start_us) FROM summary WHERE length_us = ?1", [self.length_us], |row| {
                 row.get(0)
             })?;
-        let (to_reviser, jobs) = sync_channel::<Vec<Key>>(1);
-        let (results, from_reviser) = sync_channel::<Revision>(1);
+        let (to_reviser, jobs) = sync_channel::<Vec<Stretch>>(1);
+        let (results, from_reviser) = sync_channel::<Revised>(1);
         let reader = schema::open_reader(&self.store)?;
-        let (length_us, rows_max) = (self.length_us, self.memory_bytes / super::frame::Columns::ROW_BYTES);
+        let (length_us, rows_max) = (self.length_us, self.memory_bytes / super::cut::Cuts::ROW_BYTES);
         std::thread::Builder::new()
             .name("revise".into())
             .spawn(move || {
-                while let Ok(keys) = jobs.recv() {
-                    if results.send(revise(&reader, &keys, length_us, rows_max)).is_err() {
+                while let Ok(stretches) = jobs.recv() {
+                    if results.send(revise(&reader, &stretches, length_us, rows_max)).is_err() {
                         return;
                     }
                 }
@@ -150,6 +153,8 @@ impl Driver {
             dirty_since: None,
             late_at: now,
             rest_until: now,
+            told_at: now,
+            told_from: self.replay_from,
         })
     }
 
@@ -165,6 +170,9 @@ impl Driver {
     /// that a summary has seen.
     fn replay(&mut self, state: &State) -> Result<(), DriverError> {
         self.learn();
+        if let Some(dirty) = schema::meta::<Vec<u8>>(&state.store, "dirty")? {
+            self.windows.restore_dirty(&dirty);
+        }
         let mut through: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
         let (windows, length_us) = (&mut self.windows, self.length_us);
         let last_seq = self.last_seq;
@@ -207,21 +215,17 @@ impl Driver {
     }
 
     /// A window that was summarised before the start has more readings than are in memory.
-    fn set_aside_summarised(
-        &mut self,
-        state: &State,
-        closed: Vec<(SummaryRow, u64)>,
-    ) -> Result<Vec<SummaryRow>, DriverError> {
+    fn set_aside_summarised(&mut self, state: &State, closed: Vec<SummaryRow>) -> Result<Vec<SummaryRow>, DriverError> {
         let mut known: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
         let mut rows = Vec::with_capacity(closed.len());
-        for (row, first_seq) in closed {
+        for row in closed {
             if row.start_us <= state.summarised_until_us {
                 let seen = match known.entry(row.start_us) {
                     Entry::Occupied(seen) => seen.into_mut(),
                     Entry::Vacant(unknown) => unknown.insert(read_through(&state.store, self.length_us, row.start_us)?),
                 };
                 if seen.contains_key(&row.series) {
-                    self.windows.mark_dirty((row.start_us, row.series), first_seq);
+                    self.windows.mark_dirty((row.start_us, row.series));
                     continue;
                 }
             }
@@ -249,29 +253,32 @@ impl Driver {
             return;
         }
         state.dirty_since = None;
-        let lot = self.windows.take_dirty(LOT);
-        if state.to_reviser.try_send(lot).is_ok() {
-            state.revising_since = Some(now);
-        } else {
-            self.windows.revised(false);
+        let lot = self.windows.take_dirty(LOT, self.clock.now_us());
+        if lot.is_empty() {
+            return;
+        }
+        match state.to_reviser.try_send(lot) {
+            Ok(()) => state.revising_since = Some(now),
+            Err(TrySendError::Full(lot) | TrySendError::Disconnected(lot)) => self.windows.revised(lot),
         }
     }
 
-    fn revised(&mut self, state: &mut State, revision: Revision) {
-        // Passes over the journal take at most a tenth of the time, however late things come.
+    fn revised(&mut self, state: &mut State, revision: Revised) {
+        // Passes over the raw readings take at most a tenth of the time, however late things come.
         let took = state.revising_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         state.rest_until = Instant::now() + took * 9;
-        match revision {
-            Ok(rows) => {
-                self.windows.revised(true);
-                self.metrics.windows_revised.inc_by(rows.len() as u64);
-                self.publish(rows);
-            }
-            Err(error) => {
-                tracing::error!("late readings could not be worked in yet: {error}");
-                self.windows.revised(false);
-            }
+        for (stretch, error) in &revision.failed {
+            tracing::error!(
+                series = stretch.series,
+                "late readings could not be worked in, and will be tried again: {error}"
+            );
         }
+        if !revision.failed.is_empty() {
+            state.rest_until = state.rest_until.max(Instant::now() + PATIENCE);
+        }
+        self.windows.revised(revision.failed.into_iter().map(|(stretch, _)| stretch));
+        self.metrics.windows_revised.inc_by(revision.rows.len() as u64);
+        self.publish(revision.rows);
     }
 
     fn publish(&mut self, rows: Vec<SummaryRow>) {
@@ -280,8 +287,21 @@ impl Driver {
         }
         let rows = Arc::new(rows);
         self.live.publish(|| Event::Windows(Arc::clone(&rows)));
-        let rows = Arc::unwrap_or_clone(rows);
-        self.intake.push_chore(Chore::Summaries { rows, replay_from: self.windows.replay_from() });
+        self.write(Arc::unwrap_or_clone(rows));
+    }
+
+    fn write(&mut self, rows: Vec<SummaryRow>) {
+        let (replay_from, dirty) = (self.windows.replay_from(), self.windows.dirty_blob(self.clock.now_us()));
+        self.intake.push_chore(Chore::Summaries { rows, replay_from, dirty });
+    }
+
+    /// Without it a restart would read from where a window last closed.
+    fn checkpoint(&mut self, state: &mut State) {
+        let replay_from = self.windows.replay_from();
+        if replay_from != state.told_from && state.told_at.elapsed() >= CHECKPOINT {
+            (state.told_at, state.told_from) = (Instant::now(), replay_from);
+            self.write(Vec::new());
+        }
     }
 
     fn tell(&self) {

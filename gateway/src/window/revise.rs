@@ -1,68 +1,108 @@
-//! Dirty windows, computed again from the journal.
+//! Dirty windows, computed again from the raw readings.
 //!
-//! Arrives: keys of windows. Leaves: their summaries as of the last commit. All keys of a lot
-//! share one pass over the journal; a lot whose readings do not fit into memory is split.
-//! Always holds: `through_seq` is the last commit of the snapshot that was read.
+//! Arrives: stretches of series. Leaves: the summaries of all their windows as of the last
+//! commit; whoever writes them keeps only what has changed. Always holds: `through_seq` is the
+//! last commit of the snapshot that was read; a lot whose readings do not fit into memory is
+//! split, and one stretch that cannot be read does not hold up the others.
 
-use super::Key;
-use super::frame::Columns;
-use crate::journal::SummaryRow;
-use crate::journal::recover::RecoverError;
-use crate::journal::scan::scan;
+use super::cut::{Cuts, windows};
+use crate::archive::read::{Raw, Wanted};
+use crate::journal::{ReadError, SummaryRow};
+use crate::readings::Points;
 use model::Micros;
-use model::time::window_start;
 use polars::prelude::PolarsError;
 use rusqlite::Connection;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-/// Why windows could not be computed again; they stay dirty.
+/// Some windows of a series: whole ones, within `[from_us, to_us)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// Whose.
+    pub series: u32,
+    /// The start of the first.
+    pub from_us: Micros,
+    /// The end of the last.
+    pub to_us: Micros,
+}
+
+/// Why windows could not be computed again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviseError {
-    /// The journal could not be read.
+    /// The store could not be read.
     #[error(transparent)]
-    Journal(#[from] RecoverError),
+    Read(#[from] ReadError),
     /// Polars refused.
     #[error("aggregation failed: {0}")]
     Frame(#[from] PolarsError),
 }
 
-/// Computes the windows with these keys from all their readings.
-pub fn revise(
-    db: &Connection,
-    keys: &[Key],
-    length_us: Micros,
-    rows_max: usize,
-) -> Result<Vec<SummaryRow>, ReviseError> {
-    let (Some(first), Some(last)) = (keys.iter().min(), keys.iter().max()) else { return Ok(Vec::new()) };
-    let (from_us, to_us) = (first.0, last.0 + length_us);
-    let wanted: HashSet<Key> = keys.iter().copied().collect();
-    let mut columns = Columns { disordered: true, ..Columns::default() };
-    let mut too_many = false;
-    let through_seq = scan(db, from_us, to_us, |readings| {
-        for row in 0..readings.len() {
-            let (series, time_us) = (readings.series[row], readings.time_us[row]);
-            let start_us = window_start(time_us, length_us);
-            if (from_us..to_us).contains(&time_us) && wanted.contains(&(start_us, series)) {
-                columns.push(series, start_us, time_us, readings.number[row], readings.text(row));
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Revised {
+    /// The windows that have readings.
+    pub rows: Vec<SummaryRow>,
+    /// What could not be read.
+    pub failed: Vec<(Stretch, String)>,
+}
+
+/// Computes all windows of the stretches from their readings.
+pub fn revise(db: &Connection, stretches: &[Stretch], length_us: Micros, rows_max: usize) -> Revised {
+    let mut revised = Revised::default();
+    if stretches.is_empty() {
+        return revised;
+    }
+    match try_revise(db, stretches, length_us, rows_max) {
+        Ok(Some(rows)) => revised.rows = rows,
+        Err(error) if stretches.len() == 1 => revised.failed.push((stretches[0], error.to_string())),
+        Ok(None) | Err(_) => {
+            // Also one that does not fit alone is computed: nobody else would.
+            let rows_max = if stretches.len() == 1 { usize::MAX } else { rows_max };
+            let (left, right) = stretches.split_at(stretches.len() / 2);
+            for half in [left, right] {
+                let mut part = revise(db, half, length_us, rows_max);
+                revised.rows.append(&mut part.rows);
+                revised.failed.append(&mut part.failed);
             }
         }
-        too_many = columns.len() > rows_max && keys.len() > 1;
-        if too_many { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    if too_many {
-        drop(columns);
-        let (left, right) = keys.split_at(keys.len() / 2);
-        let mut rows = revise(db, left, length_us, rows_max)?;
-        rows.extend(revise(db, right, length_us, rows_max)?);
-        return Ok(rows);
     }
-    let row = |group: super::frame::Group| SummaryRow {
-        series: group.series,
-        start_us: group.start_us,
-        length_us,
-        through_seq,
-        summary: group.summarised(),
-    };
-    Ok(columns.aggregate()?.into_iter().map(row).collect())
+    revised
+}
+
+/// Nothing if what is not in chunks yet does not fit.
+fn try_revise(
+    db: &Connection,
+    stretches: &[Stretch],
+    length_us: Micros,
+    rows_max: usize,
+) -> Result<Option<Vec<SummaryRow>>, ReviseError> {
+    let raw = Raw::open(db)?;
+    let from_us = stretches.iter().map(|stretch| stretch.from_us).min().unwrap_or_default();
+    let to_us = stretches.iter().map(|stretch| stretch.to_us).max().unwrap_or_default();
+    let ids: BTreeSet<u32> = stretches.iter().map(|stretch| stretch.series).collect();
+    let ids: Vec<u32> = ids.into_iter().collect();
+    let Some(tail) = raw.tail(&Wanted::new(&ids), from_us, to_us, rows_max)? else { return Ok(None) };
+    let days = raw.days(from_us, to_us)?;
+    let (mut rows, mut cuts) = (Vec::new(), Cuts::default());
+    for stretch in stretches {
+        let place = ids.binary_search(&stretch.series).unwrap_or_default();
+        let mut points = Points::default();
+        raw.each_day::<ReadError>(stretch.series, &days, tail.points(place), stretch.from_us, stretch.to_us, |day| {
+            points.merge(&day);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        cuts.add(stretch.series, &points, windows(&points.time_us, length_us, length_us));
+        if cuts.len() >= rows_max {
+            summarise(std::mem::take(&mut cuts), length_us, raw.last_seq(), &mut rows)?;
+        }
+    }
+    summarise(cuts, length_us, raw.last_seq(), &mut rows)?;
+    Ok(Some(rows))
+}
+
+fn summarise(cuts: Cuts, length_us: Micros, through_seq: u64, rows: &mut Vec<SummaryRow>) -> Result<(), PolarsError> {
+    cuts.aggregate(|cut| {
+        let (series, start_us) = (cut.series, cut.start_us);
+        rows.push(SummaryRow { series, start_us, length_us, through_seq, summary: cut.summarised() });
+    })
 }

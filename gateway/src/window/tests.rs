@@ -30,8 +30,7 @@ fn a_window_closes_when_its_devices_watermark_passes_its_end_and_the_lateness() 
     commit(&mut w, 3, 0, &[(1, 70 * SECOND, 5.0)]);
     assert!(w.is_due(0));
     let closed = w.close(0).unwrap();
-    let seen: Vec<_> =
-        closed.iter().map(|(row, _)| (row.series, row.start_us, row.summary.sum, row.through_seq)).collect();
+    let seen: Vec<_> = closed.iter().map(|row| (row.series, row.start_us, row.summary.sum, row.through_seq)).collect();
     assert_eq!(seen, [(0, 0, 1.0, 3), (1, 0, 2.0, 3)], "device 1 is not done");
     assert_eq!(w.replay_from(), 1, "device 1 still needs the first commit");
 }
@@ -55,6 +54,10 @@ fn a_time_in_the_future_closes_nobodys_window() {
     let committed = Committed { seq: 1, received_us: 5 * SECOND, readings: Arc::new(readings) };
     w.take(&committed, |_| true).unwrap();
     assert!(!w.is_due(6 * SECOND));
+    assert!(w.take_dirty(10, 900 * MINUTE).is_empty(), "it is computed when its time has come");
+    w.close(900 * MINUTE).unwrap();
+    assert_eq!(w.replay_from(), 2, "and holds nothing up until then");
+    assert_eq!(w.take_dirty(10, 1_002 * MINUTE).len(), 1);
 }
 
 #[test]
@@ -65,8 +68,8 @@ fn a_late_reading_makes_its_window_dirty_once() {
     commit(&mut w, 2, 0, &[(0, 6 * SECOND, 1.0)]);
     commit(&mut w, 3, 0, &[(0, 7 * SECOND, 1.0)]);
     assert_eq!((w.take_late(), w.replay_from()), (2, 1));
-    assert_eq!(w.take_dirty(10), [(0, 0)]);
-    w.revised(true);
+    assert_eq!(w.take_dirty(10, 0), [Stretch { series: 0, from_us: 0, to_us: MINUTE }]);
+    w.revised([]);
     assert!(!w.has_dirty());
 }
 
@@ -90,14 +93,13 @@ proptest! {
             }
             commit(&mut w, i as u64 + 1, 0, &rows);
             if w.is_due(0) {
-                clean.extend(w.close(0).unwrap().into_iter().map(|(row, _)| ((row.start_us, row.series), row.summary)));
+                clean.extend(w.close(0).unwrap().into_iter().map(|row| ((row.start_us, row.series), row.summary)));
             }
         }
         let end = 1_000 * SECOND;
-        clean.extend(w.close(end).unwrap().into_iter().map(|(row, _)| ((row.start_us, row.series), row.summary)));
-        let dirty = w.take_dirty(usize::MAX);
+        clean.extend(w.close(end).unwrap().into_iter().map(|row| ((row.start_us, row.series), row.summary)));
         for (key, readings) in want {
-            if dirty.contains(&key) {
+            if w.dirty.holds(key) {
                 continue;
             }
             let summary = clean.get(&key);

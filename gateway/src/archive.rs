@@ -1,0 +1,65 @@
+//! Readings for years: one compressed chunk for each series and day.
+//!
+//! Arrives: batches that no restart needs any more. Leaves: chunks, and readings read back by
+//! series and day. Always holds: a reading is in a batch or in a chunk that counts, never in
+//! neither; of two with one identity the one that was committed last counts, because parts of
+//! a day are in order of commit; folding may be interrupted anywhere, and is done again.
+//!
+//! A day of a series is kept in *parts*: folding adds one and merges it with those before it
+//! that are not larger, so that parts are few and each reading is written a few times only.
+
+/// Readings of one series as bytes.
+pub mod chunk;
+
+/// Batches to chunks, in the background.
+pub mod fold;
+
+/// Raw readings by series, from chunks and batches.
+pub mod read;
+
+use model::Micros;
+use model::time::{SECOND_US, window_start};
+
+/// A chunk holds readings of one such day, UTC.
+pub const DAY_US: Micros = 86_400 * SECOND_US;
+
+const PART_BITS: u32 = 16;
+const SERIES_BITS: u32 = 25;
+/// Parts of a day are numbered below this.
+const PARTS_MAX: i64 = 1 << PART_BITS;
+/// Series ids are below this.
+pub const SERIES_MAX: usize = 1 << SERIES_BITS;
+
+/// The day that a time is in, counted from the epoch.
+pub fn day(time_us: Micros) -> i64 {
+    window_start(time_us, DAY_US) / DAY_US
+}
+
+/// A chunk's row id: days of all series lie together, parts of a day side by side.
+fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
+    debug_assert!(part < PARTS_MAX && (series as usize) < SERIES_MAX);
+    (day << (SERIES_BITS + PART_BITS)) | (i64::from(series) << PART_BITS) | part
+}
+
+fn day_of(id: i64) -> i64 {
+    id >> (SERIES_BITS + PART_BITS)
+}
+
+fn part_of(id: i64) -> i64 {
+    id & (PARTS_MAX - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_say_where_a_chunk_belongs() {
+        for (day, series, part) in [(0, 0, 0), (20_400, 99_999, 65_535), (2_932_896, 33_554_431, 1), (-5, 3, 7)] {
+            let id = chunk_id(day, series, part);
+            assert_eq!((day_of(id), part_of(id)), (day, part));
+            assert_eq!((id >> PART_BITS) & (SERIES_MAX as i64 - 1), i64::from(series));
+        }
+        assert_eq!((day(-1), day(0), day(DAY_US)), (-1, 0, 1));
+    }
+}

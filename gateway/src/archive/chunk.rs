@@ -1,0 +1,207 @@
+//! Readings of one series as bytes.
+//!
+//! Columnar: times and numbers through `pco` (numbers as whole decimals where that gives them
+//! back to the bit, as floats otherwise), flags as runs; what is too short for `pco` as zigzag
+//! varint deltas. Layout, format 1: `format u8, rows varint, times, flags, numbers, texts,
+//! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what was
+//! encoded to the bit, and damaged bytes are an error, never other readings.
+//! docs/decisions/0004 has the measurements that chose `pco`.
+
+use crate::journal::batch::BatchError::{self, Inconsistent};
+use crate::journal::batch::{put_runs, take_runs};
+use crate::journal::decimal::{RAW, choose_decimals, power, scaled};
+use crate::readings::Points;
+use model::varint;
+use pco::ChunkConfig;
+use pco::standalone::{simple_compress, simple_decompress};
+use xxhash_rust::xxh3::xxh3_64;
+
+const FORMAT: u8 = 1;
+/// Rows of a chunk; one that would have more is split.
+pub const ROWS_MAX: usize = 16_384;
+/// `pco` needs some numbers to learn from.
+const ROWS_FOR_PCO: usize = 48;
+
+/// Encodes readings; at most [`ROWS_MAX`].
+pub fn encode(points: &Points) -> Vec<u8> {
+    let mut out = vec![FORMAT];
+    varint::put(&mut out, points.len() as u64);
+    put_whole(&mut out, &points.time_us);
+    put_runs(&mut out, &points.flags, |_, flags| u64::from(flags));
+    put_numbers(&mut out, &points.number);
+    varint::put(&mut out, points.texts.len() as u64);
+    for (row, text) in &points.texts {
+        varint::put(&mut out, u64::from(*row));
+        varint::put(&mut out, text.len() as u64);
+        out.extend_from_slice(text.as_bytes());
+    }
+    let sum = xxh3_64(&out) as u32;
+    out.extend(sum.to_le_bytes());
+    out
+}
+
+/// Decodes what [`encode`] wrote.
+pub fn decode(bytes: &[u8]) -> Result<Points, BatchError> {
+    let (content, sum) = bytes.split_last_chunk::<4>().ok_or(BatchError::Checksum)?;
+    if xxh3_64(content) as u32 != u32::from_le_bytes(*sum) {
+        return Err(BatchError::Checksum);
+    }
+    let rest = &mut &*content;
+    let format = varint::take_byte(rest).ok_or(Inconsistent)?;
+    if format != FORMAT {
+        return Err(BatchError::Format(format));
+    }
+    let rows = varint::take(rest).ok_or(Inconsistent)? as usize;
+    if rows > ROWS_MAX {
+        return Err(Inconsistent);
+    }
+    let time_us = take_whole(rest, rows)?;
+    let flags = take_runs(rest, rows, |_, code| u8::try_from(code).map_err(|_| Inconsistent))?;
+    let number = take_numbers(rest, rows)?;
+    let mut texts = Vec::new();
+    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
+        let row = u32::try_from(varint::take(rest).ok_or(Inconsistent)?).map_err(|_| Inconsistent)?;
+        texts.push((row, varint::take_str(rest).ok_or(Inconsistent)?.into()));
+    }
+    Ok(Points { time_us, flags, number, texts })
+}
+
+fn put_whole(out: &mut Vec<u8>, numbers: &[i64]) {
+    if numbers.len() < ROWS_FOR_PCO {
+        let mut previous = 0;
+        for &n in numbers {
+            varint::put_signed(out, n.wrapping_sub(previous));
+            previous = n;
+        }
+    } else {
+        put_packed(out, simple_compress(numbers, &ChunkConfig::default()));
+    }
+}
+
+fn take_whole(rest: &mut &[u8], rows: usize) -> Result<Vec<i64>, BatchError> {
+    if rows >= ROWS_FOR_PCO {
+        return unpack(rest, rows);
+    }
+    let mut previous = 0_i64;
+    let next = |_| {
+        previous = previous.wrapping_add(varint::take_signed(rest).ok_or(Inconsistent)?);
+        Ok(previous)
+    };
+    (0..rows).map(next).collect()
+}
+
+/// Scaled numbers; what does not suit repeats the one before and is listed behind, raw.
+fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
+    let decimals = choose_decimals(numbers);
+    out.push(decimals);
+    if decimals == RAW && numbers.len() >= ROWS_FOR_PCO {
+        return put_packed(out, simple_compress(numbers, &ChunkConfig::default()));
+    }
+    if decimals == RAW {
+        return numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+    }
+    let (mut unsuited, mut previous) = (Vec::new(), 0);
+    let scale = |(row, &n): (usize, &f64)| {
+        previous = scaled(n, decimals).unwrap_or_else(|| {
+            unsuited.push((row, n));
+            previous
+        });
+        previous
+    };
+    let whole: Vec<i64> = numbers.iter().enumerate().map(scale).collect();
+    put_whole(out, &whole);
+    varint::put(out, unsuited.len() as u64);
+    for (row, n) in unsuited {
+        varint::put(out, row as u64);
+        out.extend(n.to_le_bytes());
+    }
+}
+
+fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
+    let decimals = varint::take_byte(rest).ok_or(Inconsistent)?;
+    if decimals == RAW && rows >= ROWS_FOR_PCO {
+        return unpack(rest, rows);
+    }
+    if decimals == RAW {
+        return (0..rows).map(|_| varint::take_f64(rest).ok_or(Inconsistent)).collect();
+    }
+    let power = power(decimals).ok_or(Inconsistent)?;
+    let mut numbers: Vec<f64> = take_whole(rest, rows)?.into_iter().map(|whole| whole as f64 / power).collect();
+    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
+        let row = varint::take(rest).ok_or(Inconsistent)? as usize;
+        *numbers.get_mut(row).ok_or(Inconsistent)? = varint::take_f64(rest).ok_or(Inconsistent)?;
+    }
+    Ok(numbers)
+}
+
+fn put_packed(out: &mut Vec<u8>, packed: pco::errors::PcoResult<Vec<u8>>) {
+    // Only an invalid configuration is an error here, and ours is the default.
+    let packed = packed.expect("pco compresses whatever numbers there are");
+    varint::put(out, packed.len() as u64);
+    out.extend(packed);
+}
+
+fn unpack<T: pco::data_types::Number>(rest: &mut &[u8], rows: usize) -> Result<Vec<T>, BatchError> {
+    let length = varint::take(rest).ok_or(Inconsistent)? as usize;
+    let (packed, after) = rest.split_at_checked(length).ok_or(Inconsistent)?;
+    *rest = after;
+    let numbers = simple_decompress(packed).map_err(|_| Inconsistent)?;
+    if numbers.len() == rows { Ok(numbers) } else { Err(Inconsistent) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::readings::flag;
+    use proptest::prelude::*;
+
+    fn points(rows: Vec<(i64, u8, Result<f64, String>)>) -> Points {
+        let mut points = Points::default();
+        let mut time_us = 1_700_000_000_000_000;
+        for (step, flags, value) in rows {
+            time_us += step;
+            match value {
+                Ok(n) => points.push(time_us, flags & !flag::KIND, n, None),
+                Err(text) => points.push(time_us, flags & !flag::KIND | flag::TEXT, 0.0, Some(&text)),
+            }
+        }
+        points
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn readings_come_back_to_the_bit(
+            rows in prop::collection::vec((1..20_000_000_i64, any::<u8>(), prop_oneof![
+                6 => (-500..500_i32).prop_map(|n| Ok(f64::from(n) / 10.0)),
+                2 => any::<f64>().prop_map(Ok),
+                1 => Just(Ok(-0.0)),
+                1 => "[a-zäß]{0,5}".prop_map(Err),
+            ]), 0..200),
+        ) {
+            let points = points(rows);
+            let bytes = encode(&points);
+            let back = decode(&bytes).unwrap();
+            prop_assert_eq!(&back.time_us, &points.time_us);
+            prop_assert_eq!(&back.flags, &points.flags);
+            prop_assert_eq!(&back.texts, &points.texts);
+            let bits = |points: &Points| points.number.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&back), bits(&points));
+        }
+
+        #[test]
+        fn damage_is_noticed(at in 0..300_usize, bit in 0..8_u8) {
+            let mut bytes = encode(&points((0..100).map(|i| (10_000_000, 0, Ok(f64::from(i % 7) / 4.0))).collect()));
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            prop_assert_eq!(decode(&bytes), Err(BatchError::Checksum));
+        }
+    }
+
+    #[test]
+    fn a_day_of_a_sensor_takes_less_than_a_byte_per_reading() {
+        let reading = |i: u32| (10_000_000, 0, Ok((21.0 + (f64::from(i) / 500.0).sin() * 3.0 * 10.0).round() / 10.0));
+        let bytes = encode(&points((0..8_640).map(reading).collect())).len();
+        assert!(bytes < 8_640, "{bytes}");
+    }
+}

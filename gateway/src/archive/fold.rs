@@ -1,0 +1,313 @@
+//! Batches to chunks, in the background.
+//!
+//! Arrives: batches up to the commit that a restart still needs. Leaves: chores for the
+//! journal's writer: new parts first, slice by slice, which nobody reads yet; then in one step
+//! `meta.archived_seq` rises, from which moment the parts count and the batches do not; then
+//! what has been replaced is removed, again slice by slice. Always holds: a slice is small, so
+//! that no commit waits noticeably; a fold that was interrupted is done again over the same
+//! batches (`meta.folding_seq`) and gives the same parts.
+
+use super::read::{Builder, Raw};
+use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, part_of};
+use crate::journal::{ArchiveStep, Chore, Chunk, Intake, ReadError, batch, schema};
+use crate::metrics::Metrics;
+use crate::readings::Points;
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use model::Micros;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often to look whether there is something to fold.
+const TICK: Duration = Duration::from_millis(500);
+/// Readings folded at once: what is in memory meanwhile.
+const LOT_ROWS: i64 = 400_000;
+/// Fold as soon as so many readings wait, however young they are.
+const WAITING_MAX: i64 = 1_000_000;
+/// What one commit carries for the archive.
+const SLICE_BYTES: usize = 128 << 10;
+const SLICE_BATCHES: i64 = 64;
+
+/// All that the thread needs, handed over by the app.
+pub struct Folder {
+    /// The store's file.
+    pub store: PathBuf,
+    /// Where chores go.
+    pub intake: Arc<Intake>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// `archive.delay`, by the stamps of the journal.
+    pub delay_us: Micros,
+    /// The time.
+    pub clock: crate::clock::Clock,
+    /// The gateway stops.
+    pub stop: CancellationToken,
+}
+
+/// Why the thread cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// SQLite refuses.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] rusqlite::Error),
+    /// The writer had no room for a step.
+    #[error("the disk is full")]
+    Full,
+}
+
+enum Interrupted {
+    /// The gateway stops; the fold is done again at the next start.
+    Stopped,
+    Failed(FoldError),
+}
+
+impl<E: Into<FoldError>> From<E> for Interrupted {
+    fn from(e: E) -> Self {
+        Interrupted::Failed(e.into())
+    }
+}
+
+/// A day of a series.
+type Place = (i64, u32);
+
+impl Folder {
+    /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
+    pub fn run(self) -> Result<(), rusqlite::Error> {
+        let db = schema::open_reader(&self.store)?;
+        while !self.stop.is_cancelled() {
+            match self.fold_what_is_due(&db) {
+                Ok(true) => {}
+                Ok(false) => std::thread::sleep(TICK),
+                Err(Interrupted::Stopped) => return Ok(()),
+                Err(Interrupted::Failed(e)) => {
+                    tracing::error!("readings stay in the journal, which makes answers slow: {e}");
+                    self.pause();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits a minute, or for the end.
+    fn pause(&self) {
+        for _ in 0..120 {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Folds one lot if it is time; true if there may be more.
+    fn fold_what_is_due(&self, db: &Connection) -> Result<bool, Interrupted> {
+        let archived_seq = schema::meta::<i64>(db, "archived_seq")?.unwrap_or(0);
+        let started: Option<i64> = schema::meta(db, "folding_seq")?;
+        if let Some(seq) = started.filter(|&seq| seq > archived_seq) {
+            self.fold(db, archived_seq, seq)?;
+            return Ok(true);
+        }
+        if started.is_some() {
+            self.remove_batches(db, archived_seq)?;
+            self.step(ArchiveStep::Folded)?;
+            return Ok(true);
+        }
+        let Some(seq) = self.due(db, archived_seq)? else { return Ok(false) };
+        self.step(ArchiveStep::Begin { seq })?;
+        self.fold(db, archived_seq, seq)?;
+        Ok(true)
+    }
+
+    /// The last commit of the next lot, if it is time to fold one.
+    fn due(&self, db: &Connection, archived_seq: i64) -> Result<Option<i64>, FoldError> {
+        let replay_from = schema::meta::<i64>(db, "replay_from")?.unwrap_or(1);
+        let snapshot: Option<i64> = db.query_row("SELECT seq FROM snapshot", [], |row| row.get(0)).optional()?;
+        let floor = (replay_from - 1).min(snapshot.unwrap_or(0));
+        let mut query = db
+            .prepare_cached("SELECT seq, received_us, readings FROM batch WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")?;
+        let mut rows = query.query(params![archived_seq, floor])?;
+        let (mut lot, mut lot_rows, mut waiting, mut oldest_us) = (None, 0, 0, None);
+        while let Some(row) = rows.next()? {
+            let (seq, received_us, readings): (i64, Micros, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            oldest_us.get_or_insert(received_us);
+            waiting += readings;
+            if lot.is_none() || lot_rows + readings <= LOT_ROWS {
+                lot = Some(seq);
+                lot_rows += readings;
+            } else if waiting >= WAITING_MAX {
+                break;
+            }
+        }
+        let old = oldest_us.is_some_and(|us| (self.clock.now_us() - us).abs() >= self.delay_us);
+        Ok(lot.filter(|_| old || waiting >= WAITING_MAX))
+    }
+
+    fn fold(&self, db: &Connection, archived_seq: i64, seq: i64) -> Result<(), Interrupted> {
+        let (lots, received_us) = read_batches(db, archived_seq, seq)?;
+        self.renumber(db, lots.iter().map(|(place, _)| *place), archived_seq)?;
+        let raw = Raw::open(db)?;
+        let mut replaced = Vec::new();
+        let mut slice = Vec::new();
+        let mut slice_bytes = 0;
+        for ((day, series), builder) in lots {
+            let (chunks, covered) = merged(&raw, day, series, builder.finish(), seq, received_us)?;
+            replaced.extend(covered);
+            slice_bytes += chunks.iter().map(|chunk| chunk.body.len() + 64).sum::<usize>();
+            slice.extend(chunks);
+            if slice_bytes >= SLICE_BYTES {
+                self.step(ArchiveStep::Chunks(std::mem::take(&mut slice)))?;
+                slice_bytes = 0;
+            }
+        }
+        // The snapshot must not pin the log while what follows is written.
+        drop(raw);
+        self.step(ArchiveStep::Chunks(slice))?;
+        self.step(ArchiveStep::Count { seq })?;
+        for ids in replaced.chunks(512) {
+            self.step(ArchiveStep::Remove(ids.to_vec()))?;
+        }
+        self.remove_batches(db, seq)?;
+        self.step(ArchiveStep::Folded)?;
+        Ok(())
+    }
+
+    /// A day of a series that has nearly run out of part numbers begins anew with number 0.
+    fn renumber(
+        &self,
+        db: &Connection,
+        places: impl Iterator<Item = Place>,
+        archived_seq: i64,
+    ) -> Result<(), Interrupted> {
+        let raw = Raw::open(db)?;
+        let mut crowded = Vec::new();
+        for place in places {
+            if raw.last_part(place)?.is_some_and(|part| part >= PARTS_MAX / 2) {
+                crowded.push(place);
+            }
+        }
+        drop(raw);
+        for (day, series) in crowded {
+            let raw = Raw::open(db)?;
+            let parts = raw.parts(day, series)?;
+            let received_us = parts.iter().map(|part| part.received_us).max().unwrap_or_default();
+            let points = raw.chunk(day, series)?;
+            drop(raw);
+            let chunks = pieces(&points, day, series, 0, archived_seq, received_us);
+            self.step(ArchiveStep::Rewrite { remove: parts.iter().map(|part| part.id).collect(), chunks })?;
+        }
+        Ok(())
+    }
+
+    fn remove_batches(&self, db: &Connection, seq: i64) -> Result<(), Interrupted> {
+        loop {
+            let last: Option<i64> = db.query_row(
+                "SELECT max(seq) FROM (SELECT seq FROM batch WHERE seq <= ?1 ORDER BY seq LIMIT ?2)",
+                [seq, SLICE_BATCHES],
+                |row| row.get(0),
+            )?;
+            let Some(last) = last else { return Ok(()) };
+            self.step(ArchiveStep::RemoveBatches { seq: last })?;
+        }
+    }
+
+    /// Hands the writer a step and waits until it is on disk.
+    fn step(&self, step: ArchiveStep) -> Result<(), Interrupted> {
+        let (done, committed) = channel();
+        self.intake.push_chore(Chore::Archive { step, done });
+        loop {
+            match committed.recv_timeout(TICK) {
+                Ok(bytes) => {
+                    self.metrics.archive_bytes.inc_by(bytes);
+                    return Ok(());
+                }
+                Err(_) if self.stop.is_cancelled() => return Err(Interrupted::Stopped),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(FoldError::Full.into()),
+            }
+        }
+    }
+}
+
+/// The readings of the batches behind `archived_seq` up to `seq`, by day and series, and when
+/// the last of them was received.
+fn read_batches(db: &Connection, archived_seq: i64, seq: i64) -> Result<(Vec<(Place, Builder)>, Micros), FoldError> {
+    let mut query =
+        db.prepare_cached("SELECT seq, received_us, body FROM batch WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")?;
+    let mut rows = query.query([archived_seq, seq])?;
+    let mut lots: HashMap<Place, Builder, RandomState> = HashMap::default();
+    let mut received_us = Micros::MIN;
+    while let Some(row) = rows.next()? {
+        let seq: i64 = row.get(0)?;
+        received_us = received_us.max(row.get(1)?);
+        let body = row.get_ref(2)?.as_blob().unwrap_or_default();
+        let readings = batch::decode(body).map_err(|error| ReadError::Batch { seq: seq as u64, error })?;
+        for row in 0..readings.len() {
+            let time_us = readings.time_us[row];
+            let builder = lots.entry((day(time_us), readings.series[row])).or_default();
+            builder.push(time_us, readings.flags[row], readings.number[row], readings.text(row));
+        }
+    }
+    let mut lots: Vec<_> = lots.into_iter().collect();
+    lots.sort_unstable_by_key(|(place, _)| *place);
+    Ok((lots, received_us))
+}
+
+/// New parts for a day of a series, merged with those before that are not larger, and the ids
+/// of those that they replace.
+fn merged(
+    raw: &Raw<'_>,
+    day: i64,
+    series: u32,
+    new: Points,
+    seq: i64,
+    mut received_us: Micros,
+) -> Result<(Vec<Chunk>, Vec<i64>), ReadError> {
+    let parts = raw.parts(day, series)?;
+    let next = parts.last().map_or(0, |part| part_of(part.id) + 1);
+    let mut rows = new.len() as i64;
+    let mut keep = parts.len();
+    while keep > 0 {
+        let before = &parts[keep - 1];
+        if before.readings > 2 * rows || before.readings + rows > chunk::ROWS_MAX as i64 {
+            break;
+        }
+        rows += before.readings;
+        keep -= 1;
+    }
+    let mut points = Points::default();
+    for part in &parts[keep..] {
+        points.merge(&part.decode()?);
+        received_us = received_us.max(part.received_us);
+    }
+    points.merge(&new);
+    let covers = parts.get(keep).map_or(0, |part| next - part_of(part.id));
+    let mut chunks = pieces(&points, day, series, next, seq, received_us);
+    chunks.iter_mut().take(1).for_each(|chunk| chunk.covers = covers);
+    Ok((chunks, parts[keep..].iter().map(|part| part.id).collect()))
+}
+
+/// The readings of a day of a series as parts, numbered from `part` on.
+fn pieces(points: &Points, day: i64, series: u32, part: i64, seq: i64, received_us: Micros) -> Vec<Chunk> {
+    debug_assert!(points.time_us.iter().all(|us| (day * DAY_US..(day + 1) * DAY_US).contains(us)));
+    let begins = (0..points.len()).step_by(chunk::ROWS_MAX);
+    let piece = |(number, begin): (usize, usize)| {
+        let piece = points.slice(begin..points.len().min(begin + chunk::ROWS_MAX));
+        Chunk {
+            id: chunk_id(day, series, part + number as i64),
+            covers: 0,
+            seq,
+            received_us,
+            readings: piece.len() as i64,
+            first_us: piece.time_us[0],
+            last_us: piece.time_us[piece.len() - 1],
+            body: chunk::encode(&piece),
+        }
+    };
+    begins.enumerate().map(piece).collect()
+}

@@ -1,0 +1,279 @@
+//! Raw readings by series, from chunks and batches.
+//!
+//! Arrives: series, days, ranges. Leaves: [`Points`], of each identity the reading that was
+//! committed last, as of one snapshot of the store. Always holds: asking for a series and a
+//! day touches only that day's chunks of that series; batches are read once for all series of
+//! a question; what cannot be decoded is an error, since an answer without it would be wrong.
+
+use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, day_of, part_of};
+use crate::journal::{ReadError, batch, schema};
+use crate::readings::{Points, Readings};
+use model::{Micros, Value};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+/// A snapshot of all raw readings.
+pub struct Raw<'db> {
+    snapshot: Transaction<'db>,
+    archived_seq: i64,
+    last_seq: u64,
+}
+
+/// The place of each wanted series, by its id.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    places: Vec<u32>,
+    ids: Vec<u32>,
+}
+
+/// Readings of wanted series that are not in chunks yet, by place.
+#[derive(Debug, Default)]
+pub struct Tail {
+    by_place: Vec<Points>,
+}
+
+const UNWANTED: u32 = u32::MAX;
+
+impl Wanted {
+    /// These series, in this order.
+    pub fn new(ids: &[u32]) -> Self {
+        let mut places = vec![UNWANTED; ids.iter().max().map_or(0, |&id| id as usize + 1)];
+        ids.iter().enumerate().for_each(|(place, &id)| places[id as usize] = place as u32);
+        Wanted { places, ids: ids.to_vec() }
+    }
+
+    fn place(&self, series: u32) -> Option<usize> {
+        self.places.get(series as usize).filter(|&&place| place != UNWANTED).map(|&place| place as usize)
+    }
+}
+
+impl Tail {
+    /// The readings of the series at a place.
+    pub fn points(&self, place: usize) -> &Points {
+        &self.by_place[place]
+    }
+}
+
+impl<'db> Raw<'db> {
+    /// A snapshot as of now.
+    pub fn open(db: &'db Connection) -> Result<Self, ReadError> {
+        let snapshot = db.unchecked_transaction()?;
+        let archived_seq = schema::meta::<i64>(&snapshot, "archived_seq")?.unwrap_or(0);
+        let newest: Option<i64> = snapshot.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
+        let last_seq = newest.unwrap_or(0).max(archived_seq) as u64;
+        Ok(Raw { snapshot, archived_seq, last_seq })
+    }
+
+    /// The last commit that is in it.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// The days within `[from_us, to_us)` for which any series has a chunk.
+    pub fn days(&self, from_us: Micros, to_us: Micros) -> Result<Vec<i64>, ReadError> {
+        let mut next = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id >= ?1 ORDER BY id LIMIT 1")?;
+        let mut days = Vec::new();
+        let mut from = day(from_us);
+        let last = day(to_us - 1);
+        while from <= last {
+            let id: Option<i64> = next.query_row([chunk_id(from, 0, 0)], |row| row.get(0)).optional()?;
+            match id.map(day_of) {
+                Some(day) if day <= last => {
+                    days.push(day);
+                    from = day + 1;
+                }
+                _ => break,
+            }
+        }
+        Ok(days)
+    }
+
+    /// The readings of a series on a day that are in chunks.
+    pub fn chunk(&self, day: i64, series: u32) -> Result<Points, ReadError> {
+        let mut points = Points::default();
+        for part in self.parts(day, series)? {
+            points.merge(&part.decode()?);
+        }
+        Ok(points)
+    }
+
+    /// The highest part number of a series' day, whether it counts or not.
+    pub(super) fn last_part(&self, (day, series): (i64, u32)) -> Result<Option<i64>, ReadError> {
+        let mut query = self.snapshot.prepare_cached("SELECT max(id) FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
+        let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
+        Ok(query.query_row(ids, |row| row.get::<_, Option<i64>>(0))?.map(part_of))
+    }
+
+    /// The parts of a series' day that count, in order of commit.
+    pub(super) fn parts(&self, day: i64, series: u32) -> Result<Vec<Part>, ReadError> {
+        let mut query = self.snapshot.prepare_cached(
+            "SELECT id, covers, received_us, readings, body FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id",
+        )?;
+        let (first, last) = (chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1));
+        let mut rows = query.query(params![first, last, self.archived_seq])?;
+        let mut parts: Vec<Part> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (id, covers): (i64, i64) = (row.get(0)?, row.get(1)?);
+            parts.retain(|part| part_of(part.id) < part_of(id) - covers);
+            parts.push(Part { id, received_us: row.get(2)?, readings: row.get(3)?, body: row.get(4)? });
+        }
+        Ok(parts)
+    }
+
+    /// Readings of wanted series in `[from_us, to_us)` that are not in chunks yet; nothing if
+    /// they are more than `rows_max`.
+    pub fn tail(
+        &self,
+        wanted: &Wanted,
+        from_us: Micros,
+        to_us: Micros,
+        rows_max: usize,
+    ) -> Result<Option<Tail>, ReadError> {
+        let mut builders: Vec<Builder> = Vec::new();
+        builders.resize_with(wanted.ids.len(), Builder::default);
+        let mut count = 0;
+        self.each_batch(from_us, to_us, |readings| {
+            for row in 0..readings.len() {
+                let time_us = readings.time_us[row];
+                if let Some(place) = wanted.place(readings.series[row])
+                    && (from_us..to_us).contains(&time_us)
+                {
+                    builders[place].push(time_us, readings.flags[row], readings.number[row], readings.text(row));
+                    count += 1;
+                }
+            }
+            if count > rows_max { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if count > rows_max {
+            return Ok(None);
+        }
+        Ok(Some(Tail { by_place: builders.into_iter().map(Builder::finish).collect() }))
+    }
+
+    /// Calls `each` with every reading of wanted series in `[from_us, to_us)` that is not in
+    /// chunks yet, in order of commit: series, time and value.
+    pub fn each_unfolded(
+        &self,
+        wanted: &Wanted,
+        from_us: Micros,
+        to_us: Micros,
+        mut each: impl FnMut(u32, Micros, &dyn Fn() -> Value),
+    ) -> Result<(), ReadError> {
+        self.each_batch(from_us, to_us, |readings| {
+            for row in 0..readings.len() {
+                let (series, time_us) = (readings.series[row], readings.time_us[row]);
+                if wanted.place(series).is_some() && (from_us..to_us).contains(&time_us) {
+                    each(series, time_us, &|| readings.value(row));
+                }
+            }
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Calls `each` with every batch that is not in chunks yet and touches `[from_us, to_us)`.
+    fn each_batch(
+        &self,
+        from_us: Micros,
+        to_us: Micros,
+        mut each: impl FnMut(&Readings) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let mut batches = self.snapshot.prepare_cached(
+            "SELECT seq, body FROM batch WHERE seq > ?1 AND last_us >= ?2 AND first_us < ?3 ORDER BY seq",
+        )?;
+        let mut rows = batches.query(params![self.archived_seq, from_us, to_us])?;
+        while let Some(row) = rows.next()? {
+            let seq: i64 = row.get(0)?;
+            let body = row.get_ref(1)?.as_blob().unwrap_or_default();
+            let readings = batch::decode(body).map_err(|error| ReadError::Batch { seq: seq as u64, error })?;
+            if each(&readings).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the readings of a series, day by day in order of time;
+    /// `days` are those of [`Raw::days`].
+    pub fn each_day<E: From<ReadError>>(
+        &self,
+        series: u32,
+        days: &[i64],
+        tail: &Points,
+        from_us: Micros,
+        to_us: Micros,
+        mut each: impl FnMut(Points) -> Result<ControlFlow<()>, E>,
+    ) -> Result<(), E> {
+        let in_tail: BTreeSet<i64> = tail.time_us.iter().map(|&us| day(us)).collect();
+        let all: BTreeSet<i64> = days.iter().copied().chain(in_tail.iter().copied()).collect();
+        for day in all {
+            let mut points = self.chunk(day, series)?;
+            if in_tail.contains(&day) {
+                points.merge(&tail.slice(tail.between(day * DAY_US, (day + 1) * DAY_US)));
+            }
+            let rows = points.between(from_us, to_us);
+            let points = if rows.len() == points.len() { points } else { points.slice(rows) };
+            if !points.is_empty() && each(points)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One part of a series' day.
+pub(super) struct Part {
+    pub(super) id: i64,
+    pub(super) received_us: Micros,
+    pub(super) readings: i64,
+    pub(super) body: Vec<u8>,
+}
+
+impl Part {
+    pub(super) fn decode(&self) -> Result<Points, ReadError> {
+        chunk::decode(&self.body).map_err(|error| ReadError::Chunk { id: self.id, error })
+    }
+}
+
+/// Readings of a series in order of commit, to be put in order of time.
+#[derive(Debug, Default)]
+pub(super) struct Builder {
+    points: Points,
+    /// Those that are not later than all before, in order of commit.
+    disordered: Vec<Points>,
+}
+
+impl Builder {
+    #[inline]
+    pub(super) fn push(&mut self, time_us: Micros, flags: u8, number: f64, text: Option<&str>) {
+        if self.points.time_us.last().is_none_or(|&last| last < time_us) {
+            return self.points.push(time_us, flags, number, text);
+        }
+        // A new run begins whenever time steps back; runs are merged in order of commit.
+        let run = std::mem::take(&mut self.points);
+        self.disordered.push(run);
+        self.points.push(time_us, flags, number, text);
+    }
+
+    /// All readings, of each time the one that was committed last.
+    pub(super) fn finish(mut self) -> Points {
+        if self.disordered.is_empty() {
+            return self.points;
+        }
+        self.disordered.push(self.points);
+        let mut runs = self.disordered;
+        // Neighbours first: each reading is moved a logarithmic number of times.
+        while runs.len() > 1 {
+            let mut merged = Vec::with_capacity(runs.len().div_ceil(2));
+            let mut pairs = runs.into_iter();
+            while let Some(mut older) = pairs.next() {
+                if let Some(newer) = pairs.next() {
+                    older.merge(&newer);
+                }
+                merged.push(older);
+            }
+            runs = merged;
+        }
+        runs.pop().unwrap_or_default()
+    }
+}

@@ -214,7 +214,6 @@ impl App {
             metrics,
             clock,
             commit_delay: config.journal.commit_delay.0,
-            archive_delay: config.archive.delay.0,
             wal_max: config.journal.wal.0,
             rejects_max: config.limits.rejects,
             slow: slow_for_tests(),

@@ -50,16 +50,4 @@ fn part_of(id: i64) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_say_where_a_chunk_belongs() {
-        for (day, series, part) in [(0, 0, 0), (20_400, 99_999, 65_535), (2_932_896, 33_554_431, 1), (-5, 3, 7)] {
-            let id = chunk_id(day, series, part);
-            assert_eq!((day_of(id), part_of(id)), (day, part));
-            assert_eq!((id >> PART_BITS) & (SERIES_MAX as i64 - 1), i64::from(series));
-        }
-        assert_eq!((day(-1), day(0), day(DAY_US)), (-1, 0, 1));
-    }
-}
+mod tests;

@@ -121,6 +121,8 @@ pub enum Chore {
 /// A step of folding batches into chunks, see [`crate::archive::fold`].
 #[derive(Debug)]
 pub enum ArchiveStep {
+    /// Writes what a restart would otherwise recompute from all readings.
+    Snapshot,
     /// Batches up to `seq` are going to be folded.
     Begin {
         /// The last commit of the lot.

@@ -83,8 +83,10 @@ fn a_recorded_year_is_answered_by_the_day_also_after_a_restart_and_twice_and_shu
     let directory = tempfile::tempdir().unwrap();
     let file = recording(directory.path());
     let readings = readings(&file);
-    let mut gateway = gateway().start();
+    let mut gateway = gateway().set("archive.delay", "1s").start();
     replay(&gateway, &file, &[]);
+    check_days(&gateway, &readings);
+    folded(&gateway);
     check_days(&gateway, &readings);
     gateway.restart();
     check_days(&gateway, &readings);
@@ -95,13 +97,23 @@ fn a_recorded_year_is_answered_by_the_day_also_after_a_restart_and_twice_and_shu
     gateway.kill();
     gateway.start();
     check_days(&gateway, &readings);
+    folded(&gateway);
+    check_days(&gateway, &readings);
+}
+
+/// Waits until all that has been committed is in chunks.
+fn folded(gateway: &Gateway) {
+    tests::eventually("everything is folded", || {
+        let store = gateway.get("/v1/status")["store"].clone();
+        (store["archived_seq"] == store["last_seq"]).then_some(())
+    });
 }
 
 #[test]
 fn a_shuffled_year_into_an_empty_store_is_answered_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let file = recording(directory.path());
-    let gateway = gateway().start();
+    let gateway = gateway().set("archive.delay", "1s").start();
     let ledger = directory.path().join("ledger");
     let ledger_text = ledger.display().to_string();
     replay(
@@ -179,6 +191,57 @@ fn windows_are_clipped_filled_paged_and_complete_as_documented() {
     };
     assert!(csv.starts_with("device,metric,start,end,count,mean,min,max,complete\r\nd,m,"), "{csv}");
     assert!(gateway.rows("/v1/aggregates?device=nobody&from=now-1h&to=now&window=1m").is_empty());
+}
+
+#[test]
+fn windows_overlap_and_series_are_grouped_as_asked() {
+    let gateway = gateway().start();
+    let reading = |(device, metric, minute, value): (&str, &str, u32, f64)| {
+        let time = format!("2024-03-01T00:{minute:02}:30Z");
+        format!(r#"{{"device":"{device}","metric":"{metric}","value":{value},"time":"{time}"}}"#)
+    };
+    let lines = [("a", "t", 0, 1.0), ("a", "t", 1, 2.0), ("a", "t", 2, 6.0), ("b", "t", 1, 4.0), ("b", "h", 1, 50.0)];
+    let body = lines.map(reading).join("\n");
+    assert_eq!(gateway.post("/v1/readings", "application/x-ndjson", body.as_bytes()).0, 200);
+    let show = |path: &str, fields: &[&str]| -> Vec<String> {
+        let field = |row: &Value, name: &&str| row[*name].to_string().replace('"', "").replace("2024-03-01T", "");
+        let line = |row: &Value| fields.iter().map(|name| field(row, name)).collect::<Vec<_>>().join(" ");
+        gateway.rows(path).iter().map(line).collect()
+    };
+    let range = "from=2024-03-01T00:00:00Z&to=2024-03-01T00:04:00Z";
+    let hopping = format!("/v1/aggregates?device=a&{range}&window=2m&every=1m&stats=count,mean,p50&limit=2");
+    assert_eq!(
+        show(&hopping, &["start", "end", "count", "mean", "p50"]),
+        [
+            "00:00:00Z 00:01:00Z 1 1.0 1.0",
+            "00:00:00Z 00:02:00Z 2 1.5 1.0",
+            "00:01:00Z 00:03:00Z 2 4.0 2.0",
+            "00:02:00Z 00:04:00Z 1 6.0 6.0",
+        ]
+    );
+    let metrics = format!("/v1/aggregates?{range}&window=1m&group_by=metric&stats=count,max,p95&limit=1");
+    assert_eq!(
+        show(&metrics, &["metric", "start", "count", "max", "p95"]),
+        ["h 00:01:00Z 1 50.0 50.0", "t 00:00:00Z 1 1.0 1.0", "t 00:01:00Z 2 4.0 4.0", "t 00:02:00Z 1 6.0 6.0"]
+    );
+    assert_eq!(show(&format!("/v1/aggregates?{range}&group_by=all&stats=count,sum"), &["count", "sum"]), ["5 63.0"]);
+    let label = |device: &str, body: &str| {
+        let url = gateway.url(&format!("/v1/devices/{device}/labels"));
+        let answer = ureq::put(&url).config().http_status_as_error(false).build().send(body.as_bytes()).unwrap();
+        answer.status().as_u16()
+    };
+    assert_eq!(label("a", r#"{"site":"north","room":"4"}"#), 200);
+    assert_eq!(label("nobody", r#"{"site":"north"}"#), 404);
+    assert_eq!(label("a", r#"{"site":4}"#), 400);
+    let sites = format!("/v1/aggregates?{range}&group_by=label:site&stats=count&limit=1");
+    assert_eq!(show(&sites, &["label:site", "count"]), ["null 2", "north 3"]);
+    assert_eq!(gateway.get("/v1/devices/a")["labels"]["room"], "4");
+    let mut gateway = gateway;
+    gateway.kill();
+    gateway.start();
+    assert_eq!(gateway.get("/v1/devices/a")["labels"]["site"], "north");
+    assert_eq!(gateway.try_get("/v1/aggregates?every=1m").0, 400);
+    assert_eq!(gateway.try_get("/v1/aggregates?group_by=site").0, 400);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use tests::{Background, eventually, gateway, seed, simulator, verify};
 #[test]
 fn twenty_kills_in_a_row_lose_nothing_acknowledged() {
     let mut random = StdRng::seed_from_u64(seed());
-    let mut gateway = gateway().set("window.length", "5s").set("window.lateness", "1s").start();
+    let mut gateway =
+        gateway().set("window.length", "5s").set("window.lateness", "1s").set("archive.delay", "1s").start();
     let directory = tempfile::tempdir().unwrap();
     let ledger = directory.path().join("ledger");
     let mut fleet = simulator("run");

@@ -119,6 +119,11 @@ impl Folder {
             return Ok(true);
         }
         let Some(seq) = self.due(db, archived_seq)? else { return Ok(false) };
+        let snapshot: Option<i64> = db.query_row("SELECT seq FROM snapshot", [], |row| row.get(0)).optional()?;
+        if snapshot.is_none_or(|snapshot| snapshot < seq) {
+            // A restart takes the latest of each series from there, and then only from batches.
+            self.step(ArchiveStep::Snapshot)?;
+        }
         self.step(ArchiveStep::Begin { seq })?;
         self.fold(db, archived_seq, seq)?;
         Ok(true)
@@ -127,11 +132,9 @@ impl Folder {
     /// The last commit of the next lot, if it is time to fold one.
     fn due(&self, db: &Connection, archived_seq: i64) -> Result<Option<i64>, FoldError> {
         let replay_from = schema::meta::<i64>(db, "replay_from")?.unwrap_or(1);
-        let snapshot: Option<i64> = db.query_row("SELECT seq FROM snapshot", [], |row| row.get(0)).optional()?;
-        let floor = (replay_from - 1).min(snapshot.unwrap_or(0));
         let mut query = db
             .prepare_cached("SELECT seq, received_us, readings FROM batch WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")?;
-        let mut rows = query.query(params![archived_seq, floor])?;
+        let mut rows = query.query(params![archived_seq, replay_from - 1])?;
         let (mut lot, mut lot_rows, mut waiting, mut oldest_us) = (None, 0, 0, None);
         while let Some(row) = rows.next()? {
             let (seq, received_us, readings): (i64, Micros, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);

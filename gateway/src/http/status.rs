@@ -17,8 +17,14 @@ use std::sync::atomic::Ordering;
 pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     Params::read(query.as_deref(), &[])?;
     let (devices, series) = site.engine.catalog().counts();
-    let replay_from: Option<i64> =
-        ask(&site, |engine| engine.with_store(|db| Ok(schema::meta(db, "replay_from")?))).await?;
+    let [replay_from, archived_seq, last_seq] = ask(&site, |engine| {
+        engine.with_store(|db| {
+            let last_seq: Option<i64> = db.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
+            let archived_seq = schema::meta::<i64>(db, "archived_seq")?;
+            Ok([schema::meta(db, "replay_from")?, archived_seq, last_seq.max(archived_seq)])
+        })
+    })
+    .await?;
     let file = |suffix: &str| {
         let mut path = site.about.store.clone().into_os_string();
         path.push(suffix);
@@ -52,7 +58,8 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
         "retained": site.retained.count(),
         "queue_bytes": site.intake.depth(),
         "disk_full": metrics.disk_full.get() == 1,
-        "store": { "bytes": file(""), "log_bytes": file("-wal"), "replay_from": replay_from },
+        "store": { "bytes": file(""), "log_bytes": file("-wal"), "replay_from": replay_from,
+            "archived_seq": archived_seq, "last_seq": last_seq },
         "windows": {
             "open": metrics.windows_open.get(),
             "dirty": metrics.windows_dirty.get(),

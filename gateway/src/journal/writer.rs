@@ -55,8 +55,6 @@ pub struct Writer {
     pub clock: Clock,
     /// `journal.commit_delay`.
     pub commit_delay: Duration,
-    /// `archive.delay`: what is to be folded must be in a snapshot.
-    pub archive_delay: Duration,
     /// `journal.wal`, bytes.
     pub wal_max: u64,
     /// `limits.rejects`.
@@ -153,8 +151,7 @@ impl Writer {
         loop {
             let many = SNAPSHOT_EVERY_READINGS.max(self.catalog.counts().1 as u64 * 10);
             let snapshot_due = state.snapshot_seq < self.last_seq
-                && (state.snapshot_at.elapsed() >= self.archive_delay.min(SNAPSHOT_EVERY)
-                    || state.since_snapshot >= many);
+                && (state.snapshot_at.elapsed() >= SNAPSHOT_EVERY || state.since_snapshot >= many);
             match self.commit(load, &births, received_us, snapshot_due) {
                 Ok(bytes) => {
                     self.metrics.disk_full.set(0);
@@ -217,6 +214,9 @@ impl Writer {
                         schema::set_meta(db, "dirty", dirty)?;
                         bytes += dirty.len() as u64;
                     }
+                }
+                Chore::Archive { step: ArchiveStep::Snapshot, .. } => {
+                    bytes += recover::write_snapshot(db, &self.catalog, self.last_seq)?;
                 }
                 Chore::Archive { step, .. } => bytes += write_archive(db, step)?,
             }
@@ -374,8 +374,10 @@ fn write_inbound(db: &Connection, inbound: &[Inbound]) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn write_archive(db: &Connection, step: &ArchiveStep) -> rusqlite::Result<u64> {
+pub(crate) fn write_archive(db: &Connection, step: &ArchiveStep) -> rusqlite::Result<u64> {
     match step {
+        // Needs the catalog, so it is the writer's own.
+        ArchiveStep::Snapshot => {}
         ArchiveStep::Begin { seq } => schema::set_meta(db, "folding_seq", seq)?,
         ArchiveStep::Chunks(chunks) => return write_chunks(db, chunks),
         ArchiveStep::Count { seq } => schema::set_meta(db, "archived_seq", seq)?,

@@ -164,7 +164,8 @@ impl Task<'_> {
 
     /// Answers groups in order; breaks when the answer is full.
     fn answer(&self, groups: &[Group], starts: Starts, sink: &mut Sink<'_>) -> Result<ControlFlow<()>, QueryError> {
-        if groups.is_empty() {
+        let is_past_the_only_one = self.question.grid().is_none() && starts.from_us > self.question.range.from_us;
+        if groups.is_empty() || is_past_the_only_one {
             return Ok(ControlFlow::Continue(()));
         }
         if let Some(cells) = self.cells(groups, starts)? {

@@ -1,0 +1,164 @@
+//! Sentences about the archive: a fold, interrupted anywhere, against a plain map.
+
+use super::fold::Folder;
+use super::read::{Raw, Wanted};
+use super::*;
+use crate::clock::Clock;
+use crate::journal::schema::{self, Store};
+use crate::journal::writer::write_archive;
+use crate::journal::{Chore, Intake, batch};
+use crate::readings::{Points, Readings};
+use model::Value;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+type Expected = BTreeMap<(u32, Micros), Value>;
+
+const SERIES: [u32; 3] = [0, 1, 2];
+
+#[test]
+fn ids_say_where_a_chunk_belongs() {
+    for (day, series, part) in [(0, 0, 0), (20_400, 99_999, 65_535), (2_932_896, 33_554_431, 1), (-5, 3, 7)] {
+        let id = chunk_id(day, series, part);
+        assert_eq!((day_of(id), part_of(id)), (day, part));
+        assert_eq!((id >> PART_BITS) & (SERIES_MAX as i64 - 1), i64::from(series));
+    }
+    assert_eq!((day(-1), day(0), day(DAY_US)), (-1, 0, 1));
+}
+
+fn commit(store: &Store, seq: i64, rows: &[(u32, Micros, Value)], expected: &mut Expected) {
+    let mut readings = Readings::default();
+    for (series, time_us, value) in rows {
+        readings.push(*series, *time_us, value.clone(), 0);
+        expected.insert((*series, *time_us), value.clone());
+    }
+    let (first, last) = (readings.time_us.iter().min(), readings.time_us.iter().max());
+    let db = &store.connection;
+    let row = rusqlite::params![seq, 0, readings.len() as i64, first, last, batch::encode(&readings)];
+    db.execute("INSERT INTO batch VALUES (?1, ?2, ?3, ?4, ?5, ?6)", row).unwrap();
+    schema::set_meta(db, "replay_from", seq + 1).unwrap();
+    db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?1, x'')", [seq]).unwrap();
+}
+
+/// What the store says now, by every way of reading it.
+fn read_all(path: &Path) -> Expected {
+    let db = schema::open_reader(path).unwrap();
+    let raw = Raw::open(&db).unwrap();
+    let (from_us, to_us) = (0, 10 * DAY_US);
+    let tail = raw.tail(&Wanted::new(&SERIES), from_us, to_us, usize::MAX).unwrap().unwrap();
+    let days = raw.days(from_us, to_us).unwrap();
+    let mut all = Expected::new();
+    for (place, series) in SERIES.into_iter().enumerate() {
+        let mut last_us = Micros::MIN;
+        raw.each_day::<crate::journal::ReadError>(
+            series,
+            &days,
+            tail.points(place),
+            from_us,
+            to_us,
+            |points: Points| {
+                for row in 0..points.len() {
+                    assert!(points.time_us[row] > last_us, "in order of time, each time once");
+                    last_us = points.time_us[row];
+                    all.insert((series, last_us), points.value(row));
+                }
+                Ok(ControlFlow::Continue(()))
+            },
+        )
+        .unwrap();
+    }
+    all
+}
+
+/// Runs the folder and does its steps, `steps` at most, looking at the store after each.
+fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
+    let intake = Arc::new(Intake::new(1 << 20));
+    let stop = CancellationToken::new();
+    let folder = Folder {
+        store: store.path.clone(),
+        intake: Arc::clone(&intake),
+        metrics: Arc::default(),
+        delay_us: 0,
+        clock: Clock::System,
+        stop: stop.clone(),
+    };
+    let folding = std::thread::spawn(move || folder.run());
+    let mut done_steps = 0;
+    while done_steps < steps && !is_folded(store) {
+        let load = intake.take(Duration::ZERO, crate::journal::Parcel::default());
+        for chore in load.chores {
+            let Chore::Archive { step, done } = chore else { continue };
+            let db = store.connection.unchecked_transaction().unwrap();
+            write_archive(&db, &step).unwrap();
+            db.commit().unwrap();
+            done_steps += 1;
+            assert_eq!(&read_all(&store.path), expected, "after {step:?}");
+            let _ = done.send(0);
+        }
+    }
+    stop.cancel();
+    folding.join().unwrap().unwrap();
+    done_steps
+}
+
+fn is_folded(store: &Store) -> bool {
+    let batches: i64 = store.connection.query_row("SELECT count(*) FROM batch", [], |row| row.get(0)).unwrap();
+    batches == 0 && schema::meta::<i64>(&store.connection, "folding_seq").unwrap().is_none()
+}
+
+fn rows() -> impl Strategy<Value = Vec<(u32, Micros, Value)>> {
+    let value = prop_oneof![
+        4 => (0..1_000_i32).prop_map(|n| Value::Number(f64::from(n) / 10.0)),
+        1 => Just(Value::Text("offline".into())),
+        1 => any::<bool>().prop_map(Value::Bool),
+    ];
+    prop::collection::vec((0..3_u32, (0..3_i64, 0..40_i64).prop_map(|(d, s)| d * DAY_US + s * SECOND_US), value), 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    /// Whatever is committed in whatever order, and wherever a fold is interrupted, the store
+    /// says the same after every single step.
+    #[test]
+    fn folding_changes_no_answer_and_may_be_interrupted_anywhere(
+        rounds in prop::collection::vec((prop::collection::vec(rows(), 1..4), 0..8_usize), 1..4),
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = schema::open(directory.path()).unwrap();
+        let (mut expected, mut seq) = (Expected::new(), 0);
+        for (batches, steps) in rounds {
+            for rows in batches {
+                seq += 1;
+                commit(&store, seq, &rows, &mut expected);
+            }
+            fold(&store, steps, &expected);
+            // A restart.
+            drop(store);
+            store = schema::open(directory.path()).unwrap();
+            prop_assert_eq!(&read_all(&store.path), &expected);
+        }
+        fold(&store, usize::MAX, &expected);
+        prop_assert_eq!(&read_all(&store.path), &expected);
+        let parts: i64 = store.connection.query_row("SELECT max(id & 65535) FROM chunk", [], |row| row.get(0)).unwrap();
+        prop_assert!(parts < 30, "{} parts", parts);
+    }
+}
+
+#[test]
+fn a_day_with_too_many_parts_begins_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = schema::open(directory.path()).unwrap();
+    let mut expected = Expected::new();
+    commit(&store, 1, &[(1, 5, Value::Number(1.0)), (1, 6, Value::Number(2.0))], &mut expected);
+    fold(&store, usize::MAX, &expected);
+    store.connection.execute("UPDATE chunk SET id = id + 60000", []).unwrap();
+    commit(&store, 2, &[(1, 6, Value::Number(3.0)), (1, 9, Value::Number(4.0))], &mut expected);
+    fold(&store, usize::MAX, &expected);
+    let part: i64 = store.connection.query_row("SELECT max(id & 65535) FROM chunk", [], |row| row.get(0)).unwrap();
+    assert!(part < 10, "{part}");
+}

@@ -5,7 +5,7 @@
 //! ```text
 //! sockets -> Intake (journal.queue, bytes; full: sockets are not read) -> writer thread
 //! writer  -> Desks (what the commit held)                              -> listening threads: acknowledgements
-//! writer  -> committed (16 commits; full: the writer waits)            -> windows thread
+//! writer  -> handover (8 MiB; full: the writer waits)                  -> windows thread
 //! windows -> Intake's chores (one lot at a time)                       -> writer thread: summaries
 //! archive -> Intake's chores (one step at a time)                      -> writer thread: chunks
 //! windows -> Live (256 events; full: the listener loses the oldest)    -> /v1/live, CoAP observers
@@ -20,11 +20,11 @@ use crate::clock::Clock;
 use crate::config::{Config, address};
 use crate::http;
 use crate::http::{About, Site};
-use crate::journal::Intake;
 use crate::journal::ReadError;
 use crate::journal::recover::recover;
 use crate::journal::schema::{self, OpenError, Store};
 use crate::journal::writer::Writer;
+use crate::journal::{Intake, handover};
 use crate::listen::admit::Admission;
 use crate::listen::auth::{Auth, Users, UsersError};
 use crate::listen::mqtt::retained::{Publication, Retained};
@@ -42,7 +42,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::{TcpListener, UdpSocket};
@@ -50,8 +49,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
 
-/// Commits that windows may be behind the writer.
-const COMMITTED_AHEAD: usize = 16;
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -178,7 +175,7 @@ impl App {
             ready: AtomicBool::new(false),
             stop: stop.clone(),
         });
-        let (committed_sender, committed) = sync_channel(COMMITTED_AHEAD);
+        let (committed_sender, committed) = handover::handover();
         let memory_bytes = config.window.memory.bytes();
         let driver = Driver {
             windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),

@@ -15,6 +15,9 @@ pub(crate) mod decimal;
 /// What waits for the commit.
 pub mod intake;
 
+/// From the writer to the windows.
+pub mod handover;
+
 /// Tables, settings, versions.
 pub mod schema;
 

@@ -3,6 +3,9 @@
 //! Always holds: what is tested is the real binary over real sockets on free ports, in a
 //! directory of its own; processes end with their handle, by id; nothing sleeps for luck.
 
+/// A disk whose power can be cut.
+pub mod powercut;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};

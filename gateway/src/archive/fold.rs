@@ -22,7 +22,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How often to look whether there is something to fold.
+/// How often to look whether there is something to fold, at the least.
 const TICK: Duration = Duration::from_millis(500);
 /// Readings folded at once: what is in memory meanwhile.
 const LOT_ROWS: i64 = 400_000;
@@ -84,7 +84,7 @@ impl Folder {
         while !self.stop.is_cancelled() {
             match self.fold_what_is_due(&db) {
                 Ok(true) => {}
-                Ok(false) => std::thread::sleep(TICK),
+                Ok(false) => std::thread::sleep(self.tick()),
                 Err(Interrupted::Stopped) => return Ok(()),
                 Err(Interrupted::Failed(e)) => {
                     tracing::error!("readings stay in the journal, which makes answers slow: {e}");
@@ -93,6 +93,11 @@ impl Folder {
             }
         }
         Ok(())
+    }
+
+    /// How often to look.
+    fn tick(&self) -> Duration {
+        TICK.min(Duration::from_micros(self.delay_us as u64 / 2)).max(Duration::from_millis(10))
     }
 
     /// Waits a minute, or for the end.

@@ -86,6 +86,17 @@ pub struct Load {
     pub last: bool,
 }
 
+/// What became of a parcel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The intake is full; the parcel is as it was.
+    No,
+    /// It is on its way.
+    Yes,
+    /// It is on its way as soon as somebody calls [`Intake::wake`].
+    WakeWriter,
+}
+
 /// The gateway is draining and takes nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the gateway is shutting down")]
@@ -103,13 +114,22 @@ impl Intake {
 
     /// Takes the parcel, which is then empty, or leaves it as it is because the intake is full.
     pub fn try_push(&self, parcel: &mut Parcel) -> Result<bool, Closed> {
+        let taken = self.try_push_quietly(parcel)?;
+        if taken == Taken::WakeWriter {
+            self.wake();
+        }
+        Ok(taken != Taken::No)
+    }
+
+    /// The same, but the sender wakes the writer itself, once for several parcels.
+    pub fn try_push_quietly(&self, parcel: &mut Parcel) -> Result<Taken, Closed> {
         let bytes = parcel.bytes();
         let mut state = self.state();
         if state.closed {
             return Err(Closed);
         }
         if state.bytes >= self.bytes_max {
-            return Ok(false);
+            return Ok(Taken::No);
         }
         state.bytes += bytes;
         state.waiting.append(parcel);
@@ -117,12 +137,14 @@ impl Intake {
             state.since = Some(Instant::now());
         }
         // A writer that waits for company needs no word of every guest.
-        let wake = std::mem::take(&mut state.idle) || state.bytes >= self.bytes_max;
-        drop(state);
-        if wake {
-            self.work.notify_one();
-        }
-        Ok(true)
+        let wake = state.idle || state.bytes >= self.bytes_max;
+        Ok(if wake { Taken::WakeWriter } else { Taken::Yes })
+    }
+
+    /// Wakes the writer.
+    pub fn wake(&self) {
+        self.state().idle = false;
+        self.work.notify_one();
     }
 
     /// Waits until the parcel fits; until then it stays with its sender, who may stop waiting.

@@ -142,7 +142,10 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
 }
 
 fn create(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch("PRAGMA page_size=4096; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL;")?;
+    connection.execute_batch(
+        // EXTRA: a journal of the time before the log must not come back to life after a power cut.
+        "PRAGMA page_size=4096; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA synchronous=EXTRA; PRAGMA journal_mode=WAL;",
+    )?;
     migrate(connection, 0)
 }
 

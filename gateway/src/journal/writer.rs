@@ -7,6 +7,7 @@
 //! is folded back by another thread; this one only does the small rest.
 
 use super::batch;
+use super::handover;
 use super::intake::{Intake, Load, Parcel};
 use super::recover;
 use super::schema::{self, Store};
@@ -48,7 +49,7 @@ pub struct Writer {
     /// Where receipts go, by desk.
     pub desks: Vec<Arc<Desk>>,
     /// Where committed readings go.
-    pub committed: SyncSender<Committed>,
+    pub committed: handover::Sender,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Receive times.
@@ -123,8 +124,7 @@ impl Writer {
         self.hand_out(&mut load.parcel);
         if !readings.is_empty() {
             let committed = Committed { seq: self.last_seq, received_us, readings: Arc::new(readings) };
-            // A receiver that is gone means the gateway is stopping; the readings are safe.
-            let _ = self.committed.send(committed);
+            self.committed.send(committed);
         }
         self.fold_log_back(state)?;
         let mut spare = load.parcel;

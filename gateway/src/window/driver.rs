@@ -9,7 +9,7 @@ use super::revise::{Revised, Stretch, revise};
 use super::{Progress, Windows};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
-use crate::journal::{Chore, Committed, Intake, SummaryRow, recover, schema};
+use crate::journal::{Chore, Committed, Intake, SummaryRow, handover, recover, schema};
 use crate::live::{Event, Live};
 use crate::metrics::Metrics;
 use model::Micros;
@@ -19,7 +19,7 @@ use rusqlite::{Connection, params};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,7 @@ pub struct Driver {
     /// `window.memory`.
     pub memory_bytes: usize,
     /// Committed readings.
-    pub committed: Receiver<Committed>,
+    pub committed: handover::Receiver,
     /// Where chores go.
     pub intake: Arc<Intake>,
     /// Whose each series is.
@@ -100,17 +100,15 @@ impl Driver {
         self.replay(&state)?;
         let mut looked_at = Instant::now();
         loop {
-            match self.committed.recv_timeout(TICK) {
-                Ok(committed) => {
-                    self.take(&committed)?;
-                    self.live.publish(|| Event::Readings(committed.clone()));
-                    let behind_us = self.clock.now_us() - committed.received_us;
-                    self.metrics.window_lag_s.set(behind_us / SECOND_US);
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.metrics.window_lag_s.set(0);
-                }
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            let arrived = self.committed.take(TICK);
+            for committed in &arrived.commits {
+                self.take(committed)?;
+                self.live.publish(|| Event::Readings(committed.clone()));
+            }
+            let behind_us = arrived.commits.first().map_or(0, |first| self.clock.now_us() - first.received_us);
+            self.metrics.window_lag_s.set(behind_us / SECOND_US);
+            if arrived.last {
+                return Ok(());
             }
             // Commits come by the thousand; looking whether a window is due need not.
             if looked_at.elapsed() >= TICK {

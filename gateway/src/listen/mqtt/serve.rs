@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,8 @@ pub(super) struct Local {
     pub(super) scratch: RefCell<Scratch>,
     /// Seconds since the thread started, by the sweeper.
     pub(super) now_s: Cell<u32>,
+    /// The journal's writer is to be woken.
+    pub(super) nudge: Notify,
     connections: RefCell<HashMap<u64, Arc<Connection>>>,
 }
 
@@ -73,13 +76,16 @@ impl Thread {
             scratch,
             connections: RefCell::default(),
             now_s: Cell::new(1),
+            nudge: Notify::new(),
         });
         let mut settling = tokio::task::spawn_local(settle_receipts(Rc::clone(&local), Arc::clone(&self.desk)));
+        let mut nudging = tokio::task::spawn_local(wake_writer(Rc::clone(&local)));
         let mut sweeping = tokio::task::spawn_local(sweep(Rc::clone(&local)));
         loop {
             tokio::select! {
                 () = self.finish.cancelled() => break,
                 Err(panic) = &mut settling => return Err(io::Error::other(panic)),
+                Err(panic) = &mut nudging => return Err(io::Error::other(panic)),
                 Err(panic) = &mut sweeping => return Err(io::Error::other(panic)),
                 Some(socket) = self.sockets.recv() => {
                     // The accepting side registered it with another runtime.
@@ -91,6 +97,7 @@ impl Thread {
         }
         settling.abort();
         sweeping.abort();
+        nudging.abort();
         settle(&local.shared, self.desk.pile_now(), &mut Vec::new());
         let connections: Vec<_> = local.connections.borrow().values().cloned().collect();
         connections.iter().for_each(|connection| connection.close(reason::SHUTTING_DOWN));
@@ -101,6 +108,15 @@ impl Thread {
         })
         .await;
         Ok(())
+    }
+}
+
+/// Wakes the journal's writer once for all connections that were ready together: this task
+/// stands behind theirs in the queue. One commit then holds what all of them brought.
+async fn wake_writer(local: Rc<Local>) {
+    loop {
+        local.nudge.notified().await;
+        local.shared.intake.wake();
     }
 }
 

@@ -11,6 +11,7 @@ use super::handshake;
 use super::packet::{self, Violation};
 use super::serve::{FAREWELL, Local, Scratch};
 use super::session::{Flow, Session};
+use crate::journal::intake::Taken;
 use crate::journal::{Inbound, Parcel};
 use crate::listen::admit::Routes;
 use std::future::poll_fn;
@@ -242,9 +243,13 @@ impl Stream {
         if parcel.is_empty() {
             return outcome;
         }
-        match shared.intake.try_push(parcel) {
-            Ok(true) => outcome,
-            Ok(false) => {
+        match shared.intake.try_push_quietly(parcel) {
+            Ok(Taken::Yes) => outcome,
+            Ok(Taken::WakeWriter) => {
+                self.local.nudge.notify_one();
+                outcome
+            }
+            Ok(Taken::No) => {
                 self.waiting = std::mem::take(parcel);
                 outcome
             }

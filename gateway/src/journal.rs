@@ -33,6 +33,9 @@ use model::{Micros, Summary};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+/// What a client is told that does not wait until there is space.
+pub const DISK_FULL: &str = "the disk is full: nothing is stored until there is space; try again later";
+
 /// Readings that are on disk.
 #[derive(Debug, Clone)]
 pub struct Committed {

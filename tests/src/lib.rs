@@ -67,6 +67,15 @@ pub fn tool(name: &str, package: &str) -> Command {
     Command::new(name)
 }
 
+/// libcoap's client, by whichever name Debian gave it.
+pub fn coap_client() -> Command {
+    let names = ["coap-client", "coap-client-notls", "coap-client-openssl", "coap-client-gnutls"];
+    let found = names.iter().find(|name| {
+        Command::new("sh").args(["-c", &format!("command -v {name}")]).output().is_ok_and(|o| o.status.success())
+    });
+    tool(found.unwrap_or(&"coap-client"), "libcoap3-bin")
+}
+
 /// Runs to its end and gives standard output; fails with both outputs unless it ends well.
 pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
@@ -84,6 +93,7 @@ pub fn both(output: &Output) -> String {
 pub struct Plan {
     sets: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    disk_mib: Option<u64>,
 }
 
 /// A gateway with default settings on free ports.
@@ -101,6 +111,12 @@ impl Plan {
     /// Makes every commit slow, as a bad card would.
     pub fn slow_commits(mut self, ms: u64) -> Self {
         self.environment.push(("TIDEGATE_TEST_SLOW_COMMIT_MS".into(), ms.to_string()));
+        self
+    }
+
+    /// Gives it a disk of its own of so many MiB, in a mount namespace of its own.
+    pub fn small_disk(mut self, mib: u64) -> Self {
+        self.disk_mib = Some(mib);
         self
     }
 
@@ -126,7 +142,15 @@ impl Plan {
 
     /// The command line, for a gateway that is to fail.
     pub fn command(&self, directory: &Path) -> Command {
-        let mut command = Command::new(binary("tidegate"));
+        let mut command = match self.disk_mib {
+            None => Command::new(binary("tidegate")),
+            Some(mib) => {
+                let mut command = tool("unshare", "util-linux");
+                let mount = format!("mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\"");
+                command.args(["--mount", "--map-root-user", "sh", "-c", &mount]).arg(directory).arg(binary("tidegate"));
+                command
+            }
+        };
         command.arg("--set").arg(format!("gateway.data_dir={}", directory.join("data").display()));
         for listener in ["mqtt", "coap", "http"] {
             command.arg("--set").arg(format!("{listener}.listen=127.0.0.1:0"));
@@ -156,6 +180,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// A path in its directory as it sees it, also if it has a disk of its own.
+    pub fn inside(&self, name: &str) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.pid()));
+        root.join(self.directory.path().strip_prefix("/").expect("an absolute path")).join(name)
+    }
+
     /// Starts it, on the ports it had before.
     pub fn start(&mut self) {
         let mut command = self.plan.command(self.directory.path());

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use tests::{Background, Gateway, eventually, gateway, output, tool};
+use tests::{Background, Gateway, coap_client, eventually, gateway, output, tool};
 
 fn latest(gateway: &Gateway, device: &str, metric: &str) -> Value {
     let (status, text) = gateway.try_get(&format!("/v1/devices/{device}"));
@@ -18,14 +18,6 @@ fn latest(gateway: &Gateway, device: &str, metric: &str) -> Value {
 /// Waits until there are so many subscriptions: Mosquitto's clients do not tell.
 fn subscribed(gateway: &Gateway, count: u64) {
     eventually("the subscription", || (gateway.get("/v1/status")["subscriptions"] == count).then_some(()));
-}
-
-fn coap_client() -> Command {
-    let names = ["coap-client", "coap-client-notls", "coap-client-openssl", "coap-client-gnutls"];
-    let found = names.iter().find(|name| {
-        Command::new("sh").args(["-c", &format!("command -v {name}")]).output().is_ok_and(|o| o.status.success())
-    });
-    tool(found.unwrap_or(&"coap-client"), "libcoap3-bin")
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
-use tests::{Background, gateway, output, simulator, verify};
+use tests::{Background, coap_client, eventually, gateway, output, simulator, verify};
 
 const MEMORY_MAX: u64 = 150 << 20;
 
@@ -74,4 +74,34 @@ fn a_publisher_that_never_reads_its_acknowledgements_is_not_read_for_ever() {
     }
     assert!(sent < 400 << 20, "the gateway read on although nobody read its acknowledgements");
     assert!(gateway.peak_bytes() < MEMORY_MAX);
+}
+
+/// On a full disk nothing is acknowledged: MQTT waits, HTTP and CoAP are told so. When there
+/// is space again, everything goes on and nothing is lost.
+#[test]
+fn a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_space() {
+    let gateway = gateway().small_disk(14).set("journal.wal", "512 KiB").set("archive.delay", "1s").start();
+    std::fs::write(gateway.inside("filler"), vec![0; 11 << 20]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = directory.path().join("ledger");
+    let mut fleet = simulator("run");
+    fleet.args(["--mqtt", &gateway.mqtt.to_string(), "--rate", "100000", "--devices", "50", "--seconds", "8"]);
+    let fleet = Background::start(fleet.args(["--inflight", "100"]).arg("--ledger").arg(&ledger));
+    eventually("the disk is full", || (gateway.metric("tidegate_disk_full") == 1.0).then_some(()));
+    let acknowledged = gateway.metric("tidegate_readings_total");
+    let body = br#"{"readings":[{"device":"late","metric":"m","value":1}]}"#;
+    let (status, answer) = gateway.post("/v1/readings", "application/json", body);
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.contains("the disk is full"), "{answer}");
+    let mut put = coap_client();
+    put.args(["-v", "6", "-m", "put", "-e", "1", &format!("coap://{}/devices/late/m", gateway.coap)]);
+    let told = tests::both(&put.output().unwrap());
+    assert!(told.contains("5.03"), "{told}");
+    assert_eq!(gateway.try_get("/readyz").0, 503);
+    assert_eq!(gateway.metric("tidegate_readings_total"), acknowledged, "nothing was acknowledged meanwhile");
+    std::fs::remove_file(gateway.inside("filler")).unwrap();
+    eventually("it goes on", || (gateway.metric("tidegate_disk_full") == 0.0).then_some(()));
+    fleet.finish(Duration::from_secs(60));
+    verify(&gateway, &ledger);
+    assert_eq!(gateway.post("/v1/readings", "application/json", body).0, 200);
 }

@@ -6,7 +6,7 @@ use super::{Shared, Site};
 use crate::decode::line::{self, Precision};
 use crate::decode::posted::{self, Body as Kind};
 use crate::decode::{Decoded, Target};
-use crate::journal::Parcel;
+use crate::journal::{DISK_FULL, Parcel};
 use crate::listen::Receipt;
 use crate::metrics::Protocol;
 use axum::body::{Bytes, to_bytes};
@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use std::io::Read;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 #[derive(Serialize)]
@@ -132,12 +133,26 @@ async fn read_body(site: &Site, request: Request) -> Result<Bytes, Problem> {
     if plain.len() > site.body_max { Err(too_large()) } else { Ok(plain.into()) }
 }
 
+/// How often a request that waits looks whether the disk is full.
+const FULL_DISK_TICK: Duration = Duration::from_secs(1);
+
 /// Waits until the parcel is on disk.
 pub(super) async fn commit(site: &Site, mut parcel: Parcel) -> Result<(), Problem> {
-    let (done, committed) = oneshot::channel();
+    let full = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, DISK_FULL);
+    if site.metrics.disk_full.get() == 1 {
+        return Err(full());
+    }
+    let (done, mut committed) = oneshot::channel();
     // Nobody may be waiting any more; the readings are kept all the same.
     let receipt = Receipt::Call(Box::new(move || done.send(()).unwrap_or(())));
     parcel.receipts.push((0, receipt));
     site.intake.push(&mut parcel).await.map_err(|_| Problem::stopping())?;
-    committed.await.map_err(|_| Problem::stopping())
+    loop {
+        match tokio::time::timeout(FULL_DISK_TICK, &mut committed).await {
+            Ok(committed) => return committed.map_err(|_| Problem::stopping()),
+            // Not acknowledged: it may still be stored once there is space, and sent again.
+            Err(_) if site.metrics.disk_full.get() == 1 => return Err(full()),
+            Err(_) => {}
+        }
+    }
 }

@@ -98,8 +98,11 @@ impl Writer {
             let last = load.last;
             spare = self.process(load, &mut state)?;
             if last {
-                self.write_snapshot()?;
-                return Ok(());
+                return match self.write_snapshot() {
+                    // A cache: without it the next start reads more.
+                    Err(e) if is_full(&e) => Ok(()),
+                    other => Ok(other?),
+                };
             }
         }
     }
@@ -168,7 +171,7 @@ impl Writer {
                     }
                     return Ok(());
                 }
-                Err(e) if e.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                Err(e) if is_full(&e) => {
                     if self.metrics.disk_full.set(1) == 0 {
                         tracing::error!("the disk is full: nothing is acknowledged until there is space");
                     }
@@ -240,14 +243,25 @@ impl Writer {
     fn fold_log_back(&self, state: &mut State) -> rusqlite::Result<()> {
         if state.checkpoints.take_done() {
             let db = &self.store.connection;
-            let (log, done): (i64, i64) =
-                db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))?;
-            state.log_bytes = if done >= log { 0 } else { ((log - done) as u64) * 4096 };
+            let row = |row: &rusqlite::Row<'_>| Ok::<(i64, i64), rusqlite::Error>((row.get(1)?, row.get(2)?));
+            match db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], row) {
+                Ok((log, done)) => {
+                    let left = log - done;
+                    state.log_bytes = left.max(0) as u64 * 4096;
+                }
+                // The log holds all that the file has no room for; it is folded back later.
+                Err(e) if is_full(&e) => tracing::warn!("the log cannot be folded back: the disk is full"),
+                Err(e) => return Err(e),
+            }
         } else if state.log_bytes >= self.wal_max {
             state.checkpoints.ask();
         }
         Ok(())
     }
+}
+
+fn is_full(e: &rusqlite::Error) -> bool {
+    e.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
 /// The thread that moves pages from the log into the file, off the commit path.

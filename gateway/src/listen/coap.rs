@@ -20,7 +20,7 @@ use crate::clock::Quality;
 use crate::config;
 use crate::decode::Target;
 use crate::http::Site;
-use crate::journal::Parcel;
+use crate::journal::{DISK_FULL, Parcel};
 use crate::listen::admit::Admitted;
 use crate::listen::{Receipt, lock};
 use crate::live::{Event, Live};
@@ -278,6 +278,9 @@ impl Endpoint {
 
     /// Answers after the commit.
     async fn store(&mut self, request: Request, admitted: Admitted, mut parcel: Parcel) -> Result<(), Refusal> {
+        if self.site.metrics.disk_full.get() == 1 {
+            return Err((ResponseType::ServiceUnavailable, DISK_FULL.to_owned()));
+        }
         let answer = match admitted.rejects.first() {
             Some(first) if admitted.accepted == 0 => Answer::refuse((ResponseType::BadRequest, first.to_string())),
             _ => Answer::new(ResponseType::Changed),

@@ -42,5 +42,11 @@ pub mod live;
 /// A question to an answer.
 pub mod query;
 
+/// Rows as tables: Arrow and Parquet.
+pub mod table;
+
 /// Answers over HTTP.
 pub mod http;
+
+/// Readings as files.
+pub mod export;

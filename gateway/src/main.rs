@@ -5,9 +5,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gateway::app::{App, AppError};
 use gateway::clock::Clock;
 use gateway::config::{self, Config};
+use gateway::export::{self, Format};
+use gateway::journal::schema;
 use gateway::listen::auth::Users;
+use gateway::query::{Range, parse_time};
 use std::io::{BufRead, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -51,11 +54,40 @@ enum Verb {
     Run,
     /// Check the configuration and say what is wrong with it.
     Check,
+    /// Write readings as files, also while the gateway runs.
+    Export(Export),
+    /// Write a whole copy of the store to a file, also while the gateway runs.
+    Backup {
+        /// The file, which must not exist; put it into an empty data directory as tidegate.db to use it.
+        file: PathBuf,
+    },
     /// Manage who may come in.
     User {
         #[command(subcommand)]
         verb: UserVerb,
     },
+}
+
+#[derive(Debug, Args)]
+struct Export {
+    /// From when: RFC 3339, an epoch number, or for example now-1d.
+    #[arg(long)]
+    from: Option<String>,
+    /// Until when, exclusive.
+    #[arg(long)]
+    to: Option<String>,
+    /// The form of the files.
+    #[arg(long, value_enum, default_value_t = ExportFormat::Parquet)]
+    format: ExportFormat,
+    /// The directory, in which date=2024-03-01 and so on are made.
+    #[arg(long, default_value = "export")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExportFormat {
+    Parquet,
+    Csv,
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +126,8 @@ fn main() -> ExitCode {
             println!("the configuration is good");
             Ok(())
         }
+        Verb::Export(arguments) => export(&config, &arguments),
+        Verb::Backup { file } => backup(&config, &file),
         Verb::User { verb } => user(&config, verb),
     };
     match done {
@@ -183,6 +217,44 @@ async fn obey_signals(shutdown: CancellationToken, reload: impl Fn()) {
         tracing::info!("stopping; a second signal stops at once");
         shutdown.cancel();
     }
+}
+
+fn export(config: &Config, arguments: &Export) -> anyhow::Result<()> {
+    let now_us = Clock::System.now_us();
+    let time = |name: &str, given: &Option<String>, otherwise: i64| match given {
+        Some(text) => parse_time(text, now_us).map_err(|e| anyhow::anyhow!("--{name}: {e}")),
+        None => Ok(otherwise),
+    };
+    let from_us = time("from", &arguments.from, i64::MIN / 4)?;
+    let range = Range::within(from_us, time("to", &arguments.to, i64::MAX / 4)?);
+    anyhow::ensure!(range.from_us < range.to_us, "--from is not before --to");
+    let format = match arguments.format {
+        ExportFormat::Parquet => Format::Parquet,
+        ExportFormat::Csv => Format::Csv,
+    };
+    let store = existing_store(config)?;
+    let mut files = 0;
+    export::export(&store, range, format, &arguments.out, |path, rows| {
+        files += 1;
+        println!("{} {rows} readings", path.display());
+    })?;
+    if files == 0 {
+        println!("no readings in that range");
+    }
+    Ok(())
+}
+
+fn existing_store(config: &Config) -> anyhow::Result<PathBuf> {
+    let store = schema::file(&config.gateway.data_dir);
+    anyhow::ensure!(store.exists(), "there is no store at {}: check gateway.data_dir", store.display());
+    Ok(store)
+}
+
+fn backup(config: &Config, file: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(!file.exists(), "{} exists already: choose another file", file.display());
+    schema::backup(&existing_store(config)?, file).with_context(|| format!("{} cannot be written", file.display()))?;
+    println!("{} bytes in {}", file.metadata()?.len(), file.display());
+    Ok(())
 }
 
 fn user(config: &Config, verb: UserVerb) -> anyhow::Result<()> {

@@ -265,3 +265,65 @@ fn a_question_larger_than_its_memory_is_split_and_stays_right() {
     assert_eq!(minutes.iter().map(|row| row["count"].as_u64().unwrap()).sum::<u64>(), u64::from(n.div_ceil(3)));
     assert_eq!(gateway.rows("/v1/readings?device=d1&limit=5000").len() as u32, n / 3);
 }
+
+/// Bytes of an answer in the form asked for.
+fn fetch(gateway: &Gateway, path: &str, form: &str) -> Vec<u8> {
+    let mut answer = ureq::get(gateway.url(path)).header("accept", form).call().unwrap();
+    assert_eq!(answer.headers()["content-type"], form);
+    answer.body_mut().read_to_vec().unwrap()
+}
+
+#[test]
+fn answers_and_exports_are_tables_for_dataframe_tools_and_a_backup_is_a_store() {
+    let gateway = gateway().set("archive.delay", "1s").start();
+    let mut lines = Vec::new();
+    for i in 0..3_000_i64 {
+        let time = jiff::Timestamp::from_second(1_709_251_200 + i * 60).unwrap();
+        lines.push(format!(r#"{{"device":"d{}","metric":"m","value":{},"time":"{time}"}}"#, i % 2, i as f64 / 4.0));
+    }
+    lines.push(r#"{"device":"d0","metric":"state","value":"dry, cold","time":"2024-03-01T00:00:05Z"}"#.into());
+    assert_eq!(gateway.post("/v1/readings", "application/x-ndjson", lines.join("\n").as_bytes()).0, 200);
+    let arrow = fetch(&gateway, "/v1/readings?device=d1&limit=2000", "application/vnd.apache.arrow.stream");
+    let tables: Vec<_> = arrow_ipc::reader::StreamReader::try_new(&arrow[..], None).unwrap().collect();
+    assert_eq!(tables.iter().map(|table| table.as_ref().unwrap().num_rows()).sum::<usize>(), 1_500);
+    let parquet = fetch(&gateway, "/v1/aggregates?window=1h&stats=count,mean,p95", "application/vnd.apache.parquet");
+    let rows = |bytes: Vec<u8>| {
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(bytes::Bytes::from(bytes), 10_000);
+        reader.unwrap().map(|table| table.unwrap().num_rows()).sum::<usize>()
+    };
+    assert_eq!(rows(parquet), gateway.rows("/v1/aggregates?window=1h").len());
+    let (status, detail) = {
+        let request = ureq::get(gateway.url("/v1/devices")).header("accept", "application/vnd.apache.parquet");
+        let mut answer = request.config().http_status_as_error(false).build().call().unwrap();
+        (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
+    };
+    assert_eq!(status, 406, "{detail}");
+    // Also while it runs, with a part in chunks and a part in batches.
+    folded(&gateway);
+    let late = r#"{"device":"d0","metric":"m","value":-1,"time":"2024-03-01T00:00:01Z"}"#;
+    gateway.post("/v1/readings", "application/x-ndjson", late.as_bytes());
+    let out = tempfile::tempdir().unwrap();
+    let data = format!("gateway.data_dir={}", gateway.directory.path().join("data").display());
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(tests::binary("tidegate"));
+        tests::output(command.args(["--set", &data]).args(arguments))
+    };
+    for format in ["parquet", "csv"] {
+        let told = run(&["export", "--format", format, "--out", &out.path().display().to_string()]);
+        assert_eq!(told.lines().count(), 3, "{told}");
+    }
+    let read = |name: &str| std::fs::read(out.path().join(name)).unwrap();
+    assert_eq!(rows(read("date=2024-03-02/readings.parquet")), 1_440);
+    let csv = String::from_utf8(read("date=2024-03-01/readings.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 1_440 + 2);
+    assert!(csv.contains("\nd0,state,2024-03-01T00:00:05Z,,\"dry, cold\"\n"), "{}", &csv[..300]);
+    let copy = out.path().join("copy/data");
+    std::fs::create_dir_all(&copy).unwrap();
+    run(&["backup", &copy.join("tidegate.db").display().to_string()]);
+    let path = "/v1/aggregates?stats=count,sum,first,last&window=1h";
+    let before = gateway.rows(path);
+    let home = tempfile::tempdir().unwrap();
+    std::fs::rename(&copy, home.path().join("data")).unwrap();
+    let restored = tests::gateway().start_in(std::sync::Arc::new(home));
+    assert_eq!(restored.rows(path), before);
+}

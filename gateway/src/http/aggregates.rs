@@ -1,10 +1,11 @@
 //! `GET /v1/aggregates`: statistics over windows.
 
 use super::params::Params;
-use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
+use super::reply::{Accept, JsonValue, Problem, TABLES, accept, csv, csv_value, cursor, json, table};
 use super::{Shared, ask};
 use crate::query::Range;
 use crate::query::aggregates::{Answer, GroupBy, Question, Row, is_count};
+use crate::table::of_aggregates;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -60,7 +61,7 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers)?;
+    let form = accept(&headers, TABLES)?;
     let window_text = params.one("window").unwrap_or("all").to_owned();
     let window: Window = window_text.parse().map_err(|e| Problem::bad_request(format!("window: {e}")))?;
     // A relative range moves on between pages; the cursor holds it still.
@@ -80,6 +81,7 @@ pub(super) async fn get(
         limit: params.limit(10_000, 100_000)?,
         after: cursor_place.map(|(group, start_us, _, _)| (group, start_us)),
     };
+    let stats = question.stats.clone();
     let columns: Vec<(String, bool)> = question.stats.iter().map(|stat| (stat.to_string(), is_count(*stat))).collect();
     let group_by: Vec<String> = question.group_by.iter().map(ToString::to_string).collect();
     let answer = ask(&site, move |engine| engine.aggregates(&question)).await?;
@@ -96,6 +98,7 @@ pub(super) async fn get(
             next: next.as_deref(),
         }),
         Accept::Csv => as_csv(&answer, &group_by, &columns, next.as_deref()),
+        Accept::Arrow | Accept::Parquet => table(of_aggregates(&answer, &group_by, &stats), form, next.as_deref())?,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::ingest::commit;
 use super::params::Params;
-use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
+use super::reply::{Accept, JsonValue, Problem, TEXTS, accept, csv, csv_value, cursor, json};
 use super::{Shared, Site};
 use crate::catalog::{Latest, Series};
 use crate::journal::Parcel;
@@ -76,7 +76,7 @@ pub(super) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers)?;
+    let form = accept(&headers, TEXTS)?;
     let limit = params.limit(1_000, 10_000)?;
     let after: Option<String> = params.cursor()?;
     let patterns = params.all("device");
@@ -91,7 +91,7 @@ pub(super) async fn list(
     let rows = shown.map(|name| describe(&site, name, catalog.series_of(name).unwrap_or_default())).collect();
     Ok(match form {
         Accept::Json => json(&Page { rows, next }),
-        Accept::Csv => as_csv(&rows, next.as_deref()),
+        _ => as_csv(&rows, next.as_deref()),
     })
 }
 
@@ -122,13 +122,13 @@ pub(super) async fn one(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     Params::read(query.as_deref(), &[])?;
-    let form = accept(&headers)?;
+    let form = accept(&headers, TEXTS)?;
     match site.engine.catalog().series_of(&device) {
         Some(series) => {
             let device = describe(&site, &device, series);
             Ok(match form {
                 Accept::Json => json(&device),
-                Accept::Csv => as_csv(std::slice::from_ref(&device), None),
+                _ => as_csv(std::slice::from_ref(&device), None),
             })
         }
         None => Err(Problem::new(StatusCode::NOT_FOUND, format!("no device {device:?} has sent a reading"))),

@@ -1,9 +1,10 @@
 //! `GET /v1/readings`: the readings of a range.
 
 use super::params::Params;
-use super::reply::{Accept, JsonValue, Problem, accept, csv, csv_value, cursor, json};
+use super::reply::{Accept, JsonValue, Problem, TABLES, accept, csv, csv_value, cursor, json, table};
 use super::{Shared, ask};
 use crate::query::readings::{Page, Row};
+use crate::table::of_readings;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -39,7 +40,7 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers)?;
+    let form = accept(&headers, TABLES)?;
     let (filter, range) = (params.filter(), params.range(site.engine.now_us())?);
     let descending = match params.one("order").unwrap_or("asc") {
         "asc" => false,
@@ -59,5 +60,6 @@ pub(super) async fn get(
             };
             csv(&["device", "metric", "time", "value"], rows.iter().map(line), next.as_deref())
         }
+        Accept::Arrow | Accept::Parquet => table(of_readings(&rows), form, next.as_deref())?,
     })
 }

@@ -1,7 +1,7 @@
 //! `GET /v1/rejects`: the newest undecodable messages.
 
 use super::params::Params;
-use super::reply::{Accept, Problem, accept, csv, cursor, json};
+use super::reply::{Accept, Problem, TEXTS, accept, csv, cursor, json};
 use super::{Shared, ask};
 use crate::query::QueryError;
 use axum::extract::{RawQuery, State};
@@ -37,14 +37,14 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers)?;
+    let form = accept(&headers, TEXTS)?;
     let limit = params.limit(100, 10_000)?;
     let before: i64 = params.cursor()?.unwrap_or(i64::MAX);
     let rows = ask(&site, move |engine| engine.with_store(|db| read(db, before, limit))).await?;
     let next = (rows.len() == limit).then(|| rows.last().map(|reject| cursor(&reject.id))).flatten();
     Ok(match form {
         Accept::Json => json(&Page { rows, next }),
-        Accept::Csv => {
+        _ => {
             let line = |r: Reject| vec![r.time, r.source, r.reason, r.detail, r.payload];
             let head = ["time", "source", "reason", "detail", "payload"];
             csv(&head, rows.into_iter().map(line), next.as_deref())

@@ -1,5 +1,7 @@
 //! Answers and errors.
 
+use crate::table::{TableError, to_arrow, to_parquet};
+use arrow_array::RecordBatch;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -57,21 +59,47 @@ impl IntoResponse for Problem {
 pub(super) enum Accept {
     Json,
     Csv,
+    Arrow,
+    Parquet,
 }
 
-/// The form that a request accepts.
-pub(super) fn accept(headers: &HeaderMap) -> Result<Accept, Problem> {
+/// Lists that people read.
+pub(super) const TEXTS: &[Accept] = &[Accept::Json, Accept::Csv];
+/// Lists that dataframe tools read too.
+pub(super) const TABLES: &[Accept] = &[Accept::Json, Accept::Csv, Accept::Arrow, Accept::Parquet];
+
+const ARROW_TYPE: &str = "application/vnd.apache.arrow.stream";
+const PARQUET_TYPE: &str = "application/vnd.apache.parquet";
+
+impl Accept {
+    fn content_type(self) -> &'static str {
+        match self {
+            Accept::Json => "application/json",
+            Accept::Csv => "text/csv",
+            Accept::Arrow => ARROW_TYPE,
+            Accept::Parquet => PARQUET_TYPE,
+        }
+    }
+}
+
+/// The form that a request accepts, of those that there are.
+pub(super) fn accept(headers: &HeaderMap, forms: &[Accept]) -> Result<Accept, Problem> {
     let Some(accepted) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
         return Ok(Accept::Json);
     };
     for range in accepted.split(',') {
-        match range.split(';').next().unwrap_or_default().trim() {
-            "application/json" | "application/*" | "*/*" | "" => return Ok(Accept::Json),
-            "text/csv" | "text/*" => return Ok(Accept::Csv),
-            _ => {}
+        let range = range.split(';').next().unwrap_or_default().trim();
+        let matching = |form: &&Accept| match range {
+            "application/*" | "*/*" | "" => **form == Accept::Json,
+            "text/*" => **form == Accept::Csv,
+            exact => form.content_type() == exact,
+        };
+        if let Some(form) = forms.iter().find(matching) {
+            return Ok(*form);
         }
     }
-    Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "answers come as application/json or text/csv"))
+    let known: Vec<&str> = forms.iter().map(|form| form.content_type()).collect();
+    Err(Problem::new(StatusCode::NOT_ACCEPTABLE, format!("answers come as {}", known.join(", "))))
 }
 
 /// An answer in JSON.
@@ -92,7 +120,22 @@ pub(super) fn csv(head: &[&str], rows: impl Iterator<Item = Vec<String>>, next: 
     // Writing to memory cannot fail, and all rows are as long as the head.
     let _ = writer.write_record(head);
     rows.for_each(|row| drop(writer.write_record(row)));
-    let mut response = with_type(writer.into_inner().unwrap_or_default(), "text/csv; charset=utf-8");
+    with_next(with_type(writer.into_inner().unwrap_or_default(), "text/csv; charset=utf-8"), next)
+}
+
+/// A table for dataframe tools; the cursor of the next page stands in the `Link` header.
+pub(super) fn table(
+    table: Result<RecordBatch, TableError>,
+    form: Accept,
+    next: Option<&str>,
+) -> Result<Response, Problem> {
+    let encode = if form == Accept::Parquet { to_parquet } else { to_arrow };
+    let bytes = table.and_then(|table| encode(&table));
+    let bytes = bytes.map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    Ok(with_next(with_type(bytes, form.content_type()), next))
+}
+
+fn with_next(mut response: Response, next: Option<&str>) -> Response {
     let link = next.and_then(|next| HeaderValue::from_str(&format!("<?cursor={next}>; rel=\"next\"")).ok());
     if let Some(link) = link {
         response.headers_mut().insert(header::LINK, link);

@@ -124,7 +124,7 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.into())),
         Err(TryLockError::Error(source)) => return Err(at(source)),
     }
-    let path = directory.join(FILE);
+    let path = file(directory);
     let sqlite = |source| OpenError::Sqlite { path: path.clone(), source };
     let connection = Connection::open(&path).map_err(sqlite)?;
     let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite)?;
@@ -172,6 +172,27 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
     )?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
+}
+
+/// The store's file in a data directory.
+pub fn file(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}
+
+/// Writes a whole, compact copy of the store as of now, also while a gateway writes to it; it
+/// appears under its name when it is on disk.
+pub fn backup(path: &Path, to: &Path) -> std::io::Result<()> {
+    let beside = to.with_extension("part");
+    let copy = || -> rusqlite::Result<()> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.execute("VACUUM INTO ?1", [beside.to_string_lossy()])?;
+        Ok(())
+    };
+    let _ = std::fs::remove_file(&beside);
+    copy().map_err(std::io::Error::other)?;
+    File::open(&beside)?.sync_all()?;
+    std::fs::rename(&beside, to)
 }
 
 /// Opens a connection that only reads.

@@ -1,6 +1,14 @@
 //! `cargo xtask bench`: programs that measure, beside a named peer in the same run.
 
+/// A day of a thousand sensors.
+mod day;
 /// Readings acknowledged per second.
 pub(crate) mod ingest;
 /// A closed-loop MQTT load.
 mod load;
+/// Answers over HTTP.
+pub(crate) mod query;
+/// Bytes on disk and bytes written.
+pub(crate) mod store;
+/// What a process has used.
+mod usage;

@@ -34,6 +34,8 @@ enum Verb {
         #[command(subcommand)]
         verb: BenchVerb,
     },
+    /// Cut the power thousands of times, and kill for longer than the tests do.
+    Soak,
     /// Build the binaries that go onto a Pi, and print their sizes.
     Dist,
     /// Check the tree itself: the map, the module headers.
@@ -44,6 +46,10 @@ enum Verb {
 enum BenchVerb {
     /// Readings acknowledged after their commit, beside Mosquitto storing nothing.
     Ingest(bench::ingest::Options),
+    /// Bytes on disk and bytes written for each reading, beside SQLite rows and Parquet.
+    Store(bench::store::Options),
+    /// Answers over HTTP, beside SQLite rows and DuckDB.
+    Query(bench::query::Options),
 }
 
 fn main() -> Result<()> {
@@ -52,9 +58,21 @@ fn main() -> Result<()> {
         Verb::Demo(options) => demo::run(&options),
         Verb::Test => test::run(),
         Verb::Bench { verb: BenchVerb::Ingest(options) } => bench::ingest::run(&options),
+        Verb::Bench { verb: BenchVerb::Store(options) } => bench::store::run(&options),
+        Verb::Bench { verb: BenchVerb::Query(options) } => bench::query::run(&options),
+        Verb::Soak => soak(),
         Verb::Dist => dist(),
         Verb::Tidy => cargo(&["test", "--workspace", "--test", "tidy"]),
     }
+}
+
+fn soak() -> Result<()> {
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let mut command = std::process::Command::new(program);
+    command.args(["test", "--workspace", "--test", "powercut", "--test", "crash", "--", "--nocapture"]);
+    let status = command.env("TIDEGATE_TEST_CUTS", "10000").current_dir(root()).status()?;
+    ensure!(status.success(), "the soak failed: see the seed above");
+    Ok(())
 }
 
 fn dist() -> Result<()> {

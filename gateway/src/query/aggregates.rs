@@ -16,7 +16,7 @@ use crate::archive::DAY_US;
 use crate::archive::day;
 use crate::archive::read::{Raw, Tail, Wanted};
 use crate::readings::Points;
-use crate::window::cut::{Cut, Cuts, windows};
+use crate::window::cut::{Cut, Cuts, Needs, windows};
 pub use answer::{Answer, Row, is_count};
 use answer::{Cell, Sink};
 use group::Group;
@@ -58,6 +58,13 @@ impl Question {
             _ => None,
         };
         self.stats.iter().filter_map(quantile).collect()
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            spread: self.stats.contains(&Stat::Stddev),
+            extremes: self.stats.iter().any(|stat| matches!(stat, Stat::Min | Stat::Max)),
+        }
     }
 
     /// The length of a window and the way to the next; `None` for one window over all.
@@ -305,7 +312,7 @@ impl Task<'_> {
             self.raw.each_day(series, &self.days, &tail(series), span.from_us, span.to_us, |points| {
                 let mut cuts = Cuts::default();
                 cuts.add(series, &points, [(span.from_us, 0..points.len())]);
-                cuts.aggregate(|cut| summaries.push(cut.summarised()))?;
+                cuts.aggregate(Needs::ALL, |cut| summaries.push(cut.summarised()))?;
                 Ok::<_, QueryError>(ControlFlow::Continue(()))
             })?;
             Ok(summaries)
@@ -387,7 +394,7 @@ impl<'a> Lot<'a> {
     fn flush(&mut self) -> Result<bool, QueryError> {
         let cuts = std::mem::take(&mut self.cuts);
         let Lot { task, places, cells, numbers, .. } = self;
-        cuts.aggregate(|cut| {
+        cuts.aggregate(task.question.needs(), |cut| {
             let (group, several) = places[cut.series as usize];
             *numbers += add(cells, (group, cut.start_us), cut, &task.quantiles, several);
         })?;

@@ -10,6 +10,20 @@ use model::{Micros, Sketch, Summary};
 use polars::prelude::*;
 use std::ops::Range;
 
+/// What is to be computed besides count, sum, first and last; the rest is not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// Sums of squared deviations.
+    pub spread: bool,
+    /// Smallest and largest.
+    pub extremes: bool,
+}
+
+impl Needs {
+    /// Whole summaries.
+    pub const ALL: Needs = Needs { spread: true, extremes: true };
+}
+
 /// Windows to aggregate together.
 #[derive(Debug, Default)]
 pub struct Cuts {
@@ -76,7 +90,7 @@ impl Cuts {
 
     /// Aggregates all windows, in the order in which they came.
     #[expect(deprecated, reason = "only these take windows as slices; a lazy group_by would hash every row")]
-    pub fn aggregate(self, mut each: impl FnMut(Cut<'_>)) -> PolarsResult<()> {
+    pub fn aggregate(self, needs: Needs, mut each: impl FnMut(Cut<'_>)) -> PolarsResult<()> {
         if self.windows.is_empty() {
             return Ok(());
         }
@@ -93,10 +107,12 @@ impl Cuts {
         // Not declared monotonic: rolling kernels would carry rounding from window to window.
         let groups = GroupsType::new_slice(rows.clone(), overlapping, !overlapping).into_sliceable();
         let grouped = GroupBy::new(&frame, Vec::new(), groups, None);
-        let (sums, vars) = (grouped.sum()?, grouped.var(1)?);
-        let (mins, maxs) = (grouped.min()?, grouped.max()?);
-        let of = |frame: &DataFrame| -> PolarsResult<Float64Chunked> { frame.columns()[0].f64().cloned() };
-        let (sums, vars, mins, maxs) = (of(&sums)?, of(&vars)?, of(&mins)?, of(&maxs)?);
+        let of = |frame: DataFrame| -> PolarsResult<Float64Chunked> { frame.columns()[0].f64().cloned() };
+        let sums = of(grouped.sum()?)?;
+        let vars = needs.spread.then(|| of(grouped.var(1)?)).transpose()?;
+        let mins = needs.extremes.then(|| of(grouped.min()?)).transpose()?;
+        let maxs = needs.extremes.then(|| of(grouped.max()?)).transpose()?;
+        let get = |column: &Option<Float64Chunked>, at: usize| column.as_ref().and_then(|column| column.get(at));
         let column = frame.columns()[0].f64()?;
         let column = column.downcast_iter().next().map(|array| array.values().as_slice()).unwrap_or_default();
         let mut without_texts = Vec::new();
@@ -117,9 +133,9 @@ impl Cuts {
                 count,
                 texts: own.len() as u64,
                 sum: sums.get(at).unwrap_or(0.0),
-                m2: vars.get(at).unwrap_or(0.0) * count.saturating_sub(1) as f64,
-                min: mins.get(at).unwrap_or(f64::INFINITY),
-                max: maxs.get(at).unwrap_or(f64::NEG_INFINITY),
+                m2: get(&vars, at).unwrap_or(0.0) * count.saturating_sub(1) as f64,
+                min: get(&mins, at).unwrap_or(f64::INFINITY),
+                max: get(&maxs, at).unwrap_or(f64::NEG_INFINITY),
                 first: window.first,
                 last: window.last,
                 sketch: Sketch::default(),
@@ -211,7 +227,7 @@ mod tests {
                 if !own.is_empty() { want.push((start, own)); }
             }
             let mut got = 0;
-            cuts.aggregate(|cut| {
+            cuts.aggregate(Needs::ALL, |cut| {
                 let (start, own) = &want[got];
                 got += 1;
                 let numbers: Vec<f64> = own.iter().filter_map(|(_, v)| v.ok()).collect();

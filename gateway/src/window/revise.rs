@@ -5,7 +5,7 @@
 //! last commit of the snapshot that was read; a lot whose readings do not fit into memory is
 //! split, and one stretch that cannot be read does not hold up the others.
 
-use super::cut::{Cuts, windows};
+use super::cut::{Cuts, Needs, windows};
 use crate::archive::read::{Raw, Wanted};
 use crate::journal::{ReadError, SummaryRow};
 use crate::readings::Points;
@@ -101,7 +101,7 @@ fn try_revise(
 }
 
 fn summarise(cuts: Cuts, length_us: Micros, through_seq: u64, rows: &mut Vec<SummaryRow>) -> Result<(), PolarsError> {
-    cuts.aggregate(|cut| {
+    cuts.aggregate(Needs::ALL, |cut| {
         let (series, start_us) = (cut.series, cut.start_us);
         rows.push(SummaryRow { series, start_us, length_us, through_seq, summary: cut.summarised() });
     })

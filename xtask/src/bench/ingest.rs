@@ -2,6 +2,7 @@
 //! windows and everything on, beside Mosquitto storing nothing, in the same run.
 
 use super::load::{self, Outcome};
+use super::usage::Usage;
 use crate::process::{Gateway, Running, cargo, root};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -28,37 +29,6 @@ pub(crate) struct Options {
 /// Connections, and messages in flight on each.
 const LOADS: [(usize, usize); 3] = [(50, 100), (50, 1), (1_500, 1)];
 const WARM_UP: Duration = Duration::from_secs(2);
-
-/// What the operating system says of a process.
-#[derive(Debug, Clone, Copy, Default)]
-struct Usage {
-    cpu_s: f64,
-    written_bytes: u64,
-    peak_bytes: u64,
-}
-
-fn usage(pid: u32) -> Usage {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let field = |text: &str, name: &str| -> u64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-    };
-    let stat = read("stat");
-    let ticks: u64 = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|t| t.parse::<u64>().ok())
-        .sum();
-    Usage {
-        cpu_s: ticks as f64 / 100.0,
-        written_bytes: field(&read("io"), "write_bytes:"),
-        peak_bytes: field(&read("status"), "VmHWM:") * 1024,
-    }
-}
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     cargo(&["build", "--workspace", "--bins", "--release"])?;
@@ -88,8 +58,8 @@ fn measure(
 ) -> Result<()> {
     let mut before = Usage::default();
     let duration = Duration::from_secs(seconds);
-    let outcome: Outcome = load::run(address, connections, inflight, WARM_UP, duration, || before = usage(pid))?;
-    let after = usage(pid);
+    let outcome: Outcome = load::run(address, connections, inflight, WARM_UP, duration, || before = Usage::of(pid))?;
+    let after = Usage::of(pid);
     let n = outcome.acknowledged as f64;
     let ms = |quantile: f64| outcome.latency_us.value_at_quantile(quantile) as f64 / 1e3;
     println!(

@@ -31,6 +31,7 @@ use exchange::{Exchanges, Seen};
 use model::{Value, time};
 use observe::{Notification, Observers};
 use resource::{Ask, Refusal, format};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -62,8 +63,19 @@ pub struct Endpoint {
     assembly: Assembly,
     observers: Observers,
     events: Option<Receiver<Event>>,
+    listing: Option<Listing>,
     body_max: usize,
 }
+
+/// The links as they were told last: the blocks of one listing are parts of the same text.
+struct Listing {
+    query: Vec<String>,
+    made: Instant,
+    links: String,
+}
+
+/// How long a listing is told on.
+const LISTING_LIFE: Duration = Duration::from_secs(10);
 
 /// A request on its way to its answer.
 #[derive(Clone)]
@@ -127,6 +139,7 @@ impl Endpoint {
             // The clock's low bits: a start after this one goes on above it (RFC 7641, section 4.4).
             observers: Observers::new(config.max_observers, (site.engine.now_us() >> 17) as u32 & 0xff_ffff),
             events: None,
+            listing: None,
             body_max: config.max_body.bytes(),
         }
     }
@@ -236,12 +249,25 @@ impl Endpoint {
                 if accept.is_some_and(|accept| accept != format::LINK) {
                     return Err((ResponseType::NotAcceptable, "links come as content format 40".into()));
                 }
-                let series = self.site.engine.catalog().series();
-                let names = series.iter().map(|series| (&*series.device.name, &*series.metric));
-                let links = resource::links(names, &query);
+                let links = self.links(packet, query);
                 self.reply(packet, &request, Answer::content(format::LINK, links.into_bytes()))
             }
         }
+    }
+
+    /// The links that match a query, made anew unless a later block of them is asked for.
+    fn links(&mut self, packet: &Packet, query: Vec<String>) -> String {
+        let later = packet.get_first_option(CoapOption::Block2).and_then(|value| Block::read(value));
+        let later = later.is_some_and(|block| block.number > 0);
+        let fresh = |listing: &&Listing| later && listing.query == query && listing.made.elapsed() < LISTING_LIFE;
+        if let Some(listing) = self.listing.as_ref().filter(fresh) {
+            return listing.links.clone();
+        }
+        let series = self.site.engine.catalog().series();
+        let names = series.iter().map(|series| (&*series.device.name, &*series.metric));
+        let links = resource::links(names, &query);
+        self.listing = Some(Listing { query, made: Instant::now(), links: links.clone() });
+        links
     }
 
     /// The body of a request, or nothing if this is not its last block.
@@ -361,7 +387,7 @@ impl Endpoint {
     fn event(&mut self, event: Result<Event, RecvError>) {
         match event {
             Ok(Event::Readings(committed)) => {
-                let changed = &committed.readings.series;
+                let changed: HashSet<u32> = committed.readings.series.iter().copied().collect();
                 self.notify(|series| changed.contains(&series));
             }
             Ok(Event::Windows(_)) => {}

@@ -5,7 +5,7 @@
 //! bounded, and beyond the bound the oldest unfinished body is forgotten.
 
 use super::{read_uint, uint};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -59,16 +59,24 @@ pub(super) enum Taken {
 /// Whose body, and to which resource.
 pub(super) type Key = (SocketAddr, u64);
 
+/// What keeping a body takes besides its bytes.
+const ENTRY_BYTES: usize = 160;
+
 #[derive(Debug)]
 struct Unfinished {
     body: Vec<u8>,
-    touched: Instant,
+    /// Its place in the order of last use.
+    place: u64,
 }
 
 /// Bodies that are still being assembled.
 #[derive(Debug)]
 pub(super) struct Assembly {
     unfinished: HashMap<Key, Unfinished>,
+    /// By last use, the longest ago first.
+    order: BTreeMap<u64, (Key, Instant)>,
+    uses: u64,
+    /// Of bodies and of what keeping one takes besides.
     bytes: usize,
     bytes_max: usize,
     body_max: usize,
@@ -76,7 +84,7 @@ pub(super) struct Assembly {
 
 impl Assembly {
     pub(super) fn new(bytes_max: usize, body_max: usize) -> Self {
-        Assembly { unfinished: HashMap::new(), bytes: 0, bytes_max, body_max }
+        Assembly { unfinished: HashMap::new(), order: BTreeMap::new(), uses: 0, bytes: 0, bytes_max, body_max }
     }
 
     /// Takes a block.
@@ -108,28 +116,37 @@ impl Assembly {
     }
 
     fn append(&mut self, key: Key, payload: &[u8], now: Instant) {
-        self.make_room(payload.len(), &key, now);
-        let unfinished = self.unfinished.entry(key).or_insert_with(|| Unfinished { body: Vec::new(), touched: now });
+        self.uses += 1;
+        let place = self.uses;
+        let unfinished = self.unfinished.entry(key).or_insert_with(|| {
+            self.bytes += ENTRY_BYTES;
+            Unfinished { body: Vec::new(), place }
+        });
+        self.order.remove(&unfinished.place);
+        self.order.insert(place, (key, now));
+        unfinished.place = place;
         unfinished.body.extend_from_slice(payload);
-        unfinished.touched = now;
         self.bytes += payload.len();
+        self.make_room(now);
     }
 
-    fn make_room(&mut self, bytes: usize, keep: &Key, now: Instant) {
-        let stale: Vec<Key> =
-            self.unfinished.iter().filter(|(_, u)| now - u.touched > PATIENCE).map(|(key, _)| *key).collect();
-        stale.iter().for_each(|key| drop(self.remove(key)));
-        while self.bytes + bytes > self.bytes_max {
-            let others = self.unfinished.iter().filter(|(key, _)| *key != keep);
-            let Some(oldest) = others.min_by_key(|(_, u)| u.touched).map(|(key, _)| *key) else { return };
-            self.remove(&oldest);
+    /// Forgets what nobody goes on with, and beyond the bound the longest untouched.
+    fn make_room(&mut self, now: Instant) {
+        while let Some((_, (key, touched))) = self.order.first_key_value() {
+            let alone = self.order.len() == 1;
+            if now.saturating_duration_since(*touched) <= PATIENCE && (alone || self.bytes <= self.bytes_max) {
+                return;
+            }
+            let key = *key;
+            self.remove(&key);
         }
     }
 
     fn remove(&mut self, key: &Key) -> Vec<u8> {
-        let body = self.unfinished.remove(key).map(|unfinished| unfinished.body).unwrap_or_default();
-        self.bytes -= body.len();
-        body
+        let Some(unfinished) = self.unfinished.remove(key) else { return Vec::new() };
+        self.order.remove(&unfinished.place);
+        self.bytes -= unfinished.body.len() + ENTRY_BYTES;
+        unfinished.body
     }
 }
 
@@ -181,12 +198,12 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_by_forgetting_the_oldest() {
-        let (mut assembly, now) = (Assembly::new(48, 40), Instant::now());
+        let (mut assembly, now) = (Assembly::new(3 * (16 + ENTRY_BYTES), 40), Instant::now());
         for n in 0..4 {
             let at = now + Duration::from_secs(n);
             assert_eq!(assembly.take(key(n), block(0, true), &[1; 16], at), Taken::Continue);
         }
-        assert_eq!(assembly.bytes, 48);
+        assert_eq!(assembly.bytes, 3 * (16 + ENTRY_BYTES));
         assert_eq!(assembly.take(key(0), block(1, true), &[1; 16], now), Taken::Gap);
     }
 

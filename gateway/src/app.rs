@@ -158,6 +158,7 @@ impl App {
             config.query.memory.bytes(),
         ));
         let stop = CancellationToken::new();
+        let ingest_units = config.http.ingest_memory.bytes().div_ceil(http::INGEST_UNIT_BYTES);
         let site = Arc::new(Site {
             admission,
             intake: Arc::clone(&intake),
@@ -170,6 +171,8 @@ impl App {
             anonymous: config.http.allow_anonymous,
             auth,
             body_max: config.http.max_body.bytes(),
+            ingest_memory: Semaphore::new(ingest_units),
+            ingest_units,
             live_max: config.http.max_live,
             about: About { id, incarnation, started_us: clock.now_us(), addresses, store: store.path.clone() },
             ready: AtomicBool::new(false),

@@ -118,6 +118,8 @@ pub struct Http {
     pub allow_anonymous: bool,
     /// The largest request body; a larger one is answered 413.
     pub max_body: Size,
+    /// Memory for request bodies with readings, of all requests; those that do not fit wait. Decoded they take a few times as much.
+    pub ingest_memory: Size,
     /// Connections to `/v1/live` at once; one more is answered 503.
     pub max_live: usize,
 }
@@ -255,7 +257,13 @@ impl Default for Coap {
 
 impl Default for Http {
     fn default() -> Self {
-        Http { listen: "127.0.0.1:8080".into(), allow_anonymous: false, max_body: Size::mib(16), max_live: 100 }
+        Http {
+            listen: "127.0.0.1:8080".into(),
+            allow_anonymous: false,
+            max_body: Size::mib(16),
+            ingest_memory: Size::mib(8),
+            max_live: 100,
+        }
     }
 }
 
@@ -329,6 +337,7 @@ impl Config {
         for (key, size, least) in [
             ("mqtt.max_packet", self.mqtt.max_packet, Size::kib(1)),
             ("journal.queue", self.journal.queue, Size::kib(64)),
+            ("http.ingest_memory", self.http.ingest_memory, Size::kib(64)),
             ("journal.wal", self.journal.wal, Size::kib(256)),
             ("window.memory", self.window.memory, Size::kib(256)),
             ("query.memory", self.query.memory, Size::mib(1)),

@@ -38,6 +38,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post, put};
+pub(crate) use ingest::INGEST_UNIT_BYTES;
 use reply::Problem;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -85,6 +86,10 @@ pub struct Site {
     pub anonymous: bool,
     /// `http.max_body`.
     pub body_max: usize,
+    /// `http.ingest_memory`, in units.
+    pub ingest_memory: Semaphore,
+    /// How many units that is.
+    pub ingest_units: usize,
     /// `http.max_live`.
     pub live_max: usize,
     /// For the status.

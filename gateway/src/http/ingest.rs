@@ -17,7 +17,7 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use std::io::Read;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{SemaphorePermit, oneshot};
 
 #[derive(Serialize)]
 struct Outcome {
@@ -40,9 +40,10 @@ const REJECTS_NAMED: usize = 1_000;
 pub(super) async fn readings(State(site): State<Shared>, request: Request) -> Result<Response, Problem> {
     Params::read(request.uri().query(), &[])?;
     let kind = body_kind(request.headers())?;
-    let body = read_body(&site, request).await?;
+    let taken = read_body(&site, request).await?;
     site.metrics.messages(Protocol::Http).inc();
-    let items = posted::decode(&body, kind, &site.admission.zone);
+    let body = &taken.bytes;
+    let items = posted::decode(body, kind, &site.admission.zone);
     let items = items.map_err(|reject| {
         site.metrics.reject(reject.reason);
         Problem::bad_request(reject.to_string())
@@ -52,7 +53,7 @@ pub(super) async fn readings(State(site): State<Shared>, request: Request) -> Re
     let mut outcome = Outcome { accepted: 0, rejected: Vec::new() };
     for item in items {
         let decoded = Decoded { readings: item.readings, rejects: item.rejects, missing: item.missing };
-        let admitted = site.admission.decoded("/v1/readings", Target::default(), decoded, &body, arrival, &mut parcel);
+        let admitted = site.admission.decoded("/v1/readings", Target::default(), decoded, body, arrival, &mut parcel);
         parcel.rejects.truncate(REJECTS_KEPT);
         outcome.accepted += admitted.accepted;
         let named = REJECTS_NAMED.saturating_sub(outcome.rejected.len());
@@ -67,13 +68,14 @@ pub(super) async fn readings(State(site): State<Shared>, request: Request) -> Re
 pub(super) async fn lines(State(site): State<Shared>, request: Request) -> Result<Response, Problem> {
     let params = Params::read(request.uri().query(), &["org", "orgID", "bucket", "precision"])?;
     let precision: Precision = params.parsed("precision")?.unwrap_or_default();
-    let body = read_body(&site, request).await?;
+    let taken = read_body(&site, request).await?;
+    let body = &taken.bytes;
     site.metrics.messages(Protocol::Http).inc();
-    let text = std::str::from_utf8(&body).map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
+    let text = std::str::from_utf8(body).map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
     let decoded = line::decode(text, precision);
     let mut parcel = Parcel::default();
     let arrival = site.admission.arrival();
-    let admitted = site.admission.decoded("/api/v2/write", Target::default(), decoded, &body, arrival, &mut parcel);
+    let admitted = site.admission.decoded("/api/v2/write", Target::default(), decoded, body, arrival, &mut parcel);
     commit(&site, parcel).await?;
     match admitted.rejects.first() {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -103,7 +105,23 @@ fn body_kind(headers: &HeaderMap) -> Result<Kind, Problem> {
     }
 }
 
-async fn read_body(site: &Site, request: Request) -> Result<Bytes, Problem> {
+/// A body, and the memory that it takes of `http.ingest_memory` until its readings are committed.
+struct Taken<'a> {
+    bytes: Bytes,
+    _memory: SemaphorePermit<'a>,
+}
+
+async fn read_body(site: &Site, request: Request) -> Result<Taken<'_>, Problem> {
+    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let gzip = request.headers().contains_key(header::CONTENT_ENCODING);
+    // What is packed, or does not say how long it is, may become as long as is allowed.
+    let bytes = declared.filter(|_| !gzip).unwrap_or(site.body_max).min(site.body_max);
+    let wanted = (bytes / INGEST_UNIT_BYTES + 1).min(site.ingest_units);
+    let memory = site.ingest_memory.acquire_many(wanted as u32).await.map_err(|_| Problem::stopping())?;
+    Ok(Taken { bytes: read_bytes(site, request).await?, _memory: memory })
+}
+
+async fn read_bytes(site: &Site, request: Request) -> Result<Bytes, Problem> {
     let gzip = match request.headers().get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok()) {
         None | Some("identity") => false,
         Some("gzip") => true,
@@ -133,6 +151,8 @@ async fn read_body(site: &Site, request: Request) -> Result<Bytes, Problem> {
     if plain.len() > site.body_max { Err(too_large()) } else { Ok(plain.into()) }
 }
 
+/// What `http.ingest_memory` is counted in.
+pub(crate) const INGEST_UNIT_BYTES: usize = 1 << 10;
 /// How often a request that waits looks whether the disk is full.
 const FULL_DISK_TICK: Duration = Duration::from_secs(1);
 

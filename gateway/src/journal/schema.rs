@@ -223,3 +223,64 @@ pub fn set_meta(connection: &Connection, key: &str, value: impl rusqlite::ToSql)
         .execute(rusqlite::params![key, value])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::batch;
+    use crate::readings::Readings;
+    use rusqlite::params;
+
+    /// A store as the gateway of an earlier version left it.
+    fn store_of(version: usize, directory: &Path) {
+        let connection = Connection::open(file(directory)).unwrap();
+        connection.execute_batch("PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL").unwrap();
+        connection.execute_batch(&MIGRATIONS[..version].concat()).unwrap();
+        connection
+            .execute_batch(&format!("PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={version}"))
+            .unwrap();
+        let mut readings = Readings::default();
+        readings.push_number(0, 1_700_000_000_000_000, 21.5, 0);
+        connection
+            .execute_batch("INSERT INTO device VALUES (0, 'a', 0); INSERT INTO series VALUES (0, 0, 't', NULL)")
+            .unwrap();
+        let row = params![1, 5, 1, readings.time_us[0], readings.time_us[0], batch::encode(&readings)];
+        connection.execute("INSERT INTO batch VALUES (?1, ?2, ?3, ?4, ?5, ?6)", row).unwrap();
+        connection
+            .execute("INSERT INTO retained (topic, qos, properties, payload) VALUES ('t', 1, x'', x'78')", [])
+            .unwrap();
+    }
+
+    #[test]
+    fn a_store_of_every_earlier_version_is_brought_up_to_date_with_all_that_is_in_it() {
+        for version in 1..=MIGRATIONS.len() {
+            let directory = tempfile::tempdir().unwrap();
+            store_of(version, directory.path());
+            let store = open(directory.path()).unwrap();
+            let db = &store.connection;
+            let found: i32 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+            assert_eq!(found, VERSION, "from {version}");
+            let raw = crate::archive::read::Raw::open(db).unwrap();
+            let wanted = crate::archive::read::Wanted::new(&[0]);
+            let tail = raw.tail(&wanted, 0, i64::MAX, 10).unwrap().unwrap();
+            assert_eq!(tail.points(0).number, [21.5], "from {version}");
+            drop(raw);
+            let kept: (String, Option<i64>) = db
+                .query_row("SELECT topic, expires_us FROM retained", [], |row| Ok((row.get(0)?, row.get(1)?)))
+                .unwrap();
+            assert_eq!(kept, ("t".into(), None));
+            db.query_row("SELECT count(*) FROM chunks", [], |row| row.get::<_, i64>(0)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_store_from_the_future_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(open(directory.path()).unwrap());
+        let connection = Connection::open(file(directory.path())).unwrap();
+        connection.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        drop(connection);
+        let error = open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("run a newer tidegate"), "{error}");
+    }
+}

@@ -198,7 +198,7 @@ impl Task<'_> {
                 self.answer(groups, Starts { from_us: middle_us, ..starts }, sink)
             }
             None => {
-                let cell = self.from_parts(&groups[0], self.span(starts))?;
+                let cell = self.in_parts(&groups[0], self.span(starts))?;
                 let key = (0, first_us);
                 Ok(sink.take(groups, starts, cell.map(|cell| (key, cell)).into_iter().collect()))
             }
@@ -279,7 +279,7 @@ impl Task<'_> {
     }
 
     /// One window of one group, too large to be in memory at once.
-    fn from_parts(&self, group: &Group, span: Range) -> Result<Option<Cell>, QueryError> {
+    fn in_parts(&self, group: &Group, span: Range) -> Result<Option<Cell>, QueryError> {
         let mut whole: Option<Summary> = None;
         for series in &group.series {
             let mut pieces = vec![span];

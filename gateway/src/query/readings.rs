@@ -167,7 +167,7 @@ fn collect(raw: &Raw<'_>, series: &[Arc<Series>], range: Range, kept: &mut Kept)
     // Rows of a later day need not be kept once an earlier one has filled the page.
     raw.each_unfolded(&Wanted::new(&ids), range.from_us, range.to_us, |series, time_us, value| {
         if let Some(&rank) = ranks.get(&series) {
-            kept.offer(time_us, rank, || value());
+            kept.offer(time_us, rank, value);
         }
     })?;
     let days: BTreeSet<i64> = raw.days(range.from_us, range.to_us)?.into_iter().collect();

@@ -329,17 +329,28 @@ struct Lot<'a> {
     /// By series in `cuts`: its group, and whether that has others.
     places: Vec<(usize, bool)>,
     cells: Cells,
+    /// Windows of the series under way that start earlier have been taken.
+    taken_until_us: Micros,
     numbers: usize,
 }
 
 impl<'a> Lot<'a> {
     fn new(task: &'a Task<'a>, starts: Starts) -> Self {
-        Lot { task, starts, cuts: Cuts::default(), places: Vec::new(), cells: Cells::new(), numbers: 0 }
+        Lot {
+            task,
+            starts,
+            cuts: Cuts::default(),
+            places: Vec::new(),
+            cells: Cells::new(),
+            taken_until_us: 0,
+            numbers: 0,
+        }
     }
 
     /// Adds the windows of a series; false if they do not fit.
     fn series(&mut self, series: u32, tail: &Points, span: Range) -> Result<bool, QueryError> {
         let place = self.places.len() as u32 - 1;
+        self.taken_until_us = self.starts.from_us;
         let (raw, days) = (self.task.raw, &self.task.days);
         let mut waiting = Points::default();
         let mut fits = true;
@@ -370,16 +381,17 @@ impl<'a> Lot<'a> {
             }
             return self.flush_if_large();
         };
-        let starts = self.starts;
+        let starts = self.taken_until_us..self.starts.to_us;
         let is_whole = |start_us: Micros| start_us.saturating_add(length_us) <= until_us;
         let whole = windows(&waiting.time_us, length_us, every_us)
-            .filter(|(start_us, _)| (starts.from_us..starts.to_us).contains(start_us) && is_whole(*start_us));
+            .filter(|(start_us, _)| starts.contains(start_us) && is_whole(*start_us));
         self.cuts.add(place, waiting, whole);
         if until_us == Micros::MAX {
             *waiting = Points::default();
         } else {
             // The first window that is not whole yet begins here.
             let open_us = window_start(until_us.saturating_sub(length_us), every_us).saturating_add(every_us);
+            self.taken_until_us = open_us.max(starts.start);
             let rest = waiting.between(open_us, Micros::MAX);
             *waiting = waiting.slice(rest);
         }

@@ -1,0 +1,253 @@
+//! Late, twice, out of order, across restarts and kills: answers and summaries end up as a
+//! plain computation over the distinct readings has them.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rusqlite::types::Value as Stored;
+use rusqlite::{Connection, OpenFlags};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tests::{Gateway, eventually, gateway, seed};
+
+const LENGTH_S: i64 = 10;
+/// Shortly before midnight, so that windows and chunks of two days are met.
+const FROM_S: i64 = 1_709_251_200 - 300;
+const SPAN_S: i64 = 600;
+
+/// The distinct readings by series and time in microseconds; the last one sent counts.
+type Readings = BTreeMap<(String, String), BTreeMap<i64, Value>>;
+
+struct Fleet {
+    random: StdRng,
+    sent: Vec<(String, String, i64, Value)>,
+    /// How far the devices have come.
+    now_s: i64,
+}
+
+impl Fleet {
+    fn value(&mut self) -> Value {
+        match self.random.random_range(0..12) {
+            0 => json!("offline"),
+            1 => json!(self.random.random_bool(0.5)),
+            _ => json!(f64::from(self.random.random_range(10_000..10_400)) / 10.0),
+        }
+    }
+
+    /// Some readings: mostly new ones, some late, some repeated, some corrected; shuffled.
+    fn batch(&mut self) -> Vec<(String, String, i64, Value)> {
+        self.now_s = (self.now_s + self.random.random_range(1..30)).min(FROM_S + SPAN_S);
+        let mut batch = Vec::new();
+        for _ in 0..self.random.random_range(1..80) {
+            let luck = self.random.random_range(0..10);
+            if luck < 2 && !self.sent.is_empty() {
+                let at = self.random.random_range(0..self.sent.len());
+                let (device, metric, time_us, value) = self.sent[at].clone();
+                // Again as it was, or corrected.
+                let value = if luck == 0 { value } else { self.value() };
+                batch.push((device, metric, time_us, value));
+                continue;
+            }
+            let (earliest_s, latest_s) = if luck < 5 { (FROM_S, self.now_s) } else { (self.now_s - 20, self.now_s) };
+            let device = format!("d{}", self.random.random_range(0..3));
+            let metric = ["t", "h"][self.random.random_range(0..2)].to_owned();
+            let time_us = self.random.random_range(earliest_s * 10..=latest_s * 10) * 100_000;
+            let value = self.value();
+            batch.push((device, metric, time_us, value));
+        }
+        self.sent.extend(batch.iter().cloned());
+        batch
+    }
+}
+
+fn send(gateway: &Gateway, batch: &[(String, String, i64, Value)], readings: &mut Readings) {
+    let line = |(device, metric, time_us, value): &(String, String, i64, Value)| {
+        json!({"device": device, "metric": metric, "value": value, "time": time_us}).to_string()
+    };
+    let body: Vec<String> = batch.iter().map(line).collect();
+    let (status, answer) = gateway.post("/v1/readings", "application/x-ndjson", body.join("\n").as_bytes());
+    assert_eq!(status, 200, "{answer}");
+    for (device, metric, time_us, value) in batch {
+        readings.entry((device.clone(), metric.clone())).or_default().insert(*time_us, value.clone());
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Bool(b) => Some(f64::from(u8::from(*b))),
+        value => value.as_f64(),
+    }
+}
+
+/// What a window comes to: count, texts, sum, min, max, first, last, p90.
+#[derive(Debug, Clone, PartialEq)]
+struct Summary {
+    count: u64,
+    texts: u64,
+    sum: f64,
+    extremes: Option<(f64, f64)>,
+    ends: (String, String),
+    p90: Option<f64>,
+}
+
+/// As answers show it: booleans as numbers.
+fn shown(value: &Value) -> String {
+    number(value).map_or_else(|| value.as_str().unwrap_or_default().to_owned(), |n| format!("{n:?}"))
+}
+
+fn summarise<'a>(own: impl Iterator<Item = &'a Value>) -> Option<Summary> {
+    let values: Vec<&Value> = own.collect();
+    let mut numbers: Vec<f64> = values.iter().filter_map(|value| number(value)).collect();
+    numbers.sort_by(f64::total_cmp);
+    let n = numbers.len();
+    Some(Summary {
+        count: n as u64,
+        texts: (values.len() - n) as u64,
+        sum: numbers.iter().sum(),
+        extremes: Some((*numbers.first().unwrap_or(&0.0), *numbers.last().unwrap_or(&0.0))).filter(|_| n > 0),
+        ends: (shown(values.first()?), shown(values.last()?)),
+        p90: (n > 0).then(|| numbers[(0.9 * n as f64 - 1e-9).ceil() as usize - 1]),
+    })
+}
+
+type Windows = BTreeMap<(String, String, i64, i64), Summary>;
+
+/// Windows of every series, clipped at the range's edges, those without readings left out.
+fn expected(readings: &Readings, length_s: i64, every_s: i64) -> Windows {
+    let mut windows = Windows::new();
+    for ((device, metric), own) in readings {
+        let first = (FROM_S - length_s).div_euclid(every_s) * every_s;
+        for start_s in (first..FROM_S + SPAN_S + 1).step_by(every_s as usize) {
+            let (from_s, to_s) = (start_s.max(FROM_S), (start_s + length_s).min(FROM_S + SPAN_S + 1));
+            if from_s < to_s
+                && let Some(summary) = summarise(own.range(from_s * 1_000_000..to_s * 1_000_000).map(|(_, v)| v))
+            {
+                windows.insert((device.clone(), metric.clone(), from_s, to_s), summary);
+            }
+        }
+    }
+    windows
+}
+
+fn check_answers(gateway: &Gateway, readings: &Readings, (length_s, every_s): (i64, i64)) {
+    let path = format!(
+        "/v1/aggregates?from={FROM_S}&to={}&window={length_s}s&every={every_s}s&limit=97\
+         &stats=count,text_count,sum,min,max,first,last,p90",
+        FROM_S + SPAN_S + 1
+    );
+    let rows = gateway.rows(&path);
+    let want = expected(readings, length_s, every_s);
+    assert_eq!(rows.len(), want.len(), "{path}");
+    for row in &rows {
+        let second = |name: &str| row[name].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_second();
+        let text = |name: &str| row[name].as_str().unwrap().to_owned();
+        let key = (text("device"), text("metric"), second("start"), second("end"));
+        let want = want.get(&key).unwrap_or_else(|| panic!("{key:?} is not expected"));
+        let got = Summary {
+            count: row["count"].as_u64().unwrap(),
+            texts: row["text_count"].as_u64().unwrap(),
+            sum: row["sum"].as_f64().unwrap_or(0.0),
+            extremes: row["min"].as_f64().zip(row["max"].as_f64()),
+            ends: (shown(&row["first"]), shown(&row["last"])),
+            p90: row["p90"].as_f64(),
+        };
+        assert!((got.sum - want.sum).abs() <= 1e-9 * want.sum.abs(), "{key:?}: {got:?} {want:?}");
+        assert_eq!(got, Summary { sum: got.sum, ..want.clone() }, "{key:?}");
+    }
+}
+
+/// The summaries in the store, once nothing is open or dirty any more.
+fn check_summaries(gateway: &Gateway, readings: &Readings) {
+    eventually("all windows are closed and clean", || {
+        let windows = gateway.get("/v1/status")["windows"].clone();
+        (windows["open"] == 0 && windows["dirty"] == 0).then_some(())
+    });
+    let want = expected(readings, LENGTH_S, LENGTH_S);
+    let path = gateway.directory.path().join("data/tidegate.db");
+    // The last of them may still be on its way to the disk.
+    eventually("the summaries equal a computation", || {
+        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        let got = read_summaries(&db).ok()?;
+        let differs = |(key, want): &(&(String, String, i64, i64), &Summary)| {
+            got.get(*key).is_none_or(|got| {
+                (got.sum - want.sum).abs() > 1e-9 * want.sum.abs()
+                    || *got != Summary { sum: got.sum, p90: None, ..(*want).clone() }
+            })
+        };
+        let different = want.iter().find(differs);
+        if let Some((key, want)) = different {
+            println!("{key:?}: {:?}, and should be {want:?}", got.get(key));
+        }
+        (got.len() == want.len() && different.is_none()).then_some(())
+    });
+}
+
+fn read_summaries(db: &Connection) -> rusqlite::Result<Windows> {
+    let mut query = db.prepare(
+        "SELECT device, metric, CAST(strftime('%s', start_utc) AS INTEGER), length_s, count, texts, sum, min, max, first, last
+         FROM summaries",
+    )?;
+    let end = |value: Stored| match value {
+        Stored::Integer(n) => format!("{:?}", n as f64),
+        Stored::Real(n) => format!("{n:?}"),
+        Stored::Text(text) => text,
+        other => format!("{other:?}"),
+    };
+    let row = |row: &rusqlite::Row<'_>| {
+        let (start_s, length_s): (i64, i64) = (row.get(2)?, row.get(3)?);
+        let summary = Summary {
+            count: row.get::<_, i64>(4)? as u64,
+            texts: row.get::<_, i64>(5)? as u64,
+            sum: row.get::<_, Option<f64>>(6)?.unwrap_or(0.0),
+            extremes: row.get::<_, Option<f64>>(7)?.zip(row.get(8)?),
+            ends: (end(row.get(9)?), end(row.get(10)?)),
+            p90: None,
+        };
+        // Windows at the edges of the range are clipped in answers and whole here: the range
+        // is a multiple of their length but for its last second.
+        let end_s = (start_s + length_s).min(FROM_S + SPAN_S + 1);
+        Ok(((row.get(0)?, row.get(1)?, start_s, end_s), summary))
+    };
+    query.query_map([], row)?.collect()
+}
+
+#[test]
+fn any_order_any_lateness_and_any_restart_end_in_the_same_answers() {
+    let seed = seed();
+    let mut fleet = Fleet { random: StdRng::seed_from_u64(seed), sent: Vec::new(), now_s: FROM_S };
+    let mut readings = Readings::new();
+    let mut gateway = gateway()
+        .set("window.length", "10s")
+        .set("window.lateness", "1s")
+        .set("window.memory", "256 KiB")
+        .set("query.memory", "1 MiB")
+        .set("archive.delay", "200ms")
+        .start();
+    for round in 0..60 {
+        let batch = fleet.batch();
+        send(&gateway, &batch, &mut readings);
+        match fleet.random.random_range(0..20) {
+            0 => gateway.restart(),
+            1 => {
+                gateway.kill();
+                gateway.start();
+            }
+            2..6 => {
+                let (length_s, every_s) = [(10, 10), (60, 20), (7, 7), (86_400, 86_400)][round % 4];
+                check_answers(&gateway, &readings, (length_s, every_s));
+            }
+            _ => {}
+        }
+    }
+    for windows in [(10, 10), (60, 20), (7, 7), (86_400, 86_400)] {
+        check_answers(&gateway, &readings, windows);
+    }
+    check_summaries(&gateway, &readings);
+    gateway.kill();
+    gateway.start();
+    check_answers(&gateway, &readings, (60, 20));
+    // Once more, late, into what has been closed and folded.
+    let late = fleet.batch();
+    send(&gateway, &late, &mut readings);
+    check_answers(&gateway, &readings, (10, 10));
+    check_summaries(&gateway, &readings);
+}

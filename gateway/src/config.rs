@@ -261,7 +261,7 @@ impl Default for Http {
             listen: "127.0.0.1:8080".into(),
             allow_anonymous: false,
             max_body: Size::mib(16),
-            ingest_memory: Size::mib(8),
+            ingest_memory: Size::mib(32),
             max_live: 100,
         }
     }

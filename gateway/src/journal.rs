@@ -12,6 +12,9 @@ pub mod batch;
 /// Numbers as whole numbers of their last decimal.
 pub(crate) mod decimal;
 
+/// What batches and chunks have in common.
+pub(crate) mod seal;
+
 /// What waits for the commit.
 pub mod intake;
 

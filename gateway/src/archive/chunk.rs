@@ -8,13 +8,12 @@
 //! docs/decisions/0004 has the measurements that chose `pco`.
 
 use crate::journal::batch::BatchError::{self, Inconsistent};
-use crate::journal::batch::{put_runs, take_runs};
 use crate::journal::decimal::{RAW, choose_decimals, power, scaled};
+use crate::journal::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
 use crate::readings::Points;
 use model::varint;
 use pco::ChunkConfig;
 use pco::standalone::{simple_compress, simple_decompress};
-use xxhash_rust::xxh3::xxh3_64;
 
 const FORMAT: u8 = 1;
 /// Rows of a chunk; one that would have more is split.
@@ -29,40 +28,18 @@ pub fn encode(points: &Points) -> Vec<u8> {
     put_whole(&mut out, &points.time_us);
     put_runs(&mut out, &points.flags, |_, flags| u64::from(flags));
     put_numbers(&mut out, &points.number);
-    varint::put(&mut out, points.texts.len() as u64);
-    for (row, text) in &points.texts {
-        varint::put(&mut out, u64::from(*row));
-        varint::put(&mut out, text.len() as u64);
-        out.extend_from_slice(text.as_bytes());
-    }
-    let sum = xxh3_64(&out) as u32;
-    out.extend(sum.to_le_bytes());
-    out
+    put_texts(&mut out, &points.texts);
+    seal(out)
 }
 
 /// Decodes what [`encode`] wrote.
 pub fn decode(bytes: &[u8]) -> Result<Points, BatchError> {
-    let (content, sum) = bytes.split_last_chunk::<4>().ok_or(BatchError::Checksum)?;
-    if xxh3_64(content) as u32 != u32::from_le_bytes(*sum) {
-        return Err(BatchError::Checksum);
-    }
-    let rest = &mut &*content;
-    let format = varint::take_byte(rest).ok_or(Inconsistent)?;
-    if format != FORMAT {
-        return Err(BatchError::Format(format));
-    }
-    let rows = varint::take(rest).ok_or(Inconsistent)? as usize;
-    if rows > ROWS_MAX {
-        return Err(Inconsistent);
-    }
+    let (rows, rest) = unseal(bytes, FORMAT, ROWS_MAX as u64)?;
+    let rest = &mut &*rest;
     let time_us = take_whole(rest, rows)?;
     let flags = take_runs(rest, rows, |_, code| u8::try_from(code).map_err(|_| Inconsistent))?;
     let number = take_numbers(rest, rows)?;
-    let mut texts = Vec::new();
-    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
-        let row = u32::try_from(varint::take(rest).ok_or(Inconsistent)?).map_err(|_| Inconsistent)?;
-        texts.push((row, varint::take_str(rest).ok_or(Inconsistent)?.into()));
-    }
+    let texts = take_texts(rest)?;
     Ok(Points { time_us, flags, number, texts })
 }
 

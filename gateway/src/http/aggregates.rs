@@ -1,13 +1,12 @@
 //! `GET /v1/aggregates`: statistics over windows.
 
-use super::params::Params;
-use super::reply::{Accept, JsonValue, Problem, TABLES, accept, csv, csv_value, cursor, json, table};
+use super::params::{Asked, Params};
+use super::reply::{Accept, JsonValue, Problem, TABLES, csv, csv_value, cursor, json, table};
 use super::{Shared, ask};
 use crate::query::Range;
 use crate::query::aggregates::{Answer, GroupBy, Question, Row, is_count};
 use crate::table::of_aggregates;
-use axum::extract::{RawQuery, State};
-use axum::http::HeaderMap;
+use axum::extract::State;
 use axum::response::Response;
 use model::aggregate::{Stat, Window};
 use model::{Micros, time};
@@ -55,13 +54,8 @@ impl Serialize for JsonRow<'_> {
 }
 
 /// `GET /v1/aggregates`.
-pub(super) async fn get(
-    State(site): State<Shared>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers, TABLES)?;
+pub(super) async fn get(State(site): State<Shared>, asked: Asked) -> Result<Response, Problem> {
+    let (params, form) = asked.read(PARAMS, TABLES)?;
     let window_text = params.one("window").unwrap_or("all").to_owned();
     let window: Window = window_text.parse().map_err(|e| Problem::bad_request(format!("window: {e}")))?;
     // A relative range moves on between pages; the cursor holds it still.

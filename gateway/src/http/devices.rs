@@ -1,14 +1,14 @@
 //! `/v1/devices`: who is there, with the latest value of each metric.
 
 use super::ingest::commit;
-use super::params::Params;
-use super::reply::{Accept, JsonValue, Problem, TEXTS, accept, csv, csv_value, cursor, json};
+use super::params::{Asked, Params};
+use super::reply::{Accept, JsonValue, Problem, TEXTS, csv, csv_value, cursor, json};
 use super::{Shared, Site};
 use crate::catalog::{Latest, Series};
 use crate::journal::Parcel;
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use model::aggregate::glob;
 use model::{Micros, time};
@@ -70,13 +70,8 @@ fn describe(site: &Site, id: &str, series: Vec<Arc<Series>>) -> Device {
 }
 
 /// `GET /v1/devices`.
-pub(super) async fn list(
-    State(site): State<Shared>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers, TEXTS)?;
+pub(super) async fn list(State(site): State<Shared>, asked: Asked) -> Result<Response, Problem> {
+    let (params, form) = asked.read(PARAMS, TEXTS)?;
     let limit = params.limit(1_000, 10_000)?;
     let after: Option<String> = params.cursor()?;
     let patterns = params.all("device");
@@ -118,11 +113,9 @@ fn as_csv(devices: &[Device], next: Option<&str>) -> Response {
 pub(super) async fn one(
     State(site): State<Shared>,
     Path(device): Path<String>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
+    asked: Asked,
 ) -> Result<Response, Problem> {
-    Params::read(query.as_deref(), &[])?;
-    let form = accept(&headers, TEXTS)?;
+    let (_, form) = asked.read(&[], TEXTS)?;
     match site.engine.catalog().series_of(&device) {
         Some(series) => {
             let device = describe(&site, &device, series);

@@ -118,7 +118,9 @@ async fn read_body(site: &Site, request: Request) -> Result<Taken<'_>, Problem> 
     let bytes = declared.filter(|_| !gzip).unwrap_or(site.body_max).min(site.body_max);
     let wanted = (bytes / INGEST_UNIT_BYTES + 1).min(site.ingest_units);
     let memory = site.ingest_memory.acquire_many(wanted as u32).await.map_err(|_| Problem::stopping())?;
-    Ok(Taken { bytes: read_bytes(site, request).await?, _memory: memory })
+    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took more than a minute: send smaller ones");
+    let bytes = tokio::time::timeout(BODY_PATIENCE, read_bytes(site, request)).await.map_err(late)??;
+    Ok(Taken { bytes, _memory: memory })
 }
 
 async fn read_bytes(site: &Site, request: Request) -> Result<Bytes, Problem> {
@@ -151,6 +153,8 @@ async fn read_bytes(site: &Site, request: Request) -> Result<Bytes, Problem> {
     if plain.len() > site.body_max { Err(too_large()) } else { Ok(plain.into()) }
 }
 
+/// How long a body may take to come: it takes room that others wait for.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
 /// What `http.ingest_memory` is counted in.
 pub(crate) const INGEST_UNIT_BYTES: usize = 1 << 10;
 /// How often a request that waits looks whether the disk is full.

@@ -1,14 +1,40 @@
 //! Query parameters: each known by name, unknown ones are errors.
 
-use super::reply::{Problem, read_cursor};
+use super::reply::{Accept, Problem, accept, read_cursor};
 use crate::query::{Filter, Range, parse_time};
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
+use std::convert::Infallible;
 use std::str::FromStr;
 
 /// The parameters of a request.
 #[derive(Debug)]
 pub(super) struct Params {
     pairs: Vec<(String, String)>,
+}
+
+/// What a request asks for: its query and the forms that it accepts, not yet read.
+#[derive(Debug)]
+pub(super) struct Asked {
+    query: Option<String>,
+    headers: HeaderMap,
+}
+
+impl<S: Sync> FromRequestParts<S> for Asked {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Asked { query: parts.uri.query().map(str::to_owned), headers: parts.headers.clone() })
+    }
+}
+
+impl Asked {
+    /// Its parameters, of those that are known, and the form of the answer.
+    pub(super) fn read(&self, known: &[&str], forms: &[Accept]) -> Result<(Params, Accept), Problem> {
+        Ok((Params::read(self.query.as_deref(), known)?, accept(&self.headers, forms)?))
+    }
 }
 
 /// The end of an open range.

@@ -1,12 +1,11 @@
 //! `GET /v1/readings`: the readings of a range.
 
-use super::params::Params;
-use super::reply::{Accept, JsonValue, Problem, TABLES, accept, csv, csv_value, cursor, json, table};
+use super::params::Asked;
+use super::reply::{Accept, JsonValue, Problem, TABLES, csv, csv_value, cursor, json, table};
 use super::{Shared, ask};
 use crate::query::readings::{Page, Row};
 use crate::table::of_readings;
-use axum::extract::{RawQuery, State};
-use axum::http::HeaderMap;
+use axum::extract::State;
 use axum::response::Response;
 use model::time;
 use serde::{Serialize, Serializer};
@@ -34,13 +33,8 @@ impl Serialize for JsonRow<'_> {
 }
 
 /// `GET /v1/readings`.
-pub(super) async fn get(
-    State(site): State<Shared>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers, TABLES)?;
+pub(super) async fn get(State(site): State<Shared>, asked: Asked) -> Result<Response, Problem> {
+    let (params, form) = asked.read(PARAMS, TABLES)?;
     let (filter, range) = (params.filter(), params.range(site.engine.now_us())?);
     let descending = match params.one("order").unwrap_or("asc") {
         "asc" => false,

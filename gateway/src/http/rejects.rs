@@ -1,11 +1,10 @@
 //! `GET /v1/rejects`: the newest undecodable messages.
 
-use super::params::Params;
-use super::reply::{Accept, Problem, TEXTS, accept, csv, cursor, json};
+use super::params::Asked;
+use super::reply::{Accept, Problem, TEXTS, csv, cursor, json};
 use super::{Shared, ask};
 use crate::query::QueryError;
-use axum::extract::{RawQuery, State};
-use axum::http::HeaderMap;
+use axum::extract::State;
 use axum::response::Response;
 use model::time;
 use rusqlite::params;
@@ -31,13 +30,8 @@ struct Reject {
 }
 
 /// `GET /v1/rejects`, newest first.
-pub(super) async fn get(
-    State(site): State<Shared>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let params = Params::read(query.as_deref(), PARAMS)?;
-    let form = accept(&headers, TEXTS)?;
+pub(super) async fn get(State(site): State<Shared>, asked: Asked) -> Result<Response, Problem> {
+    let (params, form) = asked.read(PARAMS, TEXTS)?;
     let limit = params.limit(100, 10_000)?;
     let before: i64 = params.cursor()?.unwrap_or(i64::MAX);
     let rows = ask(&site, move |engine| engine.with_store(|db| read(db, before, limit))).await?;

@@ -7,10 +7,10 @@
 //! was encoded to the bit, and damaged bytes are an error, never other readings.
 
 use super::decimal::{RAW, choose_decimals, power, scaled};
+use super::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
 use crate::readings::Readings;
 use model::varint;
 use std::borrow::Cow;
-use xxhash_rust::xxh3::xxh3_64;
 
 const FORMAT: u8 = 1;
 const PLAIN: u8 = 0;
@@ -45,12 +45,7 @@ pub fn encode(readings: &Readings) -> Vec<u8> {
         previous = time_us;
     }
     put_numbers(&mut body, &readings.number);
-    varint::put(&mut body, readings.texts.len() as u64);
-    for (row, text) in &readings.texts {
-        varint::put(&mut body, u64::from(*row));
-        varint::put(&mut body, text.len() as u64);
-        body.extend_from_slice(text.as_bytes());
-    }
+    put_texts(&mut body, &readings.texts);
     let mut out = Vec::with_capacity(body.len() / 2 + 32);
     out.push(FORMAT);
     varint::put(&mut out, readings.len() as u64);
@@ -62,32 +57,18 @@ pub fn encode(readings: &Readings) -> Vec<u8> {
         out.push(PLAIN);
         out.extend_from_slice(&body);
     }
-    let sum = xxh3_64(&out) as u32;
-    out.extend(sum.to_le_bytes());
-    out
+    seal(out)
 }
 
 /// Decodes what [`encode`] wrote.
 pub fn decode(bytes: &[u8]) -> Result<Readings, BatchError> {
-    let (content, sum) = bytes.split_last_chunk::<4>().ok_or(BatchError::Checksum)?;
-    if xxh3_64(content) as u32 != u32::from_le_bytes(*sum) {
-        return Err(BatchError::Checksum);
-    }
-    let mut rest = content;
-    let format = varint::take_byte(&mut rest).ok_or(Inconsistent)?;
-    if format != FORMAT {
-        return Err(BatchError::Format(format));
-    }
-    let rows = varint::take(&mut rest).ok_or(Inconsistent)?;
-    if rows > ROWS_MAX {
-        return Err(Inconsistent);
-    }
+    let (rows, mut rest) = unseal(bytes, FORMAT, ROWS_MAX)?;
     let body: Cow<'_, [u8]> = match varint::take_byte(&mut rest).ok_or(Inconsistent)? {
         PLAIN => rest.into(),
         LZ4 => unpack(rest)?.into(),
         _ => return Err(Inconsistent),
     };
-    decode_body(&body, rows as usize)
+    decode_body(&body, rows)
 }
 
 fn unpack(packed: &[u8]) -> Result<Vec<u8>, BatchError> {
@@ -111,39 +92,8 @@ fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
         time_us.push(previous);
     }
     let number = take_numbers(rest, rows)?;
-    let mut texts = Vec::new();
-    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
-        let row = u32::try_from(varint::take(rest).ok_or(Inconsistent)?).map_err(|_| Inconsistent)?;
-        texts.push((row, varint::take_str(rest).ok_or(Inconsistent)?.into()));
-    }
+    let texts = take_texts(rest)?;
     Ok(Readings { series, time_us, flags, number, texts })
-}
-
-pub(crate) fn put_runs<T: Copy + PartialEq + Default>(out: &mut Vec<u8>, column: &[T], code: impl Fn(T, T) -> u64) {
-    let mut previous = T::default();
-    for run in column.chunk_by(|a, b| a == b) {
-        varint::put(out, code(previous, run[0]));
-        varint::put(out, run.len() as u64);
-        previous = run[0];
-    }
-}
-
-pub(crate) fn take_runs<T: Copy + Default>(
-    rest: &mut &[u8],
-    rows: usize,
-    value: impl Fn(T, u64) -> Result<T, BatchError>,
-) -> Result<Vec<T>, BatchError> {
-    let mut column = Vec::with_capacity(rows);
-    let mut previous = T::default();
-    while column.len() < rows {
-        previous = value(previous, varint::take(rest).ok_or(Inconsistent)?)?;
-        let run = varint::take(rest).ok_or(Inconsistent)? as usize;
-        if run == 0 || run > rows - column.len() {
-            return Err(Inconsistent);
-        }
-        column.resize(column.len() + run, previous);
-    }
-    Ok(column)
 }
 
 /// Scaled numbers as deltas; what does not suit is a zero delta and listed behind, raw.
@@ -195,6 +145,7 @@ mod tests {
     use super::*;
     use model::Value;
     use proptest::prelude::*;
+    use xxhash_rust::xxh3::xxh3_64;
 
     fn value() -> impl Strategy<Value = Value> {
         prop_oneof![

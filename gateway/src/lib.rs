@@ -50,3 +50,6 @@ pub mod http;
 
 /// Readings as files.
 pub mod export;
+
+/// What a store looks like, and what can be saved of a damaged one.
+pub mod doctor;

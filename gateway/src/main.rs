@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gateway::app::{App, AppError};
 use gateway::clock::Clock;
 use gateway::config::{self, Config};
+use gateway::doctor;
 use gateway::export::{self, Format};
 use gateway::journal::schema;
 use gateway::listen::auth::Users;
@@ -60,6 +61,12 @@ enum Verb {
     Backup {
         /// The file, which must not exist; put it into an empty data directory as tidegate.db to use it.
         file: PathBuf,
+    },
+    /// Look at everything in the store and say what is wrong with it, also while the gateway runs.
+    Doctor {
+        /// Copy all that can still be read into a new store in this directory.
+        #[arg(long, value_name = "DIR")]
+        salvage: Option<PathBuf>,
     },
     /// Manage who may come in.
     User {
@@ -128,6 +135,7 @@ fn main() -> ExitCode {
         }
         Verb::Export(arguments) => export(&config, &arguments),
         Verb::Backup { file } => backup(&config, &file),
+        Verb::Doctor { salvage } => doctor(&config, salvage.as_deref()),
         Verb::User { verb } => user(&config, verb),
     };
     match done {
@@ -254,6 +262,25 @@ fn backup(config: &Config, file: &Path) -> anyhow::Result<()> {
     anyhow::ensure!(!file.exists(), "{} exists already: choose another file", file.display());
     schema::backup(&existing_store(config)?, file).with_context(|| format!("{} cannot be written", file.display()))?;
     println!("{} bytes in {}", file.metadata()?.len(), file.display());
+    Ok(())
+}
+
+fn doctor(config: &Config, salvage: Option<&Path>) -> anyhow::Result<()> {
+    let store = existing_store(config)?;
+    let findings = match salvage {
+        Some(directory) => doctor::salvage(&store, directory)?,
+        None => doctor::examine(&store).with_context(|| format!("{} cannot be read at all", store.display()))?,
+    };
+    findings.facts.iter().for_each(|fact| println!("{fact}"));
+    findings.problems.iter().for_each(|problem| println!("PROBLEM {problem}"));
+    match (salvage, findings.problems.len()) {
+        (Some(directory), _) => println!("saved into {0}: start with gateway.data_dir={0}", directory.display()),
+        (None, 0) => println!("nothing is wrong"),
+        (None, n) => anyhow::bail!(
+            "{n} problems: stop the gateway, keep a copy of the data directory, and save what can be read with \
+             `tidegate doctor --salvage NEW_DIRECTORY`"
+        ),
+    }
     Ok(())
 }
 

@@ -102,3 +102,50 @@ fn an_ingest_rule_maps_foreign_topics() {
     command.arg("check").arg("--config").arg(&file);
     assert_eq!(output(&mut command).trim(), "the configuration is good");
 }
+
+#[test]
+fn a_damaged_store_is_named_and_what_can_be_read_is_saved() {
+    let mut gateway = gateway().set("archive.delay", "100ms").set("window.length", "1s").start();
+    for i in 0..40 {
+        let lines: Vec<String> = (0..50)
+            .map(|j| {
+                let time = 1_700_000_000_000_000_i64 + (i * 50 + j) * 1_000_000;
+                format!(r#"{{"device":"d{}","metric":"m","value":{j},"time":{time}}}"#, j % 5)
+            })
+            .collect();
+        assert_eq!(gateway.post("/v1/readings", "application/x-ndjson", lines.join("\n").as_bytes()).0, 200);
+    }
+    let data = gateway.directory.path().join("data");
+    let doctor = |data: &std::path::Path, more: &[&str]| {
+        let mut command = std::process::Command::new(tests::binary("tidegate"));
+        command.arg("--set").arg(format!("gateway.data_dir={}", data.display())).arg("doctor").args(more);
+        let output = command.output().unwrap();
+        (output.status.code(), tests::both(&output))
+    };
+    let (code, told) = doctor(&data, &[]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("nothing is wrong"), "{told}");
+    assert!(gateway.stop().success());
+    {
+        // A page goes bad: one batch or chunk is not what it was.
+        let db = rusqlite::Connection::open(data.join("tidegate.db")).unwrap();
+        let hurt = |table: &str, key: &str| {
+            let sql = format!(
+                "UPDATE {table} SET body = zeroblob(length(body)) WHERE {key} = (SELECT min({key}) FROM {table})"
+            );
+            db.execute(&sql, []).unwrap()
+        };
+        assert!(hurt("batch", "seq") + hurt("chunk", "id") > 0);
+    }
+    let (code, told) = doctor(&data, &[]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("PROBLEM") && told.contains("--salvage"), "{told}");
+    let home = tempfile::tempdir().unwrap();
+    let (code, told) = doctor(&data, &["--salvage", &home.path().join("data").display().to_string()]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("is left behind"), "{told}");
+    let saved = tests::gateway().start_in(std::sync::Arc::new(home));
+    let counted: u64 = saved.rows("/v1/aggregates?stats=count").iter().map(|row| row["count"].as_u64().unwrap()).sum();
+    assert!((1_000..2_000).contains(&counted), "{counted} of 2,000 readings");
+    assert_eq!(saved.get("/v1/devices/d3")["id"], "d3");
+}

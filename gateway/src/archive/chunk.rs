@@ -8,7 +8,7 @@
 //! docs/decisions/0004 has the measurements that chose `pco`.
 
 use crate::journal::batch::BatchError::{self, Inconsistent};
-use crate::journal::decimal::{RAW, choose_decimals, power, scaled};
+use crate::journal::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use crate::journal::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
 use crate::readings::Points;
 use model::varint;
@@ -77,21 +77,10 @@ fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
     if decimals == RAW {
         return numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
     }
-    let (mut unsuited, mut previous) = (Vec::new(), 0);
-    let scale = |(row, &n): (usize, &f64)| {
-        previous = scaled(n, decimals).unwrap_or_else(|| {
-            unsuited.push((row, n));
-            previous
-        });
-        previous
-    };
-    let whole: Vec<i64> = numbers.iter().enumerate().map(scale).collect();
+    let mut whole = Vec::with_capacity(numbers.len());
+    let unsuited = scale(numbers, decimals, |n| whole.push(n));
     put_whole(out, &whole);
-    varint::put(out, unsuited.len() as u64);
-    for (row, n) in unsuited {
-        varint::put(out, row as u64);
-        out.extend(n.to_le_bytes());
-    }
+    put_unsuited(out, &unsuited);
 }
 
 fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
@@ -104,10 +93,7 @@ fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
     }
     let power = power(decimals).ok_or(Inconsistent)?;
     let mut numbers: Vec<f64> = take_whole(rest, rows)?.into_iter().map(|whole| whole as f64 / power).collect();
-    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
-        let row = varint::take(rest).ok_or(Inconsistent)? as usize;
-        *numbers.get_mut(row).ok_or(Inconsistent)? = varint::take_f64(rest).ok_or(Inconsistent)?;
-    }
+    take_unsuited(rest, &mut numbers)?;
     Ok(numbers)
 }
 

@@ -6,7 +6,7 @@
 //! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what
 //! was encoded to the bit, and damaged bytes are an error, never other readings.
 
-use super::decimal::{RAW, choose_decimals, power, scaled};
+use super::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use super::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
 use crate::readings::Readings;
 use model::varint;
@@ -104,21 +104,12 @@ fn put_numbers(out: &mut Vec<u8>, numbers: &[f64]) {
         numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
         return;
     }
-    let mut unsuited = Vec::new();
     let mut previous = 0;
-    for (row, &n) in numbers.iter().enumerate() {
-        let whole = scaled(n, decimals).unwrap_or_else(|| {
-            unsuited.push((row, n));
-            previous
-        });
+    let unsuited = scale(numbers, decimals, |whole| {
         varint::put_signed(out, whole - previous);
         previous = whole;
-    }
-    varint::put(out, unsuited.len() as u64);
-    for (row, n) in unsuited {
-        varint::put(out, row as u64);
-        out.extend(n.to_le_bytes());
-    }
+    });
+    put_unsuited(out, &unsuited);
 }
 
 fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
@@ -133,10 +124,7 @@ fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
         previous = previous.wrapping_add(varint::take_signed(rest).ok_or(Inconsistent)?);
         numbers.push(previous as f64 / power);
     }
-    for _ in 0..varint::take(rest).ok_or(Inconsistent)? {
-        let row = varint::take(rest).ok_or(Inconsistent)? as usize;
-        *numbers.get_mut(row).ok_or(Inconsistent)? = varint::take_f64(rest).ok_or(Inconsistent)?;
-    }
+    take_unsuited(rest, &mut numbers)?;
     Ok(numbers)
 }
 

@@ -129,24 +129,18 @@ impl Engine {
             let tail = raw.tail(&Wanted::new(&ids), from_us, to_us, rows_max / 2)?.map(|tail| (ids, tail));
             let days = raw.days(from_us, to_us)?;
             let task = Task { question, quantiles: question.quantiles(), raw: &raw, tail, days, rows_max };
-            for lot in groups.chunks(task.lot_groups()) {
-                let from_us = match &question.after {
-                    Some((key, start_us)) if lot[0].is(key) => {
-                        // Only the rest of this group; the others of its lot follow in whole.
-                        let from_us = start_us.saturating_add(1);
-                        if task.answer(&lot[..1], task.starts(from_us), &mut sink)?.is_break() {
-                            return Ok(sink.finish());
-                        }
-                        if task.answer(&lot[1..], task.starts(Micros::MIN), &mut sink)?.is_break() {
-                            return Ok(sink.finish());
-                        }
-                        continue;
-                    }
-                    _ => Micros::MIN,
-                };
-                if task.answer(lot, task.starts(from_us), &mut sink)?.is_break() {
+            // Of the group that the page before ended in, only the rest.
+            let (first, from_us) = match &question.after {
+                Some((key, start_us)) if groups[0].is(key) => (1, start_us.saturating_add(1)),
+                _ => (0, Micros::MIN),
+            };
+            let (begun, whole) = groups.split_at(first);
+            let mut flow = task.answer(begun, task.starts(from_us), &mut sink)?;
+            for lot in whole.chunks(task.lot_groups()) {
+                if flow.is_break() {
                     break;
                 }
+                flow = task.answer(lot, task.starts(Micros::MIN), &mut sink)?;
             }
             Ok(sink.finish())
         })

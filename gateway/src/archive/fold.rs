@@ -7,7 +7,7 @@
 //! that no commit waits noticeably; a fold that was interrupted is done again over the same
 //! batches (`meta.folding_seq`) and gives the same parts.
 
-use super::read::{Builder, Raw};
+use super::read::{Builder, Parts, Raw};
 use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, part_of};
 use crate::journal::{ArchiveStep, Chore, Chunk, Intake, ReadError, batch, schema};
 use crate::metrics::Metrics;
@@ -202,12 +202,13 @@ impl Folder {
         drop(raw);
         for (day, series) in crowded {
             let raw = Raw::open(db)?;
-            let parts = raw.parts(day, series)?;
-            let received_us = parts.iter().map(|part| part.received_us).max().unwrap_or_default();
+            let Parts { counting, covered } = raw.parts(day, series)?;
+            let received_us = counting.iter().map(|part| part.received_us).max().unwrap_or_default();
             let points = raw.chunk(day, series)?;
             drop(raw);
             let chunks = pieces(&points, day, series, 0, archived_seq, received_us);
-            self.step(ArchiveStep::Rewrite { remove: parts.iter().map(|part| part.id).collect(), chunks })?;
+            let remove = counting.iter().map(|part| part.id).chain(covered).collect();
+            self.step(ArchiveStep::Rewrite { remove, chunks })?;
         }
         Ok(())
     }
@@ -276,7 +277,7 @@ fn merged(
     seq: i64,
     mut received_us: Micros,
 ) -> Result<(Vec<Chunk>, Vec<i64>), ReadError> {
-    let parts = raw.parts(day, series)?;
+    let Parts { counting: parts, covered: mut replaced } = raw.parts(day, series)?;
     let next = parts.last().map_or(0, |part| part_of(part.id) + 1);
     let mut rows = new.len() as i64;
     let mut keep = parts.len();
@@ -297,7 +298,8 @@ fn merged(
     let covers = parts.get(keep).map_or(0, |part| next - part_of(part.id));
     let mut chunks = pieces(&points, day, series, next, seq, received_us);
     chunks.iter_mut().take(1).for_each(|chunk| chunk.covers = covers);
-    Ok((chunks, parts[keep..].iter().map(|part| part.id).collect()))
+    replaced.extend(parts[keep..].iter().map(|part| part.id));
+    Ok((chunks, replaced))
 }
 
 /// The readings of a day of a series as parts, numbered from `part` on.

@@ -92,7 +92,7 @@ impl<'db> Raw<'db> {
     /// The readings of a series on a day that are in chunks.
     pub fn chunk(&self, day: i64, series: u32) -> Result<Points, ReadError> {
         let mut points = Points::default();
-        for part in self.parts(day, series)? {
+        for part in self.parts(day, series)?.counting {
             points.merge(&part.decode()?);
         }
         Ok(points)
@@ -105,18 +105,19 @@ impl<'db> Raw<'db> {
         Ok(query.query_row(ids, |row| row.get::<_, Option<i64>>(0))?.map(part_of))
     }
 
-    /// The parts of a series' day that count, in order of commit.
-    pub(super) fn parts(&self, day: i64, series: u32) -> Result<Vec<Part>, ReadError> {
+    /// The parts of a series' day.
+    pub(super) fn parts(&self, day: i64, series: u32) -> Result<Parts, ReadError> {
         let mut query = self.snapshot.prepare_cached(
             "SELECT id, covers, received_us, readings, body FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id",
         )?;
         let (first, last) = (chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1));
         let mut rows = query.query(params![first, last, self.archived_seq])?;
-        let mut parts: Vec<Part> = Vec::new();
+        let mut parts = Parts::default();
         while let Some(row) = rows.next()? {
             let (id, covers): (i64, i64) = (row.get(0)?, row.get(1)?);
-            parts.retain(|part| part_of(part.id) < part_of(id) - covers);
-            parts.push(Part { id, received_us: row.get(2)?, readings: row.get(3)?, body: row.get(4)? });
+            let kept = parts.counting.partition_point(|part| part_of(part.id) < part_of(id) - covers);
+            parts.covered.extend(parts.counting.drain(kept..).map(|part| part.id));
+            parts.counting.push(Part { id, received_us: row.get(2)?, readings: row.get(3)?, body: row.get(4)? });
         }
         Ok(parts)
     }
@@ -219,6 +220,15 @@ impl<'db> Raw<'db> {
         }
         Ok(())
     }
+}
+
+/// What there is of a series' day.
+#[derive(Default)]
+pub(super) struct Parts {
+    /// Those that count, in order of commit.
+    pub(super) counting: Vec<Part>,
+    /// Ids of those that have been replaced, and not removed because a fold was interrupted.
+    pub(super) covered: Vec<i64>,
 }
 
 /// One part of a series' day.

@@ -162,3 +162,21 @@ fn a_day_with_too_many_parts_begins_anew() {
     let part: i64 = store.connection.query_row("SELECT max(id & 65535) FROM chunk", [], |row| row.get(0)).unwrap();
     assert!(part < 10, "{part}");
 }
+
+#[test]
+fn what_an_interrupted_fold_left_behind_goes_with_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = schema::open(directory.path()).unwrap();
+    let mut expected = Expected::new();
+    commit(&store, 1, &[(1, 5, Value::Number(1.0))], &mut expected);
+    fold(&store, usize::MAX, &expected);
+    commit(&store, 2, &[(1, 6, Value::Number(2.0))], &mut expected);
+    // Begin, chunks, count: the part that was replaced is still there.
+    assert_eq!(fold(&store, 3, &expected), 3);
+    let rows = || store.connection.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(rows(), 2);
+    commit(&store, 3, &[(1, 7, Value::Number(3.0))], &mut expected);
+    fold(&store, usize::MAX, &expected);
+    assert_eq!(rows(), 1);
+    assert_eq!(read_all(&store.path), expected);
+}

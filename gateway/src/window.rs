@@ -306,7 +306,7 @@ impl Windows {
 
     /// Takes back what [`Windows::dirty_blob`] gave.
     pub fn restore_dirty(&mut self, blob: &[u8]) {
-        self.dirty.restore(blob);
+        self.dirty.restore(blob, self.length_us);
     }
 
     /// How far each device's windows have got, by device.

@@ -7,6 +7,7 @@
 
 use super::Key;
 use super::revise::Stretch;
+use model::time::window_start;
 use model::{Micros, varint};
 use std::collections::BTreeMap;
 
@@ -70,7 +71,7 @@ impl Dirty {
             let step_us = (STRETCH_US / length_us).max(1) * length_us;
             while room > 0 && stretch.from_us < stretch.to_us {
                 let end_us = stretch.to_us.min(stretch.from_us.saturating_add(step_us));
-                let due_end_us = model::time::window_start(due_us(stretch.series), length_us).min(end_us);
+                let due_end_us = window_start(due_us(stretch.series), length_us).min(end_us);
                 if due_end_us <= stretch.from_us {
                     break;
                 }
@@ -109,14 +110,16 @@ impl Dirty {
         Some(out)
     }
 
-    /// Takes back what [`Dirty::blob`] wrote.
-    pub fn restore(&mut self, blob: &[u8]) {
+    /// Takes back what [`Dirty::blob`] wrote, also for windows of another length.
+    pub fn restore(&mut self, blob: &[u8], length_us: Micros) {
         let rest = &mut &*blob;
         let mut next = || {
             let series = u32::try_from(varint::take(rest)?).ok()?;
             let from_us = varint::take_signed(rest)?;
             let to_us = from_us.checked_add(i64::try_from(varint::take(rest)?).ok()?)?;
-            Some(Stretch { series, from_us, to_us })
+            // Whole windows only: one computed from a part of its readings would be wrong.
+            let end_us = window_start(to_us.checked_sub(1)?, length_us).saturating_add(length_us);
+            Some(Stretch { series, from_us: window_start(from_us, length_us), to_us: end_us })
         };
         while let Some(stretch) = next() {
             self.stretches.push(stretch);
@@ -195,9 +198,20 @@ mod tests {
         let blob = dirty.blob(LENGTH_US, 100 * HOUR_US).unwrap();
         assert_eq!(dirty.blob(LENGTH_US, 100 * HOUR_US), None);
         let mut restored = Dirty::default();
-        restored.restore(&blob);
+        restored.restore(&blob, LENGTH_US);
         assert!(restored.holds((0, 1)) && restored.holds((5 * HOUR_US, 1)) && restored.holds((900 * HOUR_US, 1)));
         assert!(!restored.holds((500 * HOUR_US, 1)) && !restored.holds((0, 2)));
+    }
+
+    #[test]
+    fn windows_of_another_length_are_computed_whole() {
+        let mut dirty = Dirty::default();
+        dirty.add((HOUR_US + 5 * LENGTH_US, 1), LENGTH_US);
+        let blob = dirty.blob(LENGTH_US, 100 * HOUR_US).unwrap();
+        let mut restored = Dirty::default();
+        restored.restore(&blob, HOUR_US);
+        let lot = restored.take(10, HOUR_US, |_| 100 * HOUR_US);
+        assert_eq!(lot, [Stretch { series: 1, from_us: HOUR_US, to_us: 2 * HOUR_US }]);
     }
 
     #[test]

@@ -15,6 +15,8 @@
 //! are settled, connections say goodbye, windows end.
 
 use crate::archive::fold::Folder;
+use crate::archive::levels::Levels;
+use crate::archive::{DAY_US, day_of};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::config::{Config, address};
@@ -35,7 +37,9 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::query::Engine;
 use crate::window::Windows;
+use crate::window::dirty::write_blob;
 use crate::window::driver::{Driver, SharedProgress};
+use crate::window::revise::Stretch;
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::io;
@@ -118,7 +122,9 @@ impl App {
         let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series));
         let mut recovered = recover(&store.connection, &catalog)?;
         let length_us = config.window.length.micros();
-        if changed_length(&store.connection, length_us)? {
+        let rollups_us: Vec<i64> = config.window.rollups.iter().map(|rollup| rollup.micros()).collect();
+        let levels = Levels::settle(&store.connection, length_us, &rollups_us)?;
+        if changed_levels(&store.connection, &levels)? {
             recovered.replay_from = 1;
         }
         let metrics = Arc::new(Metrics::default());
@@ -154,6 +160,7 @@ impl App {
             Arc::clone(&catalog),
             Arc::clone(&progress),
             clock.clone(),
+            levels.clone(),
             config.window.lateness.micros(),
             config.query.memory.bytes(),
         ));
@@ -182,8 +189,9 @@ impl App {
         let memory_bytes = config.window.memory.bytes();
         let driver = Driver {
             windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),
-            length_us,
             memory_bytes,
+            delay: config.archive.delay.0,
+            levels: levels.clone(),
             committed,
             intake: Arc::clone(&intake),
             catalog: Arc::clone(&catalog),
@@ -194,11 +202,11 @@ impl App {
             store: store.path.clone(),
             replay_from: recovered.replay_from,
             last_seq: recovered.last_seq,
+            stop: stop.clone(),
         };
         let folder = Folder {
             store: store.path.clone(),
             intake: Arc::clone(&intake),
-            metrics: Arc::clone(&metrics),
             delay_us: config.archive.delay.micros(),
             clock: clock.clone(),
             stop: stop.clone(),
@@ -367,15 +375,42 @@ fn identify(store: &Store, config: &Config, clock: &Clock) -> rusqlite::Result<(
 }
 
 /// True if windows had another length before: where a restart may begin to read was decided
-/// for those, so windows of the new length need everything.
-fn changed_length(db: &Connection, length_us: i64) -> rusqlite::Result<bool> {
+/// for those, so windows of the new length need everything. What is in chunks is marked to be
+/// computed again, also when there are other rollups than before.
+fn changed_levels(db: &Connection, levels: &Levels) -> rusqlite::Result<bool> {
+    let length_us = levels.base.length_us;
+    let rollups: Vec<String> = levels.rollups.iter().map(|level| level.length_us.to_string()).collect();
+    let rollups = rollups.join(",");
     let before: Option<i64> = schema::meta(db, "window_length_us")?;
-    if before == Some(length_us) {
+    let rollups_before: Option<String> = schema::meta(db, "rollup_lengths_us")?;
+    if before == Some(length_us) && rollups_before.as_deref() == Some(&*rollups) {
         return Ok(false);
     }
-    schema::set_meta(db, "replay_from", 1)?;
+    let changed = db.unchecked_transaction()?;
+    if before.is_some_and(|before| before != length_us) {
+        schema::set_meta(db, "replay_from", 1)?;
+    }
+    if before.is_some() {
+        mark_archived(db)?;
+    }
     schema::set_meta(db, "window_length_us", length_us)?;
-    Ok(before.is_some())
+    schema::set_meta(db, "rollup_lengths_us", &rollups)?;
+    changed.commit()?;
+    Ok(before.is_some_and(|before| before != length_us))
+}
+
+/// Adds all days that have chunks to what is dirty.
+fn mark_archived(db: &Connection) -> rusqlite::Result<()> {
+    let days: Option<(i64, i64)> =
+        db.query_row("SELECT min(id), max(id) FROM chunk", [], |row| Ok(row.get::<_, Option<i64>>(0)?.zip(row.get(1)?)))?;
+    let Some((first, last)) = days.map(|(first, last)| (day_of(first) * DAY_US, (day_of(last) + 1) * DAY_US)) else {
+        return Ok(());
+    };
+    let series: u32 = db.query_row("SELECT coalesce(max(id) + 1, 0) FROM series", [], |row| row.get(0))?;
+    let stretches: Vec<_> = (0..series).map(|series| Stretch { series, from_us: first, to_us: last }).collect();
+    let mut dirty: Vec<u8> = schema::meta(db, "dirty")?.unwrap_or_default();
+    dirty.extend(write_blob(&stretches));
+    schema::set_meta(db, "dirty", dirty)
 }
 
 fn restore_retained(db: &Connection, config: &Config, clock: &Clock) -> rusqlite::Result<Arc<Retained>> {

@@ -1,4 +1,4 @@
-//! Readings for years: one compressed chunk for each series and day.
+//! Readings and summaries for years: compressed, by series and day.
 //!
 //! Arrives: batches that no restart needs any more. Leaves: chunks, and readings read back by
 //! series and day. Always holds: a reading is in a batch or in a chunk that counts, never in
@@ -8,6 +8,9 @@
 //! A day of a series is kept in *parts*: folding adds one and merges it with those before it
 //! that are not larger, so that parts are few and each reading is written a few times only.
 
+/// Columns of numbers as bytes.
+mod column;
+
 /// Readings of one series as bytes.
 pub mod chunk;
 
@@ -16,6 +19,12 @@ pub mod fold;
 
 /// Raw readings by series, from chunks and batches.
 pub mod read;
+
+/// Summaries of one series as bytes.
+pub mod rollup;
+
+/// Lengths of windows, and where their summaries are.
+pub mod levels;
 
 use model::Micros;
 use model::time::{SECOND_US, window_start};
@@ -41,8 +50,13 @@ fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
     (day << (SERIES_BITS + PART_BITS)) | (i64::from(series) << PART_BITS) | part
 }
 
-fn day_of(id: i64) -> i64 {
+/// The day of a chunk's row id.
+pub fn day_of(id: i64) -> i64 {
     id >> (SERIES_BITS + PART_BITS)
+}
+
+fn series_of(id: i64) -> u32 {
+    ((id >> PART_BITS) & (SERIES_MAX as i64 - 1)) as u32
 }
 
 fn part_of(id: i64) -> i64 {

@@ -42,6 +42,8 @@ pub struct Config {
     pub archive: Archive,
     /// Aggregation.
     pub window: Window,
+    /// How long things are kept.
+    pub retention: Retention,
     /// Bounds on what is kept.
     pub limits: Limits,
     /// Bounds on a question.
@@ -166,12 +168,28 @@ pub struct Archive {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Window {
-    /// The length of the windows that are summarised, a whole number of seconds.
+    /// The length of the windows that are summarised, a whole number of seconds that divides a day.
     pub length: Span,
     /// How long a window stays open for late readings.
     pub lateness: Span,
+    /// Longer windows that are kept ready for old days, each a whole multiple of the one before and a part of a day.
+    pub rollups: Vec<Span>,
     /// Memory for readings of open windows; full means they are folded into partial summaries.
     pub memory: Size,
+}
+
+/// How long things are kept, counted from their receipt; "0s" keeps them for good.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Readings. Where they are gone, answers come from summaries, and late readings change nothing any more.
+    pub raw: Span,
+    /// Summaries of `window.length`. Where they are gone, answers come from the rollups.
+    pub summaries: Span,
+    /// Summaries of `window.rollups`, in their order; the last holds for those behind it.
+    pub rollups: Vec<Span>,
+    /// What the store may take. When it takes more, the oldest summaries of `window.length` go first, then the oldest readings, then the oldest rollups, whatever their age. "0 B" is nine tenths of what the filesystem has for it.
+    pub disk_budget: Size,
 }
 
 /// Bounds on what is kept.
@@ -293,7 +311,18 @@ impl Default for Archive {
 
 impl Default for Window {
     fn default() -> Self {
-        Window { length: Span::seconds(60), lateness: Span::seconds(10), memory: Size::mib(16) }
+        Window { length: Span::seconds(60), lateness: Span::seconds(10), rollups: vec![Span::seconds(3_600), Span::seconds(86_400)], memory: Size::mib(16) }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention {
+            raw: Span::days(90),
+            summaries: Span::days(365),
+            rollups: vec![Span::days(3_650), Span::seconds(0)],
+            disk_budget: Size::kib(0),
+        }
     }
 }
 
@@ -328,8 +357,27 @@ impl Config {
             }
         }
         let length_us = self.window.length.micros();
-        if length_us < 1_000_000 || length_us % 1_000_000 != 0 || length_us > 86_400_000_000 {
-            wrong("window.length", "must be a whole number of seconds from 1s to 1d".into());
+        if length_us < 1_000_000 || length_us % 1_000_000 != 0 || 86_400_000_000 % length_us != 0 {
+            wrong("window.length", "must be a whole number of seconds that divides a day, such as 10s, 1m or 1h".into());
+        }
+        if self.window.rollups.len() > 8 {
+            wrong("window.rollups", "has more than 8 lengths".into());
+        }
+        for rollup in &self.window.rollups {
+            let us = rollup.micros();
+            if us < 1_000_000 || 86_400_000_000 % us != 0 {
+                wrong("window.rollups", format!("{rollup} is no part of a day: use for example [\"1h\", \"1d\"]"));
+            }
+        }
+        let (raw, summaries) = (self.retention.raw, self.retention.summaries);
+        if raw > Span::seconds(0) && raw < Span::seconds(3_600) {
+            wrong("retention.raw", "is below its least value 1h; \"0s\" keeps readings for good".into());
+        }
+        if summaries > Span::seconds(0) && (summaries < raw || raw == Span::seconds(0)) {
+            wrong("retention.summaries", format!("is shorter than retention.raw ({raw}): answers come from readings first"));
+        }
+        if self.retention.disk_budget > Size(0) && self.retention.disk_budget < Size::mib(8) {
+            wrong("retention.disk_budget", "is below its least value 8 MiB; \"0 B\" takes what the disk has".into());
         }
         if self.journal.commit_delay > Span::seconds(60) {
             wrong("journal.commit_delay", "is above 60s: devices would give up waiting; choose less".into());

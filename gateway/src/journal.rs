@@ -27,6 +27,9 @@ pub mod schema;
 /// The one thread that writes.
 pub mod writer;
 
+/// What the writer does besides readings.
+pub(crate) mod steps;
+
 /// What a restart puts back.
 pub mod recover;
 
@@ -102,34 +105,53 @@ pub struct SummaryRow {
     pub length_us: Micros,
     /// The journal sequence up to which the window's readings are in it.
     pub through_seq: u64,
+    /// How often the window has come to something else, from 1.
+    pub revision: u32,
     /// What it says.
     pub summary: Summary,
 }
 
 /// Work that the writer does between two batches, in their transactions.
 #[derive(Debug)]
-pub enum Chore {
-    /// Write summaries; a restart then replays from `replay_from`.
-    Summaries {
-        /// The summaries of windows that closed or changed.
+pub struct Chore {
+    /// What to do.
+    pub step: Step,
+    /// Who is told its bytes once it is on disk.
+    pub done: Option<Sender<u64>>,
+}
+
+/// What there is to do besides readings.
+#[derive(Debug)]
+pub enum Step {
+    /// How far windows have got, with the summaries of those that closed.
+    Windows {
+        /// Windows that have no summary yet.
         rows: Vec<SummaryRow>,
         /// The lowest sequence that an open window still needs.
         replay_from: u64,
+        /// All commits up to here are in windows, open, closed or dirty.
+        through_seq: u64,
         /// Stretches of series whose windows are dirty, if that has changed.
         dirty: Option<Vec<u8>>,
     },
-    /// A step of folding batches into chunks; `done` is told its bytes once it is on disk.
-    Archive {
-        /// What to do.
-        step: ArchiveStep,
-        /// Who waits for it.
-        done: Sender<u64>,
+    /// Windows that have come to something else.
+    Revised(Vec<SummaryRow>),
+    /// Summaries of old days, which replace those that are there.
+    Rollups {
+        /// Those to write.
+        rows: Vec<Rollup>,
+        /// Ids of those that they make superfluous.
+        remove: Vec<i64>,
     },
-}
-
-/// A step of folding batches into chunks, see [`crate::archive::fold`].
-#[derive(Debug)]
-pub enum ArchiveStep {
+    /// Removes rows of the table of summaries that have been folded.
+    RemoveSummaries {
+        /// The length of their windows.
+        length_us: Micros,
+        /// Those that start before.
+        until_us: Micros,
+    },
+    /// Nothing: it is done when all before it are.
+    Barrier,
     /// Writes what a restart would otherwise recompute from all readings.
     Snapshot,
     /// Batches up to `seq` are going to be folded.
@@ -160,6 +182,77 @@ pub enum ArchiveStep {
     },
     /// The fold is over.
     Folded,
+    /// Removes readings for good: from now on their days are sealed.
+    Retire {
+        /// Ids of their chunks.
+        chunks: Vec<i64>,
+        /// Series and days.
+        places: Vec<(u32, i64)>,
+    },
+    /// Removes summaries for good.
+    RetireRollups(Vec<i64>),
+    /// Gives unused pages back to the filesystem.
+    Vacuum {
+        /// At most so many.
+        pages: u32,
+    },
+}
+
+impl Step {
+    /// What its bytes are counted as.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Step::Windows { .. } | Step::Revised(_) | Step::RemoveSummaries { .. } => Cause::Summaries,
+            Step::Rollups { .. } | Step::RetireRollups(_) => Cause::Rollups,
+            Step::Snapshot => Cause::Snapshot,
+            _ => Cause::Archive,
+        }
+    }
+}
+
+/// What bytes are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Batches of readings.
+    Journal,
+    /// Chunks of readings.
+    Archive,
+    /// Summaries as rows.
+    Summaries,
+    /// Summaries of old days.
+    Rollups,
+    /// What a restart needs.
+    Snapshot,
+    /// Rejects, retained messages, packet identifiers.
+    Messages,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Cause; 6] =
+        [Cause::Journal, Cause::Archive, Cause::Summaries, Cause::Rollups, Cause::Snapshot, Cause::Messages];
+
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        ["journal", "archive", "summaries", "rollups", "snapshot", "messages"][self as usize]
+    }
+}
+
+/// A row of the table of rollups, see [`crate::archive::levels`].
+#[derive(Debug)]
+pub struct Rollup {
+    /// Span of days, series and level.
+    pub id: i64,
+    /// When the gateway received the latest of the readings, about.
+    pub received_us: Micros,
+    /// How many windows.
+    pub windows: i64,
+    /// The start of the first.
+    pub from_us: Micros,
+    /// The end of the last.
+    pub to_us: Micros,
+    /// See [`crate::archive::rollup`].
+    pub body: Vec<u8>,
 }
 
 /// A row of the table of chunks.
@@ -196,6 +289,22 @@ pub enum ReadError {
         seq: u64,
         /// What is wrong with it.
         error: batch::BatchError,
+    },
+    /// A row of folded summaries is damaged.
+    #[error("rollup {id}: {error}")]
+    Rollup {
+        /// Its row id.
+        id: i64,
+        /// What is wrong with it.
+        error: batch::BatchError,
+    },
+    /// A summary is damaged.
+    #[error("the summary of series {series} at {start_us} us is damaged")]
+    Summary {
+        /// Whose.
+        series: u32,
+        /// The window's start.
+        start_us: Micros,
     },
     /// A chunk is damaged.
     #[error("chunk {id}: {error}")]

@@ -4,6 +4,7 @@
 //! conventions (base units, `_total` for counters).
 
 use crate::decode::Reason;
+use crate::journal::Cause;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -52,10 +53,9 @@ pub struct Metrics {
     pub commits: Counter,
     /// From the start of a transaction to its fsync.
     pub commit_seconds: Histogram,
-    /// Bytes of batches before SQLite's own.
-    pub batch_bytes: Counter,
-    /// Bytes of chunks before SQLite's own.
-    pub archive_bytes: Counter,
+    written: [Counter; 6],
+    /// Windows with readings that came after their days had been sealed.
+    pub sealed_late: Counter,
     /// Bytes waiting for the commit.
     pub queue_bytes: Gauge,
     /// 1 while the disk is full.
@@ -97,8 +97,7 @@ impl Default for Metrics {
         let future = counter("future_readings", "Readings stamped beyond the skew bound");
         let late = counter("late_readings", "Readings for windows that had closed");
         let commits = counter("commits", "Commits");
-        let batch_bytes = counter("batch_bytes", "Bytes of journal batches");
-        let archive_bytes = counter("archive_bytes", "Bytes of archive chunks");
+        let sealed_late = counter("sealed_windows_late", "Windows not revised, because their readings are retired");
         let delivered = counter("delivered_messages", "Messages passed on to subscribers");
         let dropped = counter("dropped_messages", "QoS 0 messages that a slow subscriber did not get");
         let overflowed = counter("overflowed_subscribers", "Subscribers disconnected for a full QoS 1 queue");
@@ -124,6 +123,10 @@ impl Default for Metrics {
             .map(|p| by_protocol.get_or_create(&vec![("protocol", p.name())]).clone());
         let rejects = Family::<Labels, Counter>::default();
         registry.register("rejects", "What could not be decoded, by reason", rejects.clone());
+        let by_cause = Family::<Labels, Counter>::default();
+        let help = "Bytes handed to SQLite, by cause; it writes each to its log and later to its file, in pages";
+        registry.register("content_bytes", help, by_cause.clone());
+        let written = Cause::ALL.map(|cause| by_cause.get_or_create(&vec![("cause", cause.name())]).clone());
         for reason in Reason::ALL {
             let _ = rejects.get_or_create(&vec![("reason", reason.as_str())]);
         }
@@ -139,8 +142,8 @@ impl Default for Metrics {
             late,
             commits,
             commit_seconds,
-            batch_bytes,
-            archive_bytes,
+            written,
+            sealed_late,
             queue_bytes,
             disk_full,
             connections,
@@ -161,6 +164,17 @@ impl Metrics {
     /// The counter of messages that came in by `protocol`.
     pub fn messages(&self, protocol: Protocol) -> &Counter {
         &self.messages[protocol as usize]
+    }
+
+    /// Counts bytes written, and gives them back.
+    pub fn written(&self, cause: Cause, bytes: u64) -> u64 {
+        self.written[cause as usize].inc_by(bytes);
+        bytes
+    }
+
+    /// Bytes handed to SQLite, by cause.
+    pub fn written_by_cause(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Cause::ALL.iter().zip(&self.written).map(|(cause, counter)| (cause.name(), counter.get()))
     }
 
     /// Counts a reject.

@@ -13,6 +13,7 @@ pub mod aggregates;
 /// The readings themselves.
 pub mod readings;
 
+use crate::archive::levels::Levels;
 use crate::catalog::{Catalog, Series};
 use crate::clock::Clock;
 use crate::journal::ReadError;
@@ -80,6 +81,7 @@ pub struct Engine {
     catalog: Arc<Catalog>,
     progress: SharedProgress,
     clock: Clock,
+    levels: Levels,
     lateness_us: Micros,
     memory_bytes: usize,
     idle: Mutex<Vec<Connection>>,
@@ -95,10 +97,11 @@ impl Engine {
         catalog: Arc<Catalog>,
         progress: SharedProgress,
         clock: Clock,
+        levels: Levels,
         lateness_us: Micros,
         memory_bytes: usize,
     ) -> Self {
-        Engine { store, catalog, progress, clock, lateness_us, memory_bytes, idle: Mutex::default() }
+        Engine { store, catalog, progress, clock, levels, lateness_us, memory_bytes, idle: Mutex::default() }
     }
 
     /// Who is there.

@@ -11,6 +11,7 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema, TimeUnit};
 use model::aggregate::Stat;
+use model::time::SECOND_US;
 use model::{Micros, Value};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
@@ -121,8 +122,8 @@ pub fn of_readings(rows: &[Row]) -> Result<RecordBatch, TableError> {
     builder.finish()
 }
 
-/// Aggregates as a table: the group's columns, start, end, the statistics, complete. Where
-/// `first` or `last` is a text the number is null.
+/// Aggregates as a table: the group's columns, start, end, the statistics, complete, and the
+/// resolution where readings are retired. Where `first` or `last` is a text the number is null.
 pub fn of_aggregates(answer: &Answer, group_by: &[String], stats: &[Stat]) -> Result<RecordBatch, TableError> {
     let (mut fields, mut columns): (Vec<Field>, Vec<ArrayRef>) = (Vec::new(), Vec::new());
     let mut add = |name: &str, nullable: bool, column: ArrayRef| {
@@ -156,6 +157,9 @@ pub fn of_aggregates(answer: &Answer, group_by: &[String], stats: &[Stat]) -> Re
         add(&stat.to_string(), true, column);
     }
     add("complete", false, Arc::new(complete.finish()));
+    let mut resolution = UInt64Builder::new();
+    answer.rows.iter().for_each(|row| resolution.append_option(row.resolution_us.map(|us| (us / SECOND_US) as u64)));
+    add("resolution_s", true, Arc::new(resolution.finish()));
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 

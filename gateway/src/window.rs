@@ -48,7 +48,10 @@ pub struct Windows {
     devices: Vec<Device>,
     through_seq: u64,
     dirty: Dirty,
+    /// Days that end here or before are old: their windows are not kept open.
+    old_until_us: Micros,
     late: u64,
+    old: u64,
 }
 
 /// The clock of a device and its open windows.
@@ -105,7 +108,9 @@ impl Windows {
             devices: Vec::new(),
             through_seq: 0,
             dirty: Dirty::default(),
+            old_until_us: Micros::MIN,
             late: 0,
+            old: 0,
         }
     }
 
@@ -163,6 +168,11 @@ impl Windows {
             device.watermark_us = time_us;
         }
         if !wanted((start_us, series)) {
+            return;
+        }
+        if start_us < self.old_until_us {
+            self.old += 1;
+            self.dirty.add_old((start_us, series), self.length_us);
             return;
         }
         if start_us.saturating_add(self.length_us) <= device.closed_through_us {
@@ -258,12 +268,17 @@ impl Windows {
                 device.closed_through_us = device.closed_through_us.max(end_us);
                 device.current_us = None;
                 for (series, partial) in open.partials {
+                    if start_us < self.old_until_us {
+                        self.dirty.add_old((start_us, series), self.length_us);
+                        continue;
+                    }
                     if partial.spoiled || self.dirty.holds((start_us, series)) {
                         self.dirty.add((start_us, series), self.length_us);
                         continue;
                     }
                     let (length_us, through_seq) = (self.length_us, self.through_seq);
-                    rows.push(SummaryRow { series, start_us, length_us, through_seq, summary: partial.summary });
+                    let summary = partial.summary;
+                    rows.push(SummaryRow { series, start_us, length_us, through_seq, revision: 1, summary });
                 }
             }
         }
@@ -278,14 +293,42 @@ impl Windows {
 
     /// Takes about `most` dirty windows to compute again; one lot at a time.
     pub fn take_dirty(&mut self, most: usize, now_us: Micros) -> Vec<Stretch> {
-        let Windows { dirty, devices, device_of, length_us, lateness_us, .. } = self;
-        dirty.take(most, *length_us, |series| {
+        let Windows { dirty, devices, device_of, length_us, lateness_us, old_until_us, .. } = self;
+        dirty.take(most, *length_us, *old_until_us, |series| {
             let device = device_of.get(series as usize).and_then(|&device| devices.get(device as usize));
             let passed_us = now_us.saturating_sub(*lateness_us);
             // What is open will close by itself.
             let open_us = device.and_then(|device| device.open.keys().next().copied()).unwrap_or(Micros::MAX);
             device.map_or(passed_us, |device| device.closed_through_us.max(passed_us)).min(open_us)
         })
+    }
+
+    /// Takes about `most` old days to compute again, likewise.
+    pub fn take_old(&mut self, most: usize) -> Vec<Stretch> {
+        self.dirty.take_old(most)
+    }
+
+    /// From now on days that end there or before are old. It only rises.
+    pub fn set_old_until(&mut self, us: Micros) {
+        if us > self.old_until_us {
+            self.old_until_us = us;
+            self.dirty.age(us, self.length_us);
+        }
+    }
+
+    /// True if every dirty window of an old day is counted among the old days.
+    pub fn old_days_are_known(&self) -> bool {
+        !self.dirty.has_stretch_before(self.old_until_us)
+    }
+
+    /// All commits up to here have been taken.
+    pub fn begin_behind(&mut self, seq: u64) {
+        self.through_seq = seq;
+    }
+
+    /// Days that end there or before are old.
+    pub fn old_until_us(&self) -> Micros {
+        self.old_until_us
     }
 
     /// The windows taken have been computed, but for what is given back.
@@ -301,7 +344,7 @@ impl Windows {
 
     /// What a restart has to know of dirty windows, if that has changed.
     pub fn dirty_blob(&mut self, now_us: Micros) -> Option<Vec<u8>> {
-        self.dirty.blob(self.length_us, now_us)
+        self.dirty.blob(self.length_us, self.old_until_us, now_us)
     }
 
     /// Takes back what [`Windows::dirty_blob`] gave.
@@ -324,14 +367,20 @@ impl Windows {
         (open, self.dirty.len())
     }
 
-    /// How many readings came too late since this was last asked.
-    pub fn take_late(&mut self) -> u64 {
-        std::mem::take(&mut self.late)
+    /// How many readings came too late since this was last asked: for windows that had closed,
+    /// and for old days.
+    pub fn take_late(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.late), std::mem::take(&mut self.old))
     }
 
-    /// True if some window waits to be computed again.
-    pub fn has_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+    /// All commits up to here have been taken.
+    pub fn through_seq(&self) -> u64 {
+        self.through_seq
+    }
+
+    /// How many windows wait to be computed again, and how many old days.
+    pub fn dirty_counts(&self) -> (usize, usize) {
+        (self.dirty.recent_len(), self.dirty.old_len())
     }
 }
 

@@ -63,6 +63,24 @@ pub struct Sketch {
     degraded: bool,
 }
 
+/// The buckets of a sketch with the default mapping, for formats that keep many together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plain {
+    /// How many zeros.
+    pub zero: u64,
+    /// Index and count of buckets of positive values, rising.
+    pub positive: Vec<(i32, u64)>,
+    /// Index and count of buckets of negative values, rising.
+    pub negative: Vec<(i32, u64)>,
+}
+
+impl From<Plain> for Sketch {
+    fn from(plain: Plain) -> Self {
+        let (positive, negative) = (plain.positive.into_iter().collect(), plain.negative.into_iter().collect());
+        Sketch { zero: plain.zero, positive, negative, ..Sketch::default() }
+    }
+}
+
 impl Sketch {
     /// An empty sketch over `mapping`.
     pub fn new(mapping: Mapping) -> Self {
@@ -197,6 +215,16 @@ impl Sketch {
             let fine = std::mem::take(side);
             add_all(side, &fine, 1);
         }
+    }
+
+    /// Its buckets, if the mapping is the default one and no coarser.
+    pub fn plain(&self) -> Option<Plain> {
+        let side = |buckets: &Buckets| buckets.iter().map(|(&index, &count)| (index, count)).collect();
+        (self.mapping == Mapping::default() && !self.degraded).then(|| Plain {
+            zero: self.zero,
+            positive: side(&self.positive),
+            negative: side(&self.negative),
+        })
     }
 
     /// The sketch as bytes: format, mapping, zeros, then both sides as gaps and counts.

@@ -31,6 +31,40 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// The summary of no readings, for a window that has lost all it had.
+    pub fn empty(at_us: Micros) -> Self {
+        Summary {
+            count: 0,
+            texts: 0,
+            sum: 0.0,
+            m2: 0.0,
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            first: (at_us, Value::Number(0.0)),
+            last: (at_us, Value::Number(0.0)),
+            sketch: Sketch::default(),
+        }
+    }
+
+    /// True without readings.
+    pub fn is_empty(&self) -> bool {
+        self.count + self.texts == 0
+    }
+
+    /// True if both say the same: the last bits of a sum depend on the order of adding, and do
+    /// not count.
+    pub fn says_the_same(&self, other: &Summary) -> bool {
+        let magnitude = (self.count as f64) * self.min.abs().max(self.max.abs());
+        let near = |a: f64, b: f64, allowed: f64| a == b || (a - b).abs() <= allowed;
+        (self.count, self.texts, &self.first, &self.last) == (other.count, other.texts, &other.first, &other.last)
+            && self.min.total_cmp(&other.min).is_eq()
+            && self.max.total_cmp(&other.max).is_eq()
+            && self.sketch == other.sketch
+            && (self.count == 0
+                || near(self.sum, other.sum, 1e-11 * magnitude)
+                    && near(self.m2, other.m2, 1e-9 * (self.m2 + other.m2) + 1e-20 * magnitude * magnitude))
+    }
+
     /// Of the numbers; `None` without any.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)

@@ -6,8 +6,13 @@
 /// A disk whose power can be cut.
 pub mod powercut;
 
+use gateway::archive::levels::each_summary;
+use gateway::archive::rollup::Folded;
+use model::Summary;
+use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -46,6 +51,12 @@ pub fn eventually<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < until, "waited {PATIENCE:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The time now, in seconds since the epoch.
+#[expect(clippy::disallowed_methods, reason = "the gateway under test has the same clock")]
+pub fn now_s() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 /// A seed from the environment (`TIDEGATE_TEST_SEED`) or at random, printed so that a failure
@@ -163,6 +174,21 @@ impl Plan {
     }
 }
 
+/// A summary as the store has it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Whose.
+    pub device: String,
+    /// Of what.
+    pub metric: String,
+    /// The window's start.
+    pub start_us: i64,
+    /// How often it has come to something else, from 1.
+    pub revision: u32,
+    /// What it says.
+    pub summary: Summary,
+}
+
 /// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
@@ -231,6 +257,23 @@ impl Gateway {
     /// What it has logged.
     pub fn log(&self) -> String {
         self.log.lock().expect("the log").clone()
+    }
+
+    /// All summaries of windows of so many seconds that have readings, of whatever age; nothing
+    /// if the store cannot be read just now.
+    pub fn summaries(&self, length_s: i64) -> Option<Vec<Stored>> {
+        let path = self.directory.path().join("data/tidegate.db");
+        let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        let mut names = db.prepare("SELECT s.id, d.name, s.metric FROM series s JOIN device d ON d.id = s.device").ok()?;
+        let names = names.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).ok()?;
+        let names: HashMap<u32, (String, String)> = names.collect::<Result<_, _>>().ok()?;
+        let mut found: BTreeMap<(i64, u32), Stored> = BTreeMap::new();
+        each_summary(&db, length_s * 1_000_000, |series, Folded { start_us, revision, summary }| {
+            let (device, metric) = names[&series].clone();
+            found.entry((start_us, series)).or_insert(Stored { device, metric, start_us, revision, summary });
+        })
+        .ok()?;
+        Some(found.into_values().filter(|stored| !stored.summary.is_empty()).collect())
     }
 
     /// Its process id.

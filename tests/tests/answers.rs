@@ -127,19 +127,17 @@ fn a_shuffled_year_into_an_empty_store_is_answered_the_same() {
 
 #[test]
 fn summaries_follow_late_readings_and_say_so_by_their_revision() {
-    let gateway = gateway().set("window.length", "1h").start();
+    let gateway = gateway().set("window.length", "1h").set("archive.delay", "200ms").start();
     let send = |hour: u32, value: f64| {
         let time = format!("2024-03-01T{hour:02}:30:00Z");
         let body = format!(r#"{{"readings":[{{"device":"d","metric":"m","value":{value},"time":"{time}"}}]}}"#);
         assert_eq!(gateway.post("/v1/readings", "application/json", body.as_bytes()).0, 200);
     };
     (0..4).for_each(|hour| send(hour, 1.0));
-    let summary = |hour: u32| -> Option<(i64, i64, f64)> {
-        let path = gateway.directory.path().join("data/tidegate.db");
-        let db = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
-        let start = format!("2024-03-01 {hour:02}:00:00");
-        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-        db.query_row("SELECT revision, count, sum FROM summaries WHERE start_utc = ?1", [start], row).ok()
+    let summary = |hour: u32| -> Option<(u32, u64, f64)> {
+        let start_us = 1_709_251_200_000_000 + i64::from(hour) * 3_600_000_000;
+        let stored = gateway.summaries(3_600)?.into_iter().find(|stored| stored.start_us == start_us)?;
+        Some((stored.revision, stored.summary.count, stored.summary.sum))
     };
     tests::eventually("the first window closes", || (summary(1)? == (1, 1, 1.0)).then_some(()));
     let late = r#"{"readings":[{"device":"d","metric":"m","value":5,"time":"2024-03-01T01:40:00Z"}]}"#;
@@ -189,7 +187,7 @@ fn windows_are_clipped_filled_paged_and_complete_as_documented() {
             ureq::get(gateway.url(&format!("{range}&window=40s"))).header("accept", "text/csv").call().unwrap();
         (0, answer.body_mut().read_to_string().unwrap())
     };
-    assert!(csv.starts_with("device,metric,start,end,count,mean,min,max,complete\r\nd,m,"), "{csv}");
+    assert!(csv.starts_with("device,metric,start,end,count,mean,min,max,complete,resolution_s\r\nd,m,"), "{csv}");
     assert!(gateway.rows("/v1/aggregates?device=nobody&from=now-1h&to=now&window=1m").is_empty());
 }
 

@@ -9,8 +9,8 @@
 
 use super::read::{Builder, Parts, Raw};
 use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, part_of};
-use crate::journal::{ArchiveStep, Chore, Chunk, Intake, ReadError, batch, schema};
-use crate::metrics::Metrics;
+use crate::journal::intake::NotDone;
+use crate::journal::{Chunk, Intake, ReadError, Step, batch, schema};
 use crate::readings::Points;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -18,7 +18,6 @@ use model::Micros;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -38,8 +37,6 @@ pub struct Folder {
     pub store: PathBuf,
     /// Where chores go.
     pub intake: Arc<Intake>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
     /// `archive.delay`, by the stamps of the journal.
     pub delay_us: Micros,
     /// The time.
@@ -120,16 +117,16 @@ impl Folder {
         }
         if started.is_some() {
             self.remove_batches(db, archived_seq)?;
-            self.step(ArchiveStep::Folded)?;
+            self.step(Step::Folded)?;
             return Ok(true);
         }
         let Some(seq) = self.due(db, archived_seq)? else { return Ok(false) };
         let snapshot: Option<i64> = db.query_row("SELECT seq FROM snapshot", [], |row| row.get(0)).optional()?;
         if snapshot.is_none_or(|snapshot| snapshot < seq) {
             // A restart takes the latest of each series from there, and then only from batches.
-            self.step(ArchiveStep::Snapshot)?;
+            self.step(Step::Snapshot)?;
         }
-        self.step(ArchiveStep::Begin { seq })?;
+        self.step(Step::Begin { seq })?;
         self.fold(db, archived_seq, seq)?;
         Ok(true)
     }
@@ -169,19 +166,19 @@ impl Folder {
             slice_bytes += chunks.iter().map(|chunk| chunk.body.len() + 64).sum::<usize>();
             slice.extend(chunks);
             if slice_bytes >= SLICE_BYTES {
-                self.step(ArchiveStep::Chunks(std::mem::take(&mut slice)))?;
+                self.step(Step::Chunks(std::mem::take(&mut slice)))?;
                 slice_bytes = 0;
             }
         }
         // The snapshot must not pin the log while what follows is written.
         drop(raw);
-        self.step(ArchiveStep::Chunks(slice))?;
-        self.step(ArchiveStep::Count { seq })?;
+        self.step(Step::Chunks(slice))?;
+        self.step(Step::Count { seq })?;
         for ids in replaced.chunks(512) {
-            self.step(ArchiveStep::Remove(ids.to_vec()))?;
+            self.step(Step::Remove(ids.to_vec()))?;
         }
         self.remove_batches(db, seq)?;
-        self.step(ArchiveStep::Folded)?;
+        self.step(Step::Folded)?;
         Ok(())
     }
 
@@ -208,7 +205,7 @@ impl Folder {
             drop(raw);
             let chunks = pieces(&points, day, series, 0, archived_seq, received_us);
             let remove = counting.iter().map(|part| part.id).chain(covered).collect();
-            self.step(ArchiveStep::Rewrite { remove, chunks })?;
+            self.step(Step::Rewrite { remove, chunks })?;
         }
         Ok(())
     }
@@ -221,24 +218,16 @@ impl Folder {
                 |row| row.get(0),
             )?;
             let Some(last) = last else { return Ok(()) };
-            self.step(ArchiveStep::RemoveBatches { seq: last })?;
+            self.step(Step::RemoveBatches { seq: last })?;
         }
     }
 
     /// Hands the writer a step and waits until it is on disk.
-    fn step(&self, step: ArchiveStep) -> Result<(), Interrupted> {
-        let (done, committed) = channel();
-        self.intake.push_chore(Chore::Archive { step, done });
-        loop {
-            match committed.recv_timeout(TICK) {
-                Ok(bytes) => {
-                    self.metrics.archive_bytes.inc_by(bytes);
-                    return Ok(());
-                }
-                Err(_) if self.stop.is_cancelled() => return Err(Interrupted::Stopped),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(FoldError::Full.into()),
-            }
+    fn step(&self, step: Step) -> Result<(), Interrupted> {
+        match self.intake.commit(step, &self.stop) {
+            Ok(_) => Ok(()),
+            Err(NotDone::Stopped) => Err(Interrupted::Stopped),
+            Err(NotDone::Full) => Err(FoldError::Full.into()),
         }
     }
 }

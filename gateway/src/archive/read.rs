@@ -5,7 +5,7 @@
 //! day touches only that day's chunks of that series; batches are read once for all series of
 //! a question; what cannot be decoded is an error, since an answer without it would be wrong.
 
-use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, day_of, part_of};
+use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, day_of, part_of, series_of};
 use crate::journal::{ReadError, batch, schema};
 use crate::readings::{Points, Readings};
 use model::{Micros, Value};
@@ -65,6 +65,11 @@ impl<'db> Raw<'db> {
         Ok(Raw { snapshot, archived_seq, last_seq })
     }
 
+    /// The snapshot, for what else is in the store.
+    pub(crate) fn db(&self) -> &Connection {
+        &self.snapshot
+    }
+
     /// The last commit that is in it.
     pub fn last_seq(&self) -> u64 {
         self.last_seq
@@ -87,6 +92,26 @@ impl<'db> Raw<'db> {
             }
         }
         Ok(days)
+    }
+
+    /// The series that have readings in `[from_us, to_us)`, or on a day that it touches.
+    pub fn series_between(&self, from_us: Micros, to_us: Micros) -> Result<BTreeSet<u32>, ReadError> {
+        let mut ids = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id >= ?1 AND id < ?2")?;
+        let ids = ids.query_map([chunk_id(day(from_us), 0, 0), chunk_id(day(to_us - 1) + 1, 0, 0)], |row| row.get(0))?;
+        let mut series = ids.map(|id| id.map(series_of)).collect::<Result<BTreeSet<u32>, _>>()?;
+        self.each_batch(from_us, to_us, |readings| {
+            let own = readings.series.iter().zip(&readings.time_us);
+            series.extend(own.filter(|(_, us)| (from_us..to_us).contains(us)).map(|(series, _)| series));
+            ControlFlow::Continue(())
+        })?;
+        Ok(series)
+    }
+
+    /// When the latest reading in the chunks of a series and day was received.
+    pub fn received_us(&self, day: i64, series: u32) -> Result<Option<Micros>, ReadError> {
+        let mut query = self.snapshot.prepare_cached("SELECT max(received_us) FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
+        let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
+        Ok(query.query_row(ids, |row| row.get(0))?)
     }
 
     /// The readings of a series on a day that are in chunks.
@@ -194,6 +219,24 @@ impl<'db> Raw<'db> {
         Ok(())
     }
 
+    /// The readings of a series on a day, those of them in `[from_us, to_us)`.
+    pub fn day(
+        &self,
+        series: u32,
+        day: i64,
+        tail: &Points,
+        from_us: Micros,
+        to_us: Micros,
+    ) -> Result<Points, ReadError> {
+        let mut points = self.chunk(day, series)?;
+        let in_tail = tail.between(day * DAY_US, (day + 1) * DAY_US);
+        if !in_tail.is_empty() {
+            points.merge(&tail.slice(in_tail));
+        }
+        let rows = points.between(from_us, to_us);
+        Ok(if rows.len() == points.len() { points } else { points.slice(rows) })
+    }
+
     /// Calls `each` with the readings of a series, day by day in order of time;
     /// `days` are those of [`Raw::days`].
     pub fn each_day<E: From<ReadError>>(
@@ -208,12 +251,7 @@ impl<'db> Raw<'db> {
         let in_tail: BTreeSet<i64> = tail.time_us.iter().map(|&us| day(us)).collect();
         let all: BTreeSet<i64> = days.iter().copied().chain(in_tail.iter().copied()).collect();
         for day in all {
-            let mut points = self.chunk(day, series)?;
-            if in_tail.contains(&day) {
-                points.merge(&tail.slice(tail.between(day * DAY_US, (day + 1) * DAY_US)));
-            }
-            let rows = points.between(from_us, to_us);
-            let points = if rows.len() == points.len() { points } else { points.slice(rows) };
+            let points = self.day(series, day, tail, from_us, to_us)?;
             if !points.is_empty() && each(points)?.is_break() {
                 break;
             }

@@ -5,8 +5,8 @@ use super::read::{Raw, Wanted};
 use super::*;
 use crate::clock::Clock;
 use crate::journal::schema::{self, Store};
-use crate::journal::writer::write_archive;
-use crate::journal::{Chore, Intake, batch};
+use crate::journal::steps::write_step;
+use crate::journal::{Intake, batch};
 use crate::readings::{Points, Readings};
 use model::Value;
 use proptest::prelude::*;
@@ -82,7 +82,6 @@ fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
     let folder = Folder {
         store: store.path.clone(),
         intake: Arc::clone(&intake),
-        metrics: Arc::default(),
         delay_us: 0,
         clock: Clock::System,
         stop: stop.clone(),
@@ -92,13 +91,13 @@ fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
     while done_steps < steps && !is_folded(store) {
         let load = intake.take(Duration::ZERO, crate::journal::Parcel::default());
         for chore in load.chores {
-            let Chore::Archive { step, done } = chore else { continue };
+            let (step, done) = (chore.step, chore.done);
             let db = store.connection.unchecked_transaction().unwrap();
-            write_archive(&db, &step).unwrap();
+            write_step(&db, &step).unwrap();
             db.commit().unwrap();
             done_steps += 1;
             assert_eq!(&read_all(&store.path), expected, "after {step:?}");
-            let _ = done.send(0);
+            let _ = done.map(|done| done.send(0));
         }
     }
     stop.cancel();

@@ -18,6 +18,11 @@ impl Span {
         Span(Duration::from_secs(n))
     }
 
+    /// Of so many days.
+    pub const fn days(n: u64) -> Self {
+        Span::seconds(n * 86_400)
+    }
+
     /// Of so many milliseconds.
     pub const fn millis(n: u64) -> Self {
         Span(Duration::from_millis(n))

@@ -3,15 +3,18 @@
 use super::params::{Asked, Params};
 use super::reply::{Accept, JsonValue, Problem, TABLES, csv, csv_value, cursor, json, table};
 use super::{Shared, ask};
+use crate::config::Span;
 use crate::query::Range;
 use crate::query::aggregates::{Answer, GroupBy, Question, Row, is_count};
 use crate::table::of_aggregates;
 use axum::extract::State;
 use axum::response::Response;
 use model::aggregate::{Stat, Window};
+use model::time::SECOND_US;
 use model::{Micros, time};
 use serde::{Serialize, Serializer};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(super) const PARAMS: &[&str] =
     &["device", "metric", "from", "to", "window", "every", "stats", "group_by", "fill", "limit", "cursor"];
@@ -49,6 +52,10 @@ impl Serialize for JsonRow<'_> {
             map.serialize_entry(name, &JsonValue(value.as_ref(), *whole))?;
         }
         map.serialize_entry("complete", &self.row.complete)?;
+        if let Some(us) = self.row.resolution_us {
+            map.serialize_entry("sealed", &true)?;
+            map.serialize_entry("resolution", &Span(Duration::from_micros(us as u64)).to_string())?;
+        }
         map.end()
     }
 }
@@ -148,12 +155,13 @@ fn fill(params: &Params) -> Result<bool, Problem> {
 fn as_csv(answer: &Answer, group_by: &[String], columns: &[(String, bool)], next: Option<&str>) -> Response {
     let mut head: Vec<&str> = group_by.iter().map(String::as_str).chain(["start", "end"]).collect();
     head.extend(columns.iter().map(|(name, _)| name.as_str()));
-    head.push("complete");
+    head.extend(["complete", "resolution_s"]);
     let line = |row: &Row| {
         let mut line: Vec<String> = row.group.iter().map(|part| part.as_deref().unwrap_or_default().into()).collect();
         line.extend([time::format(row.start_us), time::format(row.end_us)]);
         line.extend(columns.iter().zip(&row.values).map(|((_, whole), value)| csv_value(value.as_ref(), *whole)));
         line.push(row.complete.to_string());
+        line.push(row.resolution_us.map_or_else(String::new, |us| (us / SECOND_US).to_string()));
         line
     };
     csv(&head, answer.rows.iter().map(line), next)

@@ -97,7 +97,7 @@ impl Listener {
         let data = json!({
             "device": &*series.device.name, "metric": &*series.metric,
             "start": time::format(row.start_us), "end": time::format(row.start_us + row.length_us),
-            "count": s.count, "text_count": s.texts, "sum": some(s.sum), "mean": s.mean(), "min": some(s.min),
+            "revision": row.revision, "count": s.count, "text_count": s.texts, "sum": some(s.sum), "mean": s.mean(), "min": some(s.min),
             "max": some(s.max), "stddev": s.stddev(), "p50": s.quantile(0.5), "p95": s.quantile(0.95),
         });
         Some(sse::Event::default().event("window").data(data.to_string()))

@@ -4,13 +4,15 @@
 //! arrival. Always holds: bounded in bytes; a parcel is taken whole or not at all; full means
 //! the sender waits ([`Intake::push`]) and is woken when the writer has taken the load.
 
-use super::{Chore, Inbound, Rejected};
+use super::{Chore, Inbound, Rejected, Step};
 use crate::listen::Receipt;
 use crate::listen::mqtt::retained::Publication;
 use crate::readings::Readings;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// What one pass over a socket brings.
 #[derive(Debug, Default)]
@@ -102,6 +104,29 @@ pub enum Taken {
 #[error("the gateway is shutting down")]
 pub struct Closed;
 
+/// Why a step is not on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// The gateway stops.
+    #[error("the gateway is shutting down")]
+    Stopped,
+    /// The writer had no room for it.
+    #[error("the disk is full")]
+    Full,
+}
+
+/// Waits until a chore is on disk: returns its bytes.
+pub fn wait(committed: &Receiver<u64>, stop: &CancellationToken) -> Result<u64, NotDone> {
+    loop {
+        match committed.recv_timeout(Duration::from_millis(500)) {
+            Ok(bytes) => return Ok(bytes),
+            Err(_) if stop.is_cancelled() => return Err(NotDone::Stopped),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(NotDone::Full),
+        }
+    }
+}
+
 impl Intake {
     /// An intake for at most `bytes_max` of what waits.
     pub fn new(bytes_max: usize) -> Self {
@@ -161,6 +186,13 @@ impl Intake {
             }
             space.await;
         }
+    }
+
+    /// Hands the writer a step and waits until it is on disk: returns its bytes.
+    pub fn commit(&self, step: Step, stop: &CancellationToken) -> Result<u64, NotDone> {
+        let (done, committed) = channel();
+        self.push_chore(Chore { step, done: Some(done) });
+        wait(&committed, stop)
     }
 
     /// Hands the writer a chore; never waits, because whoever does has at most one under way.

@@ -16,7 +16,7 @@ const VERSION: i32 = MIGRATIONS.len() as i32;
 const FILE: &str = "tidegate.db";
 
 /// What each version added to the one before; the first makes a store out of an empty file.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 const VERSION_1: &str = "
 -- Facts about the store itself: id, incarnation, created_us, replay_from.
@@ -65,6 +65,26 @@ CREATE VIEW chunks AS
     SELECT d.name AS device, s.metric, date((c.id >> 41) * 86400, 'unixepoch') AS day, c.id & 65535 AS part,
         c.readings, length(c.body) AS bytes, c.first_us, c.last_us, c.received_us
     FROM chunk c JOIN series s ON s.id = (c.id >> 16) & 33554431 JOIN device d ON d.id = s.device;
+";
+
+const VERSION_3: &str = "
+CREATE TABLE level (id INTEGER PRIMARY KEY, length_us INTEGER NOT NULL UNIQUE) STRICT;
+INSERT INTO level (length_us) SELECT DISTINCT length_us FROM summary;
+-- Summaries of one series at one level over a span of days, see archive/levels.rs; id is
+-- (span << 41 | series << 16 | level). Rows of the table summary that are as old have gone.
+CREATE TABLE rollup (id INTEGER PRIMARY KEY, received_us INTEGER NOT NULL, windows INTEGER NOT NULL,
+    from_us INTEGER NOT NULL, to_us INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE INDEX rollup_received ON rollup (received_us);
+CREATE INDEX chunk_received ON chunk (received_us);
+CREATE INDEX summary_revised ON summary (series, start_us) WHERE revision > 1;
+-- Days, counted from the epoch, whose readings have been retired: what is left are rollups.
+CREATE TABLE retired (series INTEGER NOT NULL, from_day INTEGER NOT NULL, to_day INTEGER NOT NULL,
+    PRIMARY KEY (series, from_day)) STRICT, WITHOUT ROWID;
+CREATE VIEW rollups AS
+    SELECT d.name AS device, s.metric, l.length_us / 1000000 AS length_s, r.windows, length(r.body) AS bytes,
+        datetime(r.from_us / 1000000, 'unixepoch') AS from_utc, datetime(r.to_us / 1000000, 'unixepoch') AS to_utc
+    FROM rollup r JOIN series s ON s.id = (r.id >> 16) & 33554431 JOIN device d ON d.id = s.device
+        JOIN level l ON l.id = r.id & 65535;
 ";
 
 /// Why a store cannot be opened.

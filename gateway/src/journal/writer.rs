@@ -11,13 +11,13 @@ use super::handover;
 use super::intake::{Intake, Load, Parcel};
 use super::recover;
 use super::schema::{self, Store};
-use super::{ArchiveStep, Chore, Chunk, Committed, Inbound, Rejected, SummaryRow};
+use super::steps::write_step;
+use super::{Cause, Chore, Committed, Inbound, Rejected, Step};
 use crate::catalog::{Birth, Catalog};
 use crate::clock::Clock;
 use crate::listen::Desk;
 use crate::listen::mqtt::retained::{Publication, Retained};
 use crate::metrics::Metrics;
-use model::Value;
 use rusqlite::{Connection, ErrorCode, params};
 use std::path::Path;
 use std::sync::Arc;
@@ -163,11 +163,9 @@ impl Writer {
                         (state.snapshot_at, state.snapshot_seq) = (Instant::now(), self.last_seq);
                         state.since_snapshot = 0;
                     }
-                    for chore in load.chores.drain(..) {
-                        if let Chore::Archive { done, .. } = chore {
-                            // A folder that is gone is started anew with the gateway.
-                            let _ = done.send(bytes);
-                        }
+                    for done in load.chores.drain(..).filter_map(|chore| chore.done) {
+                        // Who does not wait any more is started anew with the gateway.
+                        let _ = done.send(bytes);
                     }
                     return Ok(());
                 }
@@ -178,8 +176,8 @@ impl Writer {
                     if !self.store.connection.is_autocommit() {
                         self.store.connection.execute_batch("ROLLBACK")?;
                     }
-                    // Readings first: the archive is told that its step failed, and tries later.
-                    load.chores.retain(|chore| matches!(chore, Chore::Summaries { .. }));
+                    // Readings first: the others are told that their steps failed, and try later.
+                    load.chores.retain(|chore| matches!(chore.step, Step::Windows { .. }));
                     std::thread::sleep(FULL_DISK_PAUSE);
                 }
                 Err(e) => return Err(e.into()),
@@ -193,7 +191,7 @@ impl Writer {
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         write_births(db, births, received_us)?;
         if snapshot {
-            bytes += recover::write_snapshot(db, &self.catalog, self.last_seq)?;
+            bytes += self.metrics.written(Cause::Snapshot, recover::write_snapshot(db, &self.catalog, self.last_seq)?);
         }
         let readings = &load.parcel.readings;
         if !readings.is_empty() {
@@ -202,27 +200,17 @@ impl Writer {
             let last = readings.time_us.iter().max().copied().unwrap_or_default();
             let row = params![self.last_seq as i64 + 1, received_us, readings.len() as i64, first, last, body];
             db.prepare_cached("INSERT INTO batch VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(row)?;
-            self.metrics.batch_bytes.inc_by(body.len() as u64);
-            bytes += body.len() as u64;
+            bytes += self.metrics.written(Cause::Journal, body.len() as u64);
         }
-        bytes += write_rejects(db, &load.parcel.rejects, self.rejects_max)?;
-        bytes += write_retained(db, &load.parcel.retain)?;
+        let rejects = write_rejects(db, &load.parcel.rejects, self.rejects_max)?;
+        bytes += self.metrics.written(Cause::Messages, rejects + write_retained(db, &load.parcel.retain)?);
         write_inbound(db, &load.parcel.inbound)?;
-        for chore in &load.chores {
-            match chore {
-                Chore::Summaries { rows, replay_from, dirty } => {
-                    bytes += write_summaries(db, rows)?;
-                    schema::set_meta(db, "replay_from", *replay_from as i64)?;
-                    if let Some(dirty) = dirty {
-                        schema::set_meta(db, "dirty", dirty)?;
-                        bytes += dirty.len() as u64;
-                    }
-                }
-                Chore::Archive { step: ArchiveStep::Snapshot, .. } => {
-                    bytes += recover::write_snapshot(db, &self.catalog, self.last_seq)?;
-                }
-                Chore::Archive { step, .. } => bytes += write_archive(db, step)?,
-            }
+        for Chore { step, .. } in &load.chores {
+            let written = match step {
+                Step::Snapshot => recover::write_snapshot(db, &self.catalog, self.last_seq)?,
+                step => write_step(db, step)?,
+            };
+            bytes += self.metrics.written(step.cause(), written);
         }
         if !self.slow.is_zero() {
             std::thread::sleep(self.slow);
@@ -386,97 +374,4 @@ fn write_inbound(db: &Connection, inbound: &[Inbound]) -> rusqlite::Result<()> {
         };
     }
     Ok(())
-}
-
-pub(crate) fn write_archive(db: &Connection, step: &ArchiveStep) -> rusqlite::Result<u64> {
-    match step {
-        // Needs the catalog, so it is the writer's own.
-        ArchiveStep::Snapshot => {}
-        ArchiveStep::Begin { seq } => schema::set_meta(db, "folding_seq", seq)?,
-        ArchiveStep::Chunks(chunks) => return write_chunks(db, chunks),
-        ArchiveStep::Count { seq } => schema::set_meta(db, "archived_seq", seq)?,
-        ArchiveStep::Remove(ids) => remove_chunks(db, ids)?,
-        ArchiveStep::Rewrite { remove, chunks } => {
-            remove_chunks(db, remove)?;
-            return write_chunks(db, chunks);
-        }
-        ArchiveStep::RemoveBatches { seq } => {
-            db.prepare_cached("DELETE FROM batch WHERE seq <= ?1")?.execute([seq])?;
-        }
-        ArchiveStep::Folded => {
-            db.prepare_cached("DELETE FROM meta WHERE key = 'folding_seq'")?.execute([])?;
-        }
-    }
-    Ok(0)
-}
-
-fn write_chunks(db: &Connection, chunks: &[Chunk]) -> rusqlite::Result<u64> {
-    let mut bytes = 0;
-    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
-    for c in chunks {
-        bytes += c.body.len() as u64 + 48;
-        insert.execute(params![c.id, c.covers, c.seq, c.received_us, c.readings, c.first_us, c.last_us, c.body])?;
-    }
-    Ok(bytes)
-}
-
-fn remove_chunks(db: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
-    let mut delete = db.prepare_cached("DELETE FROM chunk WHERE id = ?1")?;
-    ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
-}
-
-/// Writes summaries; a window that is there already gets a new revision only if something
-/// changed (the last bits of a sum depend on the order of adding and do not count), and never
-/// from fewer readings than it has seen.
-fn write_summaries(db: &Connection, rows: &[SummaryRow]) -> rusqlite::Result<u64> {
-    let mut bytes = 0;
-    for row in rows {
-        let s = &row.summary;
-        let sketch = s.sketch.to_bytes();
-        bytes += sketch.len() as u64 + 100;
-        let finite = |n: f64| n.is_finite().then_some(n);
-        db.prepare_cached(
-            "INSERT INTO summary VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
-             ON CONFLICT DO UPDATE SET revision = revision + 1, through_seq = excluded.through_seq,
-               count = excluded.count, texts = excluded.texts, sum = excluded.sum, m2 = excluded.m2,
-               min = excluded.min, max = excluded.max, first_us = excluded.first_us, first = excluded.first,
-               last_us = excluded.last_us, last = excluded.last, sketch = excluded.sketch
-             WHERE excluded.through_seq >= through_seq AND ((count, texts, min, max, first_us, first,
-               last_us, last, sketch) IS NOT (excluded.count, excluded.texts, excluded.min, excluded.max,
-               excluded.first_us, excluded.first, excluded.last_us, excluded.last, excluded.sketch)
-               OR abs(excluded.sum - sum) > 1e-12 * (abs(excluded.sum) + abs(sum))
-               OR abs(excluded.m2 - m2) > 1e-9 * (excluded.m2 + m2))",
-        )?
-        .execute(params![
-            row.length_us,
-            row.start_us,
-            row.series,
-            row.through_seq as i64,
-            s.count as i64,
-            s.texts as i64,
-            s.sum,
-            s.m2,
-            finite(s.min),
-            finite(s.max),
-            s.first.0,
-            ToSql(&s.first.1),
-            s.last.0,
-            ToSql(&s.last.1),
-            sketch
-        ])?;
-    }
-    Ok(bytes)
-}
-
-/// A value as SQLite keeps it.
-struct ToSql<'a>(&'a Value);
-
-impl rusqlite::ToSql for ToSql<'_> {
-    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-        Ok(match self.0 {
-            Value::Number(n) => (*n).into(),
-            Value::Bool(b) => (*b).into(),
-            Value::Text(text) => (&**text).into(),
-        })
-    }
 }

@@ -11,21 +11,26 @@ mod answer;
 /// Series that are answered together.
 mod group;
 
+/// Which days are answered from summaries.
+mod plan;
+
 use super::{Engine, Filter, QueryError, Range};
 use crate::archive::DAY_US;
 use crate::archive::day;
 use crate::archive::read::{Raw, Tail, Wanted};
+use crate::archive::rollup::Folded;
 use crate::readings::Points;
 use crate::window::cut::{Cut, Cuts, Needs, windows};
 pub use answer::{Answer, Row, is_count};
 use answer::{Cell, Sink};
 use group::Group;
 pub use group::GroupBy;
+use plan::{FoldedDay, Plan};
 use model::aggregate::{Stat, Window};
 use model::time::window_start;
-use model::{Micros, Summary};
-use std::collections::BTreeMap;
+use model::Micros;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 /// What is asked.
@@ -106,6 +111,7 @@ struct Task<'a> {
     /// Not in chunks yet, of all series asked for; `None` if that is too much at once.
     tail: Option<(Vec<u32>, Tail)>,
     days: Vec<i64>,
+    plan: Plan,
     rows_max: usize,
 }
 
@@ -128,7 +134,9 @@ impl Engine {
             ids.sort_unstable();
             let tail = raw.tail(&Wanted::new(&ids), from_us, to_us, rows_max / 2)?.map(|tail| (ids, tail));
             let days = raw.days(from_us, to_us)?;
-            let task = Task { question, quantiles: question.quantiles(), raw: &raw, tail, days, rows_max };
+            let series = groups.iter().map(|group| group.series.len()).sum();
+            let plan = Plan::new(question, &self.levels, &raw, &days, series)?;
+            let task = Task { question, quantiles: question.quantiles(), raw: &raw, tail, days, plan, rows_max };
             // Of the group that the page before ended in, only the rest.
             let (first, from_us) = match &question.after {
                 Some((key, start_us)) if groups[0].is(key) => (1, start_us.saturating_add(1)),
@@ -156,7 +164,7 @@ impl Task<'_> {
     /// How many groups have about as many windows as may be kept at once.
     fn lot_groups(&self) -> usize {
         let windows = self.question.grid().map_or(1, |(_, every_us)| {
-            let days = self.days.len() as Micros + 1;
+            let days = (self.days.len() + self.plan.days()) as Micros + 1;
             let range = self.question.range;
             ((days * DAY_US).min(range.to_us - range.from_us) / every_us) as usize + 1
         });
@@ -258,7 +266,7 @@ impl Task<'_> {
             for (at, group) in groups.iter().enumerate() {
                 let several = group.series.len() > 1;
                 for series in &group.series {
-                    lot.places.push((at, several));
+                    lot.places.push((at, several || !self.plan.reads_everything()));
                     if !lot.series(series.id, &tail(series.id), span)? {
                         return Ok(None);
                     }
@@ -272,47 +280,70 @@ impl Task<'_> {
         Ok(cells.flatten())
     }
 
+    /// The days of a series that are read, and what stands for the others.
+    fn days_of(&self, series: u32, tail: &Points, span: Range) -> Result<Days, QueryError> {
+        let folded =
+            if self.plan.reads_everything() { BTreeMap::new() } else { self.plan.folded(self.raw, series, tail, span)? };
+        let in_tail = tail.time_us.iter().map(|&us| day(us));
+        let in_chunks = self.days.iter().copied().filter(|&d| (day(span.from_us)..=day(span.to_us - 1)).contains(&d));
+        let read = in_tail.chain(in_chunks).filter(|day| !folded.contains_key(day)).collect();
+        Ok(Days { folded, read })
+    }
+
     /// One window of one group, too large to be in memory at once.
     fn in_parts(&self, group: &Group, span: Range) -> Result<Option<Cell>, QueryError> {
-        let mut whole: Option<Summary> = None;
+        let mut whole: Option<Cell> = None;
         for series in &group.series {
             let mut pieces = vec![span];
             while let Some(piece) = pieces.pop() {
-                match self.piece(series.id, piece)? {
-                    Some(summaries) => {
-                        for summary in summaries {
-                            match &mut whole {
-                                Some(whole) => whole.merge(&summary),
-                                None => whole = Some(summary),
-                            }
-                        }
-                    }
-                    None => {
-                        let middle_us = piece.from_us + (piece.to_us - piece.from_us) / 2;
-                        pieces.push(Range { from_us: middle_us, ..piece });
-                        pieces.push(Range { to_us: middle_us, ..piece });
+                let Some(parts) = self.piece(series.id, piece)? else {
+                    let middle_us = piece.from_us + (piece.to_us - piece.from_us) / 2;
+                    pieces.push(Range { from_us: middle_us, ..piece });
+                    pieces.push(Range { to_us: middle_us, ..piece });
+                    continue;
+                };
+                for part in parts {
+                    match &mut whole {
+                        Some(whole) => whole.merge(part),
+                        None => whole = Some(part),
                     }
                 }
             }
         }
-        Ok(whole.map(|summary| Cell { summary, quantiles: None, numbers: Vec::new() }))
+        Ok(whole)
     }
 
-    /// A stretch of a series, a summary for each day; nothing if it does not fit.
-    fn piece(&self, series: u32, span: Range) -> Result<Option<Vec<Summary>>, QueryError> {
+    /// A stretch of a series, a cell for each day; nothing if it does not fit.
+    fn piece(&self, series: u32, span: Range) -> Result<Option<Vec<Cell>>, QueryError> {
         let alone = span.to_us - span.from_us < 2;
-        let rows = self.with_tail(&[series], span, |tail| {
-            let mut summaries = Vec::new();
-            self.raw.each_day(series, &self.days, &tail(series), span.from_us, span.to_us, |points| {
-                let mut cuts = Cuts::default();
-                cuts.add(series, &points, [(span.from_us, 0..points.len())]);
-                cuts.aggregate(Needs::ALL, |cut| summaries.push(cut.summarised()))?;
-                Ok::<_, QueryError>(ControlFlow::Continue(()))
-            })?;
-            Ok(summaries)
+        let cells = self.with_tail(&[series], span, |tail| {
+            let tail = tail(series);
+            let Days { folded, read } = self.days_of(series, &tail, span)?;
+            let mut cells = Vec::new();
+            for day in read {
+                let points = self.raw.day(series, day, &tail, span.from_us, span.to_us)?;
+                if !points.is_empty() {
+                    let mut cuts = Cuts::default();
+                    cuts.add(series, &points, [(span.from_us, 0..points.len())]);
+                    cuts.aggregate(Needs::ALL, |cut| cells.push(Cell::of_sketch(cut.summarised(), None)))?;
+                }
+            }
+            for day in folded.into_values() {
+                let cell = |row: Folded| Cell::of_sketch(row.summary, day.resolution_us);
+                cells.extend(day.windows.into_iter().filter(|row| !row.summary.is_empty()).map(cell));
+            }
+            Ok(cells)
         })?;
-        Ok(if alone { Some(rows.unwrap_or_default()) } else { rows })
+        Ok(if alone { Some(cells.unwrap_or_default()) } else { cells })
     }
+}
+
+/// Where the windows of a series come from, by day.
+struct Days {
+    /// From summaries.
+    folded: BTreeMap<i64, FoldedDay>,
+    /// From readings.
+    read: BTreeSet<i64>,
 }
 
 /// Windows being computed together.
@@ -345,24 +376,51 @@ impl<'a> Lot<'a> {
     fn series(&mut self, series: u32, tail: &Points, span: Range) -> Result<bool, QueryError> {
         let place = self.places.len() as u32 - 1;
         self.taken_until_us = self.starts.from_us;
-        let (raw, days) = (self.task.raw, &self.task.days);
+        let Days { mut folded, read } = self.task.days_of(series, tail, span)?;
+        let all: BTreeSet<i64> = read.into_iter().chain(folded.keys().copied()).collect();
         let mut waiting = Points::default();
-        let mut fits = true;
-        raw.each_day(series, days, tail, span.from_us, span.to_us, |points| {
-            if waiting.is_empty() {
-                waiting = points;
+        for day in all {
+            if let Some(day) = folded.remove(&day) {
+                self.take_folded(day);
             } else {
+                let points = self.task.raw.day(series, day, tail, span.from_us, span.to_us)?;
+                if points.is_empty() {
+                    continue;
+                }
                 waiting.merge(&points);
+                if !self.take_whole(place, &mut waiting, (day + 1) * DAY_US)? {
+                    return Ok(false);
+                }
             }
-            let last_us = waiting.time_us[waiting.len() - 1];
-            let day_end_us = (day(last_us) + 1) * DAY_US;
-            fits = self.take_whole(place, &mut waiting, day_end_us)?
-                && waiting.len() <= self.task.rows_max
-                && (self.cells.len() <= CELLS_MAX || self.is_enough());
-            let go_on = fits && !self.is_enough();
-            Ok::<_, QueryError>(if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-        })?;
-        Ok(fits && self.take_whole(place, &mut waiting, Micros::MAX)?)
+            let fits =
+                waiting.len() <= self.task.rows_max && (self.cells.len() <= CELLS_MAX || self.is_enough());
+            if !fits {
+                return Ok(false);
+            }
+            if self.is_enough() {
+                break;
+            }
+        }
+        self.take_whole(place, &mut waiting, Micros::MAX)
+    }
+
+    /// Adds the windows of a day that is answered from summaries.
+    fn take_folded(&mut self, day: FoldedDay) {
+        let Some(&(group, _)) = self.places.last() else { return };
+        let range_us = self.task.question.range.from_us;
+        for row in day.windows.into_iter().filter(|row| !row.summary.is_empty()) {
+            let cell = Cell::of_sketch(row.summary, day.resolution_us);
+            let Some((length_us, every_us)) = self.task.question.grid() else {
+                merge(&mut self.cells, (group, range_us), cell);
+                continue;
+            };
+            let first_us = window_start(row.start_us - length_us, every_us) + every_us;
+            for start_us in (first_us..=row.start_us).step_by(every_us as usize) {
+                if (self.starts.from_us..self.starts.to_us).contains(&start_us) {
+                    merge(&mut self.cells, (group, start_us), cell.clone());
+                }
+            }
+        }
     }
 
     /// Takes the windows that end at `until_us` or before out of `waiting`.
@@ -417,33 +475,28 @@ impl<'a> Lot<'a> {
             return Ok(None);
         }
         let quantiles = &self.task.quantiles;
-        for cell in self.cells.values_mut() {
-            if cell.quantiles.is_none() {
-                cell.quantiles = Some(answer::exact(&mut cell.numbers, quantiles));
-                cell.numbers = Vec::new();
-            }
-        }
+        self.cells.values_mut().for_each(|cell| cell.settle(quantiles));
         Ok(Some(self.cells))
     }
 }
 
 /// Adds a window to its cell; says how many numbers are kept for it.
 fn add(cells: &mut Cells, key: (usize, Micros), cut: Cut<'_>, quantiles: &[f64], several: bool) -> usize {
-    let mut numbers = if quantiles.is_empty() { Vec::new() } else { cut.numbers.to_vec() };
+    let numbers = if quantiles.is_empty() { Vec::new() } else { cut.numbers.to_vec() };
+    let mut cell = Cell::of_numbers(cut.summary, numbers);
     if !several {
-        let quantiles = Some(answer::exact(&mut numbers, quantiles));
-        cells.insert(key, Cell { summary: cut.summary, quantiles, numbers: Vec::new() });
+        cell.settle(quantiles);
+        cells.insert(key, cell);
         return 0;
     }
-    let kept = numbers.len();
-    match cells.entry(key) {
-        Entry::Vacant(vacant) => {
-            vacant.insert(Cell { summary: cut.summary, quantiles: None, numbers });
-        }
-        Entry::Occupied(mut cell) => {
-            cell.get_mut().summary.merge(&cut.summary);
-            cell.get_mut().numbers.append(&mut numbers);
-        }
-    }
+    let kept = cell.numbers.len();
+    merge(cells, key, cell);
     kept
+}
+
+fn merge(cells: &mut Cells, key: (usize, Micros), cell: Cell) {
+    match cells.entry(key) {
+        Entry::Vacant(vacant) => drop(vacant.insert(cell)),
+        Entry::Occupied(mut whole) => whole.get_mut().merge(cell),
+    }
 }

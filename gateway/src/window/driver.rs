@@ -5,32 +5,45 @@
 //! waits for the writer while the writer may be waiting for it; after a restart the readings
 //! that open windows still need are taken first, and those already summarised are skipped.
 
-use super::revise::{Revised, Stretch, revise};
+use super::revise::{Job, Revised, Reviser, Stretch};
 use super::{Progress, Windows};
+use crate::archive::levels::Levels;
+use crate::archive::{DAY_US, day};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
-use crate::journal::{Chore, Committed, Intake, SummaryRow, handover, recover, schema};
+use crate::journal::{Chore, Committed, Intake, Step, SummaryRow, handover, recover, schema};
 use crate::live::{Event, Live};
 use crate::metrics::Metrics;
 use model::Micros;
 use model::time::SECOND_US;
 use polars::prelude::PolarsError;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 const TICK: Duration = Duration::from_millis(200);
 /// Late readings come in swarms: wait until one has passed, but not for ever.
 const QUIET: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Each pass over old days writes them anew: wait longer. Its patience is `archive.delay`.
+const OLD_QUIET: Duration = Duration::from_secs(5);
 /// Windows computed again in one pass over the raw readings.
 const LOT: usize = 20_000;
+/// The same for old days.
+const OLD_LOT: usize = 2_000;
+/// Passes over the raw readings take at most a tenth of the time, as long as each is short.
+const REST_MAX: Duration = Duration::from_secs(60);
+/// So long after its end a day is old, and its summaries are folded.
+const OLD_AFTER_US: Micros = 3_600 * SECOND_US;
 /// How often a restart's beginning is written, though no window has closed.
 const CHECKPOINT: Duration = Duration::from_secs(5);
+/// How often to look whether a day is to be folded.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// Windows whose summaries a replay remembers at once.
 const REPLAY_WINDOWS_MAX: usize = 64;
@@ -42,10 +55,12 @@ pub type SharedProgress = Arc<RwLock<Vec<Progress>>>;
 pub struct Driver {
     /// The windows, empty.
     pub windows: Windows,
-    /// `window.length`.
-    pub length_us: Micros,
     /// `window.memory`.
     pub memory_bytes: usize,
+    /// `archive.delay`.
+    pub delay: Duration,
+    /// `window.length` and where summaries are folded.
+    pub levels: Levels,
     /// Committed readings.
     pub committed: handover::Receiver,
     /// Where chores go.
@@ -66,6 +81,8 @@ pub struct Driver {
     pub replay_from: u64,
     /// The last commit before the start.
     pub last_seq: u64,
+    /// The gateway stops.
+    pub stop: CancellationToken,
 }
 
 /// Why the thread cannot go on.
@@ -83,14 +100,38 @@ struct State {
     store: Connection,
     /// No summary of before the start is later than this.
     summarised_until_us: Micros,
-    to_reviser: SyncSender<Vec<Stretch>>,
+    to_reviser: SyncSender<Job>,
     from_reviser: Receiver<Revised>,
     revising_since: Option<Instant>,
-    dirty_since: Option<Instant>,
-    late_at: Instant,
+    late: Swarm,
+    old: Swarm,
     rest_until: Instant,
+    settle_at: Instant,
     told_at: Instant,
     told_from: u64,
+}
+
+/// Windows to compute again, and a day to fold with them.
+type Lot = (Vec<Stretch>, Option<i64>);
+
+/// Readings that come too late, as long as they keep coming.
+struct Swarm {
+    since: Option<Instant>,
+    last: Instant,
+    quiet: Duration,
+    patience: Duration,
+}
+
+impl Swarm {
+    fn new(quiet: Duration, patience: Duration) -> Self {
+        Swarm { since: None, last: Instant::now(), quiet: quiet.min(patience), patience }
+    }
+
+    /// True if it is time to look at what has come.
+    fn has_passed(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        now - self.last >= self.quiet || now - since >= self.patience
+    }
 }
 
 impl Driver {
@@ -113,8 +154,9 @@ impl Driver {
             // Commits come by the thousand; looking whether a window is due need not.
             if looked_at.elapsed() >= TICK {
                 looked_at = Instant::now();
+                self.age();
                 self.close_due(&mut state)?;
-                self.revise_dirty(&mut state);
+                self.revise_dirty(&mut state)?;
                 self.checkpoint(&mut state);
                 self.tell();
             }
@@ -124,18 +166,24 @@ impl Driver {
     fn start(&self) -> Result<State, DriverError> {
         let store = schema::open_reader(&self.store)?;
         let latest: Option<i64> =
-            store.query_row("SELECT max(start_us) FROM summary WHERE length_us = ?1", [self.length_us], |row| {
+            store.query_row("SELECT max(start_us) FROM summary WHERE length_us = ?1", [self.levels.base.length_us], |row| {
                 row.get(0)
             })?;
-        let (to_reviser, jobs) = sync_channel::<Vec<Stretch>>(1);
+        let (to_reviser, jobs) = sync_channel::<Job>(1);
         let (results, from_reviser) = sync_channel::<Revised>(1);
-        let reader = schema::open_reader(&self.store)?;
-        let (length_us, rows_max) = (self.length_us, self.memory_bytes / super::cut::Cuts::ROW_BYTES);
+        let reviser = Reviser {
+            db: schema::open_reader(&self.store)?,
+            levels: self.levels.clone(),
+            intake: Arc::clone(&self.intake),
+            clock: self.clock.clone(),
+            rows_max: self.memory_bytes / super::cut::Cuts::ROW_BYTES,
+            stop: self.stop.clone(),
+        };
         std::thread::Builder::new()
             .name("revise".into())
             .spawn(move || {
-                while let Ok(stretches) = jobs.recv() {
-                    if results.send(revise(&reader, &stretches, length_us, rows_max)).is_err() {
+                while let Ok(job) = jobs.recv() {
+                    if results.send(reviser.work(&job)).is_err() {
                         return;
                     }
                 }
@@ -148,12 +196,17 @@ impl Driver {
             to_reviser,
             from_reviser,
             revising_since: None,
-            dirty_since: None,
-            late_at: now,
+            late: Swarm::new(QUIET, PATIENCE),
+            old: Swarm::new(OLD_QUIET, self.delay),
             rest_until: now,
+            settle_at: now,
             told_at: now,
             told_from: self.replay_from,
         })
+    }
+
+    fn age(&mut self) {
+        self.windows.set_old_until((day(self.clock.now_us() - OLD_AFTER_US)) * DAY_US);
     }
 
     fn learn(&mut self) {
@@ -168,12 +221,16 @@ impl Driver {
     /// that a summary has seen.
     fn replay(&mut self, state: &State) -> Result<(), DriverError> {
         self.learn();
+        self.age();
         if let Some(dirty) = schema::meta::<Vec<u8>>(&state.store, "dirty")? {
             self.windows.restore_dirty(&dirty);
         }
         let mut through: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
-        let (windows, length_us) = (&mut self.windows, self.length_us);
-        let last_seq = self.last_seq;
+        let (length_us, last_seq) = (self.levels.base.length_us, self.last_seq);
+        // What there was to do about old days is known up to here.
+        let known_seq = schema::meta::<i64>(&state.store, "windows_seq")?.unwrap_or(0) as u64;
+        let old_until_us = self.windows.old_until_us();
+        let windows = &mut self.windows;
         let mut failed = None;
         recover::each_batch(&state.store, self.replay_from, |committed| {
             if committed.seq > last_seq {
@@ -183,6 +240,9 @@ impl Driver {
                 through.clear();
             }
             let taken = windows.take(&committed, |(start_us, series)| {
+                if start_us < old_until_us {
+                    return committed.seq > known_seq;
+                }
                 let seen = through
                     .entry(start_us)
                     .or_insert_with(|| read_through(&state.store, length_us, start_us).unwrap_or_default());
@@ -191,6 +251,7 @@ impl Driver {
             failed = taken.err();
             failed.is_none()
         })?;
+        self.windows.begin_behind(last_seq);
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
@@ -220,7 +281,7 @@ impl Driver {
             if row.start_us <= state.summarised_until_us {
                 let seen = match known.entry(row.start_us) {
                     Entry::Occupied(seen) => seen.into_mut(),
-                    Entry::Vacant(unknown) => unknown.insert(read_through(&state.store, self.length_us, row.start_us)?),
+                    Entry::Vacant(unknown) => unknown.insert(read_through(&state.store, self.levels.base.length_us, row.start_us)?),
                 };
                 if seen.contains_key(&row.series) {
                     self.windows.mark_dirty((row.start_us, row.series));
@@ -232,51 +293,98 @@ impl Driver {
         Ok(rows)
     }
 
-    fn revise_dirty(&mut self, state: &mut State) {
-        match state.from_reviser.try_recv() {
-            Ok(revision) => self.revised(state, revision),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
+    fn revise_dirty(&mut self, state: &mut State) -> Result<(), DriverError> {
+        if let Ok(revised) = state.from_reviser.try_recv() {
+            self.revised(state, revised);
         }
-        let late = self.windows.take_late();
         let now = Instant::now();
-        if late > 0 {
-            self.metrics.late.inc_by(late);
-            state.late_at = now;
+        let (late, old) = self.windows.take_late();
+        self.metrics.late.inc_by(late + old);
+        state.late.last = if late > 0 { now } else { state.late.last };
+        state.old.last = if old > 0 { now } else { state.old.last };
+        if state.revising_since.is_some() || now < state.rest_until {
+            return Ok(());
         }
-        if !self.windows.has_dirty() || state.revising_since.is_some() || now < state.rest_until {
-            return;
-        }
-        let dirty_since = *state.dirty_since.get_or_insert(now);
-        if now - state.late_at < QUIET && now - dirty_since < PATIENCE {
-            return;
-        }
-        state.dirty_since = None;
-        let lot = self.windows.take_dirty(LOT, self.clock.now_us());
-        if lot.is_empty() {
-            return;
-        }
-        match state.to_reviser.try_send(lot) {
+        let Some((stretches, settle)) = self.next_lot(state, now)? else { return Ok(()) };
+        // What the reviser reads must hold all that has been written about these windows.
+        let (done, after) = channel();
+        self.intake.push_chore(Chore { step: Step::Barrier, done: Some(done) });
+        let job = Job { stretches, old_until_us: self.windows.old_until_us(), settle, after };
+        match state.to_reviser.try_send(job) {
             Ok(()) => state.revising_since = Some(now),
-            Err(TrySendError::Full(lot) | TrySendError::Disconnected(lot)) => self.windows.revised(lot),
+            // The thread is gone, and the log says why: what is dirty stays so.
+            Err(_) => self.windows.revised([]),
         }
+        Ok(())
     }
 
-    fn revised(&mut self, state: &mut State, revision: Revised) {
-        // Passes over the raw readings take at most a tenth of the time, however late things come.
+    fn next_lot(&mut self, state: &mut State, now: Instant) -> Result<Option<Lot>, DriverError> {
+        let (recent, old) = self.windows.dirty_counts();
+        if recent > 0 && state.late.has_passed(now) {
+            state.late.since = None;
+            let lot = self.windows.take_dirty(LOT, self.clock.now_us());
+            if !lot.is_empty() {
+                return Ok(Some((lot, None)));
+            }
+        }
+        if old <= OLD_LOT && now >= state.settle_at && self.windows.old_days_are_known() {
+            state.settle_at = now + SETTLE;
+            if let Some(day) = self.day_to_settle(state)? {
+                state.old.since = None;
+                return Ok(Some((self.windows.take_old(OLD_LOT), Some(day))));
+            }
+        }
+        if old > 0 && state.old.has_passed(now) {
+            state.old.since = None;
+            return Ok(Some((self.windows.take_old(OLD_LOT), None)));
+        }
+        Ok(None)
+    }
+
+    /// The first old day whose summaries are rows still.
+    fn day_to_settle(&self, state: &State) -> Result<Option<i64>, DriverError> {
+        let old_until_us = self.windows.old_until_us();
+        let first = "SELECT start_us FROM summary WHERE length_us = ?1 AND start_us < ?2 ORDER BY start_us LIMIT 1";
+        let mut first = state.store.prepare_cached(first)?;
+        let mut first = |length_us: Micros, until_us: Micros| {
+            first.query_row([length_us, until_us], |row| row.get::<_, Micros>(0)).optional()
+        };
+        if let Some(start_us) = first(self.levels.base.length_us, old_until_us)? {
+            return Ok(Some(day(start_us)));
+        }
+        for level in &self.levels.former {
+            // Rows of another length go with those of any day.
+            if first(level.length_us, Micros::MAX)?.is_some() {
+                return Ok(Some(day(old_until_us) - 1));
+            }
+        }
+        Ok(None)
+    }
+
+    fn revised(&mut self, state: &mut State, revised: Revised) {
         let took = state.revising_since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        state.rest_until = Instant::now() + took * 9;
-        for (stretch, error) in &revision.failed {
+        state.rest_until = Instant::now() + (took * 9).min(REST_MAX);
+        for (stretch, error) in &revised.failed {
             tracing::error!(
                 series = stretch.series,
                 "late readings could not be worked in, and will be tried again: {error}"
             );
         }
-        if !revision.failed.is_empty() {
+        if let Some(error) = &revised.unsettled {
+            tracing::error!("summaries of a day could not be folded, and will be tried again: {error}");
+            state.settle_at = Instant::now() + REST_MAX;
+        }
+        if !revised.failed.is_empty() {
             state.rest_until = state.rest_until.max(Instant::now() + PATIENCE);
         }
-        self.windows.revised(revision.failed.into_iter().map(|(stretch, _)| stretch));
-        self.metrics.windows_revised.inc_by(revision.rows.len() as u64);
-        self.publish(revision.rows);
+        self.windows.revised(revised.failed.into_iter().map(|(stretch, _)| stretch));
+        self.metrics.sealed_late.inc_by(revised.sealed);
+        self.metrics.windows_revised.inc_by(revised.rows.len() as u64);
+        let rows = Arc::new(revised.rows);
+        if !rows.is_empty() {
+            self.live.publish(|| Event::Windows(rows));
+        }
+        self.write(Vec::new());
     }
 
     fn publish(&mut self, rows: Vec<SummaryRow>) {
@@ -289,8 +397,9 @@ impl Driver {
     }
 
     fn write(&mut self, rows: Vec<SummaryRow>) {
-        let (replay_from, dirty) = (self.windows.replay_from(), self.windows.dirty_blob(self.clock.now_us()));
-        self.intake.push_chore(Chore::Summaries { rows, replay_from, dirty });
+        let (replay_from, through_seq) = (self.windows.replay_from(), self.windows.through_seq());
+        let dirty = self.windows.dirty_blob(self.clock.now_us());
+        self.intake.push_chore(Chore { step: Step::Windows { rows, replay_from, through_seq, dirty }, done: None });
     }
 
     /// Without it a restart would read from where a window last closed.

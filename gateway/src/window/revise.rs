@@ -1,19 +1,40 @@
 //! Dirty windows, computed again from the raw readings.
 //!
-//! Arrives: stretches of series. Leaves: the summaries of all their windows as of the last
-//! commit; whoever writes them keeps only what has changed. Always holds: `through_seq` is the
-//! last commit of the snapshot that was read; a lot whose readings do not fit into memory is
-//! split, and one stretch that cannot be read does not hold up the others.
+//! Arrives: stretches of series. Leaves: the summaries that have come to something else, on
+//! disk: of recent days as rows, of old ones folded, with the rollups above them. Always holds:
+//! a window's revision rises only if it says something else; a day whose readings are retired
+//! is never computed again; what cannot be read is named and does not hold up the rest. One
+//! thread does this, so that nobody else changes a summary that is there. A day is old when
+//! its windows are folded, or are to be.
 
 use super::cut::{Cuts, Needs, windows};
+use crate::archive::levels::{Level, Levels, Rows, is_sealed};
 use crate::archive::read::{Raw, Wanted};
-use crate::journal::{ReadError, SummaryRow};
+use crate::archive::rollup::{self, Folded};
+use crate::archive::{DAY_US, day};
+use crate::clock::Clock;
+use crate::journal::intake::{NotDone, wait};
+use crate::journal::steps::read_summary;
+use crate::journal::{Intake, ReadError, Rollup, Step, SummaryRow};
 use crate::readings::Points;
-use model::Micros;
+use model::time::window_start;
+use model::{Micros, Summary};
 use polars::prelude::PolarsError;
-use rusqlite::Connection;
-use std::collections::BTreeSet;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use tokio_util::sync::CancellationToken;
+
+/// Days of series read in one snapshot.
+const LOT: usize = 64;
+/// What one commit carries.
+const SLICE_BYTES: usize = 128 << 10;
+const SLICE_ROWS: usize = 1_000;
+/// Rows of old days removed in one commit, about.
+const REMOVE_ROWS: i64 = 4_000;
 
 /// Some windows of a series: whole ones, within `[from_us, to_us)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,77 +53,471 @@ pub enum ReviseError {
     /// The store could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// SQLite refuses.
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] rusqlite::Error),
     /// Polars refused.
     #[error("aggregation failed: {0}")]
     Frame(#[from] PolarsError),
+    /// The writer could not take it.
+    #[error(transparent)]
+    NotDone(#[from] NotDone),
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Job {
+    /// The dirty windows.
+    pub stretches: Vec<Stretch>,
+    /// Days that end here or before are folded.
+    pub old_until_us: Micros,
+    /// Also fold this day, of all series, and remove its rows.
+    pub settle: Option<i64>,
+    /// Everything that was written before is on disk once this is told.
+    pub after: Receiver<u64>,
 }
 
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Revised {
-    /// The windows that have readings.
+    /// Windows that have come to something else.
     pub rows: Vec<SummaryRow>,
-    /// What could not be read.
+    /// What could not be done.
     pub failed: Vec<(Stretch, String)>,
+    /// Stretches of days whose readings are retired.
+    pub sealed: u64,
+    /// The day could not be settled.
+    pub unsettled: Option<String>,
 }
 
-/// Computes all windows of the stretches from their readings.
-pub fn revise(db: &Connection, stretches: &[Stretch], length_us: Micros, rows_max: usize) -> Revised {
-    let mut revised = Revised::default();
-    if stretches.is_empty() {
-        return revised;
+/// Who does it.
+pub struct Reviser {
+    /// A connection that only reads.
+    pub db: Connection,
+    /// Where folded summaries go.
+    pub levels: Levels,
+    /// Where steps go.
+    pub intake: Arc<Intake>,
+    /// The time.
+    pub clock: Clock,
+    /// Rows in memory at once.
+    pub rows_max: usize,
+    /// The gateway stops.
+    pub stop: CancellationToken,
+}
+
+/// A day of a series and the windows of it that are dirty.
+struct Place {
+    series: u32,
+    day: i64,
+    dirty: Vec<(Micros, Micros)>,
+}
+
+impl Place {
+    fn holds(&self, start_us: Micros) -> bool {
+        self.dirty.iter().any(|&(from_us, to_us)| (from_us..to_us).contains(&start_us))
     }
-    match try_revise(db, stretches, length_us, rows_max) {
-        Ok(Some(rows)) => revised.rows = rows,
-        Err(error) if stretches.len() == 1 => revised.failed.push((stretches[0], error.to_string())),
-        Ok(None) | Err(_) => {
-            // Also one that does not fit alone is computed: nobody else would.
-            let rows_max = if stretches.len() == 1 { usize::MAX } else { rows_max };
-            let (left, right) = stretches.split_at(stretches.len() / 2);
-            for half in [left, right] {
-                let mut part = revise(db, half, length_us, rows_max);
-                revised.rows.append(&mut part.rows);
-                revised.failed.append(&mut part.failed);
+
+    /// What has to be done again if it could not be done.
+    fn stretches(&self) -> Vec<Stretch> {
+        self.dirty.iter().map(|&(from_us, to_us)| Stretch { series: self.series, from_us, to_us }).collect()
+    }
+}
+
+/// What a day of a series comes to.
+struct Day<'a> {
+    place: &'a Place,
+    /// Its windows, by their starts.
+    windows: BTreeMap<Micros, Folded>,
+    /// The starts of those that have come to something else.
+    changed: Vec<Micros>,
+    received_us: Micros,
+}
+
+/// What waits to be written, and what of the series under way may be written again.
+#[derive(Default)]
+struct Pending {
+    recent: Vec<SummaryRow>,
+    rollups: Vec<Rollup>,
+    remove: Vec<i64>,
+    bytes: usize,
+    open_series: u32,
+    open: HashMap<i64, Rows>,
+}
+
+impl Reviser {
+    /// Does a job.
+    pub fn work(&self, job: &Job) -> Revised {
+        let mut revised = Revised::default();
+        let settling = wait(&job.after, &self.stop).map_err(ReviseError::from).and_then(|_| match job.settle {
+            Some(day) => self.places_of(day),
+            None => Ok(Vec::new()),
+        });
+        let settling = match settling {
+            Ok(places) => places,
+            Err(e) => {
+                revised.failed.extend(job.stretches.iter().map(|stretch| (*stretch, e.to_string())));
+                revised.unsettled = job.settle.map(|_| e.to_string());
+                return revised;
+            }
+        };
+        let places = places(&job.stretches, settling);
+        for lot in places.chunks(LOT) {
+            self.lot(lot, job.old_until_us, &mut revised);
+        }
+        if let (Some(day), None) = (job.settle, &revised.unsettled) {
+            revised.unsettled = self.remove_rows((day + 1) * DAY_US).err().map(|e| e.to_string());
+        }
+        revised
+    }
+
+    /// All series that have readings on a day.
+    fn places_of(&self, day: i64) -> Result<Vec<(u32, i64)>, ReviseError> {
+        let raw = Raw::open(&self.db)?;
+        let (from_us, to_us) = of_day(day);
+        Ok(raw.series_between(from_us, to_us)?.into_iter().map(|series| (series, day)).collect())
+    }
+
+    fn lot(&self, lot: &[Place], old_until_us: Micros, revised: &mut Revised) {
+        // One that does not fit alone is computed all the same: nobody else would.
+        let rows_max = if lot.len() == 1 { usize::MAX } else { self.rows_max };
+        match self.try_lot(lot, old_until_us, rows_max, revised) {
+            Ok(true) => {}
+            Ok(false) => {
+                let (left, right) = lot.split_at(lot.len() / 2);
+                self.lot(left, old_until_us, revised);
+                self.lot(right, old_until_us, revised);
+            }
+            Err(e) => lot.iter().for_each(|place| fail(place, &e, revised)),
+        }
+    }
+
+    /// False if what is not in chunks yet does not fit. Done again it changes nothing more.
+    fn try_lot(
+        &self,
+        lot: &[Place],
+        old_until_us: Micros,
+        rows_max: usize,
+        revised: &mut Revised,
+    ) -> Result<bool, ReviseError> {
+        let raw = Raw::open(&self.db)?;
+        let from_us = lot.iter().map(|place| of_day(place.day).0).min().unwrap_or_default();
+        let to_us = lot.iter().map(|place| of_day(place.day).1).max().unwrap_or_default();
+        let ids: BTreeSet<u32> = lot.iter().map(|place| place.series).collect();
+        let ids: Vec<u32> = ids.into_iter().collect();
+        let Some(tail) = raw.tail(&Wanted::new(&ids), from_us, to_us, rows_max)? else { return Ok(false) };
+        let days = raw.days(from_us, to_us)?;
+        let mut pending = Pending::default();
+        for place in lot {
+            let tail = tail.points(ids.binary_search(&place.series).unwrap_or_default());
+            if let Err(e) = self.place(&raw, place, old_until_us, &days, tail, &mut pending, revised) {
+                fail(place, &e, revised);
+            }
+            if pending.bytes >= SLICE_BYTES || pending.recent.len() >= SLICE_ROWS {
+                self.write(&mut pending)?;
             }
         }
+        // The snapshot must not pin the log while this is written.
+        drop(raw);
+        self.write(&mut pending)?;
+        Ok(true)
     }
-    revised
+
+    #[expect(clippy::too_many_arguments, reason = "a lot's snapshot, read once for all of its places")]
+    fn place(
+        &self,
+        raw: &Raw<'_>,
+        place: &Place,
+        old_until_us: Micros,
+        days: &[i64],
+        tail: &Points,
+        pending: &mut Pending,
+        revised: &mut Revised,
+    ) -> Result<(), ReviseError> {
+        if is_sealed(raw, place.day, place.series)? {
+            revised.sealed += place.dirty.len() as u64;
+            return Ok(());
+        }
+        pending.turn_to(place.series);
+        let base = &self.levels.base;
+        let (from_us, to_us) = of_day(place.day);
+        let rows = pending.rows(raw, base, place.day, place.series)?;
+        let before: BTreeMap<Micros, Folded> = rows.between(from_us, to_us).iter().map(|row| (row.start_us, row.clone())).collect();
+        let received_us = rows.received_us;
+        let old = !before.is_empty() || (place.day + 1) * DAY_US <= old_until_us;
+        // The first time, an old day is folded whole.
+        let folding = old && before.is_empty();
+        let wanted = if folding { vec![(from_us, to_us)] } else { place.dirty.clone() };
+        let (now, read_us) = self.compute(raw, place.series, &wanted, days, tail)?;
+        if folding && now.is_empty() && !has_rows(raw.db(), base.length_us, from_us, to_us)? {
+            return Ok(());
+        }
+        let mut day = Day { place, windows: before, changed: Vec::new(), received_us: received_us.max(read_us) };
+        self.compare(raw, &mut day, &wanted, now, old, folding)?;
+        let row = |start_us: &Micros| {
+            let Folded { start_us, revision, summary } = day.windows[start_us].clone();
+            let (series, length_us) = (place.series, base.length_us);
+            SummaryRow { series, start_us, length_us, through_seq: raw.last_seq(), revision, summary }
+        };
+        let changed: Vec<SummaryRow> = day.changed.iter().map(row).collect();
+        if !old {
+            pending.recent.extend(changed.iter().cloned());
+        } else if !day.windows.is_empty() {
+            let whole = folding || self.lacks_a_level(raw, place, pending)?;
+            if whole || !day.changed.is_empty() {
+                self.fold(raw, &day, whole, pending)?;
+            }
+        }
+        revised.rows.extend(changed);
+        Ok(())
+    }
+
+    /// True if a level was configured after the day had been folded.
+    fn lacks_a_level(&self, raw: &Raw<'_>, place: &Place, pending: &mut Pending) -> Result<bool, ReadError> {
+        for level in &self.levels.rollups {
+            let (from_us, to_us) = of_day(place.day);
+            if pending.rows(raw, level, place.day, place.series)?.between(from_us, to_us).is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What windows come to, and when the latest of their readings was received, about.
+    fn compute(
+        &self,
+        raw: &Raw<'_>,
+        series: u32,
+        wanted: &[(Micros, Micros)],
+        days: &[i64],
+        tail: &Points,
+    ) -> Result<(BTreeMap<Micros, Summary>, Micros), ReviseError> {
+        let length_us = self.levels.base.length_us;
+        let (mut now, mut received_us, mut cuts) = (BTreeMap::new(), Micros::MIN, Cuts::default());
+        for &(from_us, to_us) in wanted {
+            let own = days.partition_point(|&d| d < day(from_us))..days.partition_point(|&d| d <= day(to_us - 1));
+            let days = &days[own];
+            let tail = tail.slice(tail.between(from_us, to_us));
+            let mut points = Points::default();
+            raw.each_day::<ReadError>(series, days, &tail, from_us, to_us, |day| {
+                points.merge(&day);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            cuts.add(series, &points, windows(&points.time_us, length_us, length_us));
+            for &day in days {
+                received_us = received_us.max(raw.received_us(day, series)?.unwrap_or(Micros::MIN));
+            }
+            if !tail.is_empty() {
+                received_us = self.clock.now_us();
+            }
+        }
+        cuts.aggregate(Needs::ALL, |cut| {
+            now.insert(cut.start_us, cut.summarised());
+        })?;
+        Ok((now, received_us))
+    }
+
+    /// Finds what has come to something else, and its revision.
+    fn compare(
+        &self,
+        raw: &Raw<'_>,
+        day: &mut Day<'_>,
+        wanted: &[(Micros, Micros)],
+        mut now: BTreeMap<Micros, Summary>,
+        old: bool,
+        folding: bool,
+    ) -> Result<(), ReviseError> {
+        let (series, length_us) = (day.place.series, self.levels.base.length_us);
+        let revised = if folding { revised_rows(raw.db(), length_us, day.place.day, series)? } else { BTreeSet::new() };
+        let starts = wanted.iter().flat_map(|&(from_us, to_us)| (from_us..to_us).step_by(length_us as usize));
+        for start_us in starts {
+            let now = now.remove(&start_us);
+            let before = match day.windows.remove(&start_us) {
+                Some(before) => Some(before),
+                None if old && !folding => None,
+                // A row that is not dirty says the same.
+                None if folding && !day.place.holds(start_us) && !revised.contains(&start_us) => {
+                    now.clone().map(|summary| Folded { start_us, revision: 1, summary })
+                }
+                None => read_summary(raw.db(), length_us, start_us, series)?,
+            };
+            let same = match (&before, &now) {
+                (None, None) => continue,
+                (Some(before), Some(now)) => before.summary.says_the_same(now),
+                (Some(before), None) => before.summary.is_empty(),
+                (None, Some(_)) => false,
+            };
+            let window = match before {
+                Some(before) if same => before,
+                before => {
+                    day.changed.push(start_us);
+                    let revision = before.map_or(0, |before| before.revision) + 1;
+                    Folded { start_us, revision, summary: now.unwrap_or_else(|| Summary::empty(start_us)) }
+                }
+            };
+            day.windows.insert(start_us, window);
+        }
+        Ok(())
+    }
+
+    /// Folds a day of a series, and its windows at all levels above.
+    fn fold(&self, raw: &Raw<'_>, day: &Day<'_>, whole: bool, pending: &mut Pending) -> Result<(), ReviseError> {
+        let Place { series, day: number, .. } = *day.place;
+        let windows: Vec<Folded> = day.windows.values().cloned().collect();
+        pending.replace(raw, &self.levels.base, day, windows)?;
+        for level in &self.levels.rollups {
+            let touches = |start_us: Micros| {
+                let mut changed = day.changed.iter();
+                whole || changed.any(|&base_us| window_start(base_us, level.length_us) == start_us)
+            };
+            let (from_us, to_us) = of_day(number);
+            let mut above: BTreeMap<Micros, Folded> = {
+                let rows = pending.rows(raw, level, number, series)?.between(from_us, to_us);
+                rows.iter().map(|row| (row.start_us, row.clone())).collect()
+            };
+            let parts = day.windows.values().filter(|window| !window.summary.is_empty());
+            let mut merged: BTreeMap<Micros, Summary> = BTreeMap::new();
+            for part in parts {
+                let start_us = window_start(part.start_us, level.length_us);
+                if touches(start_us) {
+                    merged.entry(start_us).and_modify(|whole| whole.merge(&part.summary)).or_insert_with(|| part.summary.clone());
+                }
+            }
+            for start_us in (from_us..to_us).step_by(level.length_us as usize).filter(|&start_us| touches(start_us)) {
+                let before = above.remove(&start_us);
+                let Some(summary) = merged.remove(&start_us).or_else(|| before.as_ref().map(|_| Summary::empty(start_us))) else {
+                    continue;
+                };
+                let window = match before {
+                    Some(before) if before.summary.says_the_same(&summary) => before,
+                    before => Folded { start_us, revision: before.map_or(0, |before| before.revision) + 1, summary },
+                };
+                above.insert(start_us, window);
+            }
+            pending.replace(raw, level, day, above.into_values().collect())?;
+        }
+        if whole {
+            // Windows of a length that is not configured any more would only be in the way.
+            let former = self.levels.former.iter().filter(|level| level.span_days == 1);
+            pending.remove.extend(former.map(|level| level.id(number, series)));
+        }
+        Ok(())
+    }
+
+    fn write(&self, pending: &mut Pending) -> Result<(), NotDone> {
+        let recent = std::mem::take(&mut pending.recent);
+        if !recent.is_empty() {
+            self.intake.commit(Step::Revised(recent), &self.stop)?;
+        }
+        let (rows, remove) = (std::mem::take(&mut pending.rollups), std::mem::take(&mut pending.remove));
+        if !rows.is_empty() {
+            self.intake.commit(Step::Rollups { rows, remove }, &self.stop)?;
+        }
+        pending.bytes = 0;
+        Ok(())
+    }
+
+    /// Removes the rows of days that are folded, and those of windows of another length.
+    fn remove_rows(&self, until_us: Micros) -> Result<(), ReviseError> {
+        let former = self.levels.former.iter().map(|level| (level.length_us, Micros::MAX));
+        for (length_us, until_us) in former.chain([(self.levels.base.length_us, until_us)]) {
+            let mut nth = self.db.prepare_cached(
+                "SELECT start_us FROM summary WHERE length_us = ?1 AND start_us < ?2 ORDER BY start_us LIMIT 1 OFFSET ?3",
+            )?;
+            let mut nth =
+                |n: i64| nth.query_row([length_us, until_us, n], |row| row.get::<_, Micros>(0)).optional();
+            while nth(0)?.is_some() {
+                let slice_us = nth(REMOVE_ROWS)?.map_or(until_us, |start_us| start_us + 1);
+                self.intake.commit(Step::RemoveSummaries { length_us, until_us: slice_us }, &self.stop)?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Nothing if what is not in chunks yet does not fit.
-fn try_revise(
-    db: &Connection,
-    stretches: &[Stretch],
-    length_us: Micros,
-    rows_max: usize,
-) -> Result<Option<Vec<SummaryRow>>, ReviseError> {
-    let raw = Raw::open(db)?;
-    let from_us = stretches.iter().map(|stretch| stretch.from_us).min().unwrap_or_default();
-    let to_us = stretches.iter().map(|stretch| stretch.to_us).max().unwrap_or_default();
-    let ids: BTreeSet<u32> = stretches.iter().map(|stretch| stretch.series).collect();
-    let ids: Vec<u32> = ids.into_iter().collect();
-    let Some(tail) = raw.tail(&Wanted::new(&ids), from_us, to_us, rows_max)? else { return Ok(None) };
-    let days = raw.days(from_us, to_us)?;
-    let (mut rows, mut cuts) = (Vec::new(), Cuts::default());
-    for stretch in stretches {
-        let place = ids.binary_search(&stretch.series).unwrap_or_default();
-        let mut points = Points::default();
-        raw.each_day::<ReadError>(stretch.series, &days, tail.points(place), stretch.from_us, stretch.to_us, |day| {
-            points.merge(&day);
-            Ok(ControlFlow::Continue(()))
-        })?;
-        cuts.add(stretch.series, &points, windows(&points.time_us, length_us, length_us));
-        if cuts.len() >= rows_max {
-            summarise(std::mem::take(&mut cuts), length_us, raw.last_seq(), &mut rows)?;
+impl Pending {
+    /// Rows of other series need not be kept.
+    fn turn_to(&mut self, series: u32) {
+        if self.open_series != series {
+            self.open_series = series;
+            self.open.clear();
         }
     }
-    summarise(cuts, length_us, raw.last_seq(), &mut rows)?;
-    Ok(Some(rows))
+
+    fn rows(&mut self, raw: &Raw<'_>, level: &Level, day: i64, series: u32) -> Result<&Rows, ReadError> {
+        match self.open.entry(level.id(day, series)) {
+            Entry::Occupied(rows) => Ok(rows.into_mut()),
+            Entry::Vacant(vacant) => Ok(vacant.insert(level.read(raw, day, series, true)?.unwrap_or_default())),
+        }
+    }
+
+    /// Puts the windows of a day into the row of a level that holds it.
+    fn replace(&mut self, raw: &Raw<'_>, level: &Level, day: &Day<'_>, windows: Vec<Folded>) -> Result<(), ReadError> {
+        let Place { series, day: number, .. } = *day.place;
+        let (from_us, to_us) = of_day(number);
+        let id = level.id(number, series);
+        let received_us = day.received_us.max(self.rows(raw, level, number, series)?.received_us);
+        let Some(rows) = self.open.get_mut(&id) else { return Ok(()) };
+        let own = rows.windows.partition_point(|row| row.start_us < from_us)
+            ..rows.windows.partition_point(|row| row.start_us < to_us);
+        rows.windows.splice(own, windows);
+        rows.received_us = received_us;
+        let (Some(first), Some(last)) = (rows.windows.first(), rows.windows.last()) else { return Ok(()) };
+        let rollup = Rollup {
+            id,
+            received_us,
+            windows: rows.windows.len() as i64,
+            from_us: first.start_us,
+            to_us: last.start_us + level.length_us,
+            body: rollup::encode(level.length_us, &rows.windows),
+        };
+        self.bytes += rollup.body.len() + 64;
+        // Of one written twice the later counts.
+        self.rollups.retain(|before| before.id != id);
+        self.rollups.push(rollup);
+        Ok(())
+    }
 }
 
-fn summarise(cuts: Cuts, length_us: Micros, through_seq: u64, rows: &mut Vec<SummaryRow>) -> Result<(), PolarsError> {
-    cuts.aggregate(Needs::ALL, |cut| {
-        let (series, start_us) = (cut.series, cut.start_us);
-        rows.push(SummaryRow { series, start_us, length_us, through_seq, summary: cut.summarised() });
-    })
+/// From its begin to its end.
+fn of_day(day: i64) -> (Micros, Micros) {
+    (day * DAY_US, (day + 1) * DAY_US)
+}
+
+fn fail(place: &Place, error: &ReviseError, revised: &mut Revised) {
+    revised.failed.extend(place.stretches().into_iter().map(|stretch| (stretch, error.to_string())));
+    if place.dirty.is_empty() {
+        revised.unsettled = Some(error.to_string());
+    }
+}
+
+/// Stretches by series and day, and the days that are to be folded besides.
+fn places(stretches: &[Stretch], settling: Vec<(u32, i64)>) -> Vec<Place> {
+    let mut places: BTreeMap<(u32, i64), Vec<(Micros, Micros)>> = BTreeMap::new();
+    for stretch in stretches {
+        for number in day(stretch.from_us)..=day(stretch.to_us - 1) {
+            let (from_us, to_us) = of_day(number);
+            let (from_us, to_us) = (from_us.max(stretch.from_us), to_us.min(stretch.to_us));
+            places.entry((stretch.series, number)).or_default().push((from_us, to_us));
+        }
+    }
+    for place in settling {
+        places.entry(place).or_default();
+    }
+    places.into_iter().map(|((series, day), dirty)| Place { series, day, dirty }).collect()
+}
+
+/// True if any series has a row of a window that starts there.
+fn has_rows(db: &Connection, length_us: Micros, from_us: Micros, to_us: Micros) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT 1 FROM summary WHERE length_us = ?1 AND start_us >= ?2 AND start_us < ?3 LIMIT 1")?
+        .exists([length_us, from_us, to_us])
+}
+
+/// The windows of a day whose rows have been revised.
+fn revised_rows(db: &Connection, length_us: Micros, day: i64, series: u32) -> rusqlite::Result<BTreeSet<Micros>> {
+    let mut query = db.prepare_cached(
+        "SELECT start_us FROM summary WHERE series = ?1 AND start_us >= ?2 AND start_us < ?3 AND length_us = ?4 AND revision > 1",
+    )?;
+    let rows = query.query_map(params![series, day * DAY_US, (day + 1) * DAY_US, length_us], |row| row.get(0))?;
+    rows.collect()
 }

@@ -24,6 +24,8 @@ pub struct Row {
     pub values: Vec<Option<Value>>,
     /// Only late readings can change it.
     pub complete: bool,
+    /// Some of its readings are retired: the longest windows of which it was put together.
+    pub resolution_us: Option<Micros>,
     window_us: Micros,
 }
 
@@ -47,16 +49,51 @@ impl Answer {
 }
 
 /// What a window comes to.
+#[derive(Debug, Clone)]
 pub(super) struct Cell {
-    pub(super) summary: Summary,
+    summary: Summary,
     /// In the order of the quantiles asked; `None` if they come from the sketch.
-    pub(super) quantiles: Option<Vec<f64>>,
+    quantiles: Option<Vec<f64>>,
     /// Of all series of the group, as long as quantiles are still to be found.
     pub(super) numbers: Vec<f64>,
+    /// The sketch of the summary holds what is not among the numbers.
+    sketched: bool,
+    /// Some of its readings are retired: the longest windows that it was put together from.
+    resolution_us: Option<Micros>,
+}
+
+impl Cell {
+    /// From readings; the sketch is empty, the numbers may be left out if nobody asks for them.
+    pub(super) fn of_numbers(summary: Summary, numbers: Vec<f64>) -> Self {
+        Cell { summary, quantiles: None, numbers, sketched: false, resolution_us: None }
+    }
+
+    /// From a summary with its sketch; its readings are retired if there is a resolution.
+    pub(super) fn of_sketch(summary: Summary, resolution_us: Option<Micros>) -> Self {
+        Cell { summary, quantiles: None, numbers: Vec::new(), sketched: true, resolution_us }
+    }
+
+    /// Adds the cell of other readings.
+    pub(super) fn merge(&mut self, mut other: Cell) {
+        self.summary.merge(&other.summary);
+        self.numbers.append(&mut other.numbers);
+        self.sketched |= other.sketched;
+        self.resolution_us = self.resolution_us.max(other.resolution_us);
+    }
+
+    /// Nothing more comes: the quantiles can be found.
+    pub(super) fn settle(&mut self, quantiles: &[f64]) {
+        let mut numbers = std::mem::take(&mut self.numbers);
+        if self.sketched {
+            self.summary.sketch.extend(numbers);
+        } else if self.quantiles.is_none() {
+            self.quantiles = Some(exact(&mut numbers, quantiles));
+        }
+    }
 }
 
 /// Nearest ranks among numbers, which are left in some order.
-pub(super) fn exact(numbers: &mut [f64], quantiles: &[f64]) -> Vec<f64> {
+fn exact(numbers: &mut [f64], quantiles: &[f64]) -> Vec<f64> {
     let pick = |q: &f64| match nearest_rank(*q, numbers.len() as u64) {
         Some(rank) => *numbers.select_nth_unstable_by(rank as usize - 1, f64::total_cmp).1,
         None => f64::NAN,
@@ -125,6 +162,9 @@ impl<'a> Sink<'a> {
                 (window_us.max(range.from_us), window_us.saturating_add(length_us).min(range.to_us))
             }
         };
+        let resolution_us = cell.as_ref().and_then(|cell| cell.resolution_us);
+        // Windows shorter than what is left are as long as that.
+        let end_us = resolution_us.map_or(end_us, |us| end_us.max(start_us.saturating_add(us)));
         if let Some(Cell { summary, quantiles: None, .. }) = &cell
             && self.question.stats.iter().any(|stat| matches!(stat, Stat::Quantile(_)))
         {
@@ -136,6 +176,7 @@ impl<'a> Sink<'a> {
             end_us,
             values: values(&self.question.stats, cell.as_ref()),
             complete: end_us <= group.complete_until_us,
+            resolution_us,
             window_us,
         });
         ControlFlow::Continue(())

@@ -1,0 +1,198 @@
+//! What the writer does besides readings: one function for each step.
+//!
+//! Arrives: steps, in the writer's transaction. Leaves: about how many bytes they write. Always
+//! holds: a step is small, or cut into small ones by whoever asks for it, so that no commit
+//! waits noticeably.
+
+use super::schema::set_meta;
+use super::{Chunk, ReadError, Rollup, Step, SummaryRow};
+use crate::archive::rollup::Folded;
+use model::{Micros, Sketch, Summary, Value};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, params};
+
+/// Does a step; a snapshot is the writer's own, because it needs the catalog.
+pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> {
+    match step {
+        Step::Windows { rows, replay_from, through_seq, dirty } => {
+            let bytes = write_summaries(db, rows)?;
+            set_meta(db, "replay_from", *replay_from as i64)?;
+            set_meta(db, "windows_seq", *through_seq as i64)?;
+            let Some(dirty) = dirty else { return Ok(bytes) };
+            set_meta(db, "dirty", dirty)?;
+            return Ok(bytes + dirty.len() as u64);
+        }
+        Step::Revised(rows) => return write_summaries(db, rows),
+        Step::Rollups { rows, remove } => {
+            delete(db, "DELETE FROM rollup WHERE id = ?1", remove)?;
+            return write_rollups(db, rows);
+        }
+        Step::RemoveSummaries { length_us, until_us } => {
+            db.prepare_cached("DELETE FROM summary WHERE length_us = ?1 AND start_us < ?2")?
+                .execute([length_us, until_us])?;
+        }
+        Step::Barrier | Step::Snapshot => {}
+        Step::Begin { seq } => set_meta(db, "folding_seq", seq)?,
+        Step::Chunks(chunks) => return write_chunks(db, chunks),
+        Step::Count { seq } => set_meta(db, "archived_seq", seq)?,
+        Step::Remove(ids) => remove_chunks(db, ids)?,
+        Step::Rewrite { remove, chunks } => {
+            remove_chunks(db, remove)?;
+            return write_chunks(db, chunks);
+        }
+        Step::RemoveBatches { seq } => {
+            db.prepare_cached("DELETE FROM batch WHERE seq <= ?1")?.execute([seq])?;
+        }
+        Step::Folded => {
+            db.prepare_cached("DELETE FROM meta WHERE key = 'folding_seq'")?.execute([])?;
+        }
+        Step::Retire { chunks, places } => {
+            remove_chunks(db, chunks)?;
+            places.iter().try_for_each(|&(series, day)| seal(db, series, day))?;
+            return Ok(places.len() as u64 * 16);
+        }
+        Step::RetireRollups(ids) => delete(db, "DELETE FROM rollup WHERE id = ?1", ids)?,
+        Step::Vacuum { pages } => {
+            // Every page given back is a row of the answer.
+            let mut vacuum = db.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+            let mut rows = vacuum.query([])?;
+            while rows.next()?.is_some() {}
+        }
+    }
+    Ok(0)
+}
+
+fn write_chunks(db: &Connection, chunks: &[Chunk]) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO chunk VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    for c in chunks {
+        bytes += c.body.len() as u64 + 48;
+        insert.execute(params![c.id, c.covers, c.seq, c.received_us, c.readings, c.first_us, c.last_us, c.body])?;
+    }
+    Ok(bytes)
+}
+
+fn remove_chunks(db: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    delete(db, "DELETE FROM chunk WHERE id = ?1", ids)
+}
+
+fn delete(db: &Connection, sql: &str, ids: &[i64]) -> rusqlite::Result<()> {
+    let mut delete = db.prepare_cached(sql)?;
+    ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
+}
+
+fn write_rollups(db: &Connection, rows: &[Rollup]) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO rollup VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    for r in rows {
+        bytes += r.body.len() as u64 + 48;
+        insert.execute(params![r.id, r.received_us, r.windows, r.from_us, r.to_us, r.body])?;
+    }
+    Ok(bytes)
+}
+
+/// Days next to each other are one row.
+fn seal(db: &Connection, series: u32, day: i64) -> rusqlite::Result<()> {
+    let mut before =
+        db.prepare_cached("SELECT from_day, to_day FROM retired WHERE series = ?1 AND from_day <= ?2 ORDER BY from_day DESC")?;
+    let before: Option<(i64, i64)> =
+        before.query_row(params![series, day], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    if before.is_some_and(|(_, to_day)| day < to_day) {
+        return Ok(());
+    }
+    let from_day = before.filter(|&(_, to_day)| to_day == day).map_or(day, |(from_day, _)| from_day);
+    let mut after = db.prepare_cached("DELETE FROM retired WHERE series = ?1 AND from_day = ?2 RETURNING to_day")?;
+    let after: Option<i64> = after.query_row(params![series, day + 1], |row| row.get(0)).optional()?;
+    db.prepare_cached("INSERT OR REPLACE INTO retired VALUES (?1, ?2, ?3)")?
+        .execute(params![series, from_day, after.unwrap_or(day + 1)])?;
+    Ok(())
+}
+
+/// Writes summaries; of a window that is there already the higher revision stays.
+fn write_summaries(db: &Connection, rows: &[SummaryRow]) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    for row in rows {
+        let s = &row.summary;
+        let sketch = s.sketch.to_bytes();
+        bytes += sketch.len() as u64 + 100;
+        let finite = |n: f64| n.is_finite().then_some(n);
+        db.prepare_cached(
+            "INSERT INTO summary VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+             ON CONFLICT DO UPDATE SET revision = excluded.revision, through_seq = excluded.through_seq,
+               count = excluded.count, texts = excluded.texts, sum = excluded.sum, m2 = excluded.m2,
+               min = excluded.min, max = excluded.max, first_us = excluded.first_us, first = excluded.first,
+               last_us = excluded.last_us, last = excluded.last, sketch = excluded.sketch
+             WHERE excluded.revision > revision",
+        )?
+        .execute(params![
+            row.length_us,
+            row.start_us,
+            row.series,
+            row.revision,
+            row.through_seq as i64,
+            s.count as i64,
+            s.texts as i64,
+            s.sum,
+            s.m2,
+            finite(s.min),
+            finite(s.max),
+            s.first.0,
+            ToSql(&s.first.1),
+            s.last.0,
+            ToSql(&s.last.1),
+            sketch
+        ])?;
+    }
+    Ok(bytes)
+}
+
+/// A value as SQLite keeps it.
+struct ToSql<'a>(&'a Value);
+
+impl rusqlite::ToSql for ToSql<'_> {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(match self.0 {
+            Value::Number(n) => (*n).into(),
+            Value::Bool(b) => (*b).into(),
+            Value::Text(text) => (&**text).into(),
+        })
+    }
+}
+
+/// Reads a summary back.
+pub(crate) fn read_summary(
+    db: &Connection,
+    length_us: Micros,
+    start_us: Micros,
+    series: u32,
+) -> Result<Option<Folded>, ReadError> {
+    let mut query = db.prepare_cached(
+        "SELECT revision, count, texts, sum, m2, min, max, first_us, first, last_us, last, sketch
+         FROM summary WHERE length_us = ?1 AND start_us = ?2 AND series = ?3",
+    )?;
+    let mut rows = query.query(params![length_us, start_us, series])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let damaged = || ReadError::Summary { series, start_us };
+    let number = |at: usize, none: f64| row.get::<_, Option<f64>>(at).map(|n| n.unwrap_or(none));
+    let value = |at: usize| -> Result<Value, ReadError> {
+        Ok(match row.get_ref(at)? {
+            ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into()),
+            ValueRef::Real(n) => Value::Number(n),
+            ValueRef::Integer(n) => Value::Number(n as f64),
+            _ => return Err(damaged()),
+        })
+    };
+    let sketch = row.get_ref(11)?.as_blob().map_err(|_| damaged())?;
+    let summary = Summary {
+        count: row.get::<_, i64>(1)? as u64,
+        texts: row.get::<_, i64>(2)? as u64,
+        sum: number(3, 0.0)?,
+        m2: number(4, 0.0)?,
+        min: number(5, f64::INFINITY)?,
+        max: number(6, f64::NEG_INFINITY)?,
+        first: (row.get(7)?, value(8)?),
+        last: (row.get(9)?, value(10)?),
+        sketch: Sketch::from_bytes(sketch).map_err(|_| damaged())?,
+    };
+    Ok(Some(Folded { start_us, revision: row.get(0)?, summary }))
+}

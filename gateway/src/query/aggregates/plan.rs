@@ -1,0 +1,174 @@
+//! Which days of a series are answered from folded summaries.
+//!
+//! Arrives: a question, a snapshot. Leaves: for each series the days whose summaries stand for
+//! their readings; all others are read. Always holds: they stand for them only where they say
+//! the same: whole days, windows that the question's are multiples of, nothing late that has
+//! not been worked in yet, and no quantiles unless reading everything would take too long; or
+//! where the readings are retired, and then the answer says so.
+
+use super::Question;
+use crate::archive::levels::{Level, Levels, sealed_days};
+use crate::archive::read::Raw;
+use crate::archive::rollup::Folded;
+use crate::archive::{DAY_US, day};
+use crate::journal::{ReadError, schema};
+use crate::query::Range;
+use crate::readings::Points;
+use crate::window::dirty::read_blob;
+use model::Micros;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Readings that are read for exact quantiles, about; beyond that sketches answer.
+const EXACT_READINGS_MAX: i64 = 50_000_000;
+/// Chunks looked at to guess how many readings there are.
+const SAMPLE: i64 = 64;
+
+pub(super) struct Plan {
+    /// Windows that the question's are multiples of.
+    aligned: Option<Level>,
+    /// They stand for readings also where those are kept.
+    instead: bool,
+    /// The spans for which there may be such windows.
+    spans: Vec<i64>,
+    /// Shortest windows first.
+    levels: Vec<Level>,
+    any_sealed: bool,
+    quantiles: bool,
+    /// What is dirty, by series.
+    dirty: HashMap<u32, Vec<(Micros, Micros)>>,
+}
+
+/// A day that is answered from summaries.
+pub(super) struct FoldedDay {
+    pub(super) windows: Vec<Folded>,
+    /// Its readings are retired: how long the windows are.
+    pub(super) resolution_us: Option<Micros>,
+}
+
+impl Plan {
+    pub(super) fn new(
+        question: &Question,
+        levels: &Levels,
+        raw: &Raw<'_>,
+        days: &[i64],
+        series: usize,
+    ) -> Result<Self, ReadError> {
+        let quantiles = !question.quantiles().is_empty();
+        let aligned = match question.grid() {
+            Some((length_us, every_us)) => levels.coarsest(&[length_us, every_us]),
+            None => levels.coarsest(&[]),
+        };
+        let any_sealed = raw.db().prepare_cached("SELECT 1 FROM retired LIMIT 1")?.exists([])?;
+        let instead = aligned.is_some() && (!quantiles || too_many(raw, days, series)?);
+        let range = question.range;
+        let spans = match aligned {
+            Some(level) if instead => Levels::spans(raw, level, day(range.from_us), day(range.to_us - 1))?,
+            _ => Vec::new(),
+        };
+        let mut dirty: HashMap<u32, Vec<(Micros, Micros)>> = HashMap::new();
+        if !spans.is_empty() {
+            let blob: Vec<u8> = schema::meta(raw.db(), "dirty")?.unwrap_or_default();
+            for stretch in read_blob(&blob) {
+                dirty.entry(stretch.series).or_default().push((stretch.from_us, stretch.to_us));
+            }
+        }
+        Ok(Plan { aligned, instead, spans, levels: levels.all(), any_sealed, quantiles, dirty })
+    }
+
+    /// True if every day is read.
+    pub(super) fn reads_everything(&self) -> bool {
+        self.spans.is_empty() && !self.any_sealed
+    }
+
+    /// How many days there are summaries of, at the most.
+    pub(super) fn days(&self) -> usize {
+        self.aligned.map_or(0, |level| self.spans.len() * level.span_days as usize)
+    }
+
+    /// The days of a series that are answered from summaries.
+    pub(super) fn folded(
+        &self,
+        raw: &Raw<'_>,
+        series: u32,
+        tail: &Points,
+        span: Range,
+    ) -> Result<BTreeMap<i64, FoldedDay>, ReadError> {
+        let mut folded = BTreeMap::new();
+        if let (Some(level), true) = (self.aligned, self.instead) {
+            self.instead_of_readings(raw, level, series, tail, span, &mut folded)?;
+        }
+        if self.any_sealed {
+            self.sealed(raw, series, span, &mut folded)?;
+        }
+        Ok(folded)
+    }
+
+    fn instead_of_readings(
+        &self,
+        raw: &Raw<'_>,
+        level: Level,
+        series: u32,
+        tail: &Points,
+        span: Range,
+        folded: &mut BTreeMap<i64, FoldedDay>,
+    ) -> Result<(), ReadError> {
+        let in_tail: BTreeSet<i64> = tail.time_us.iter().map(|&us| day(us)).collect();
+        let dirty = self.dirty.get(&series).map_or(&[][..], Vec::as_slice);
+        for &first_day in &self.spans {
+            if first_day * DAY_US >= span.to_us || (first_day + level.span_days) * DAY_US <= span.from_us {
+                continue;
+            }
+            let Some(rows) = level.read(raw, first_day, series, self.quantiles)? else { continue };
+            for own in rows.windows.chunk_by(|a, b| day(a.start_us) == day(b.start_us)) {
+                let number = day(own[0].start_us);
+                let (from_us, to_us) = (number * DAY_US, (number + 1) * DAY_US);
+                let whole = span.from_us <= from_us && to_us <= span.to_us;
+                let clean = !dirty.iter().any(|&(dirty_us, until_us)| dirty_us < to_us && from_us < until_us);
+                if whole && clean && !in_tail.contains(&number) {
+                    folded.insert(number, FoldedDay { windows: own.to_vec(), resolution_us: None });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Of days whose readings are retired, windows that suit, or else the shortest there are.
+    fn sealed(
+        &self,
+        raw: &Raw<'_>,
+        series: u32,
+        span: Range,
+        folded: &mut BTreeMap<i64, FoldedDay>,
+    ) -> Result<(), ReadError> {
+        for (from_day, to_day) in sealed_days(raw, series, day(span.from_us), day(span.to_us - 1) + 1)? {
+            for number in from_day..to_day {
+                let whole = span.from_us <= number * DAY_US && (number + 1) * DAY_US <= span.to_us;
+                let suits = self.aligned.filter(|_| whole);
+                let mut found = FoldedDay { windows: Vec::new(), resolution_us: None };
+                for level in suits.iter().chain(&self.levels) {
+                    let rows = level.read(raw, number, series, self.quantiles)?.unwrap_or_default();
+                    let own = rows.between(number * DAY_US, (number + 1) * DAY_US);
+                    if !own.is_empty() {
+                        let within = own.iter().filter(|row| (span.from_us..span.to_us).contains(&row.start_us));
+                        found.windows = within.cloned().collect();
+                        found.resolution_us = Some(level.length_us);
+                        break;
+                    }
+                }
+                folded.insert(number, found);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True if there are more readings than are read for exact quantiles, as far as a few chunks tell.
+fn too_many(raw: &Raw<'_>, days: &[i64], series: usize) -> Result<bool, ReadError> {
+    let days_of_series = (days.len() * series) as i64;
+    if days_of_series <= EXACT_READINGS_MAX / 86_400 {
+        return Ok(false);
+    }
+    let sample = "SELECT coalesce(avg(readings), 0) FROM (SELECT readings FROM chunk ORDER BY id DESC LIMIT ?1)";
+    let average: f64 = raw.db().query_row(sample, [SAMPLE], |row| row.get(0))?;
+    Ok(average as i64 * days_of_series > EXACT_READINGS_MAX)
+}

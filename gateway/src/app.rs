@@ -16,10 +16,11 @@
 
 use crate::archive::fold::Folder;
 use crate::archive::levels::Levels;
+use crate::archive::retire::Retention;
 use crate::archive::{DAY_US, day_of};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
-use crate::config::{Config, address};
+use crate::config::{Config, Span, address};
 use crate::http;
 use crate::http::{About, Site};
 use crate::journal::ReadError;
@@ -182,6 +183,8 @@ impl App {
             ingest_units,
             live_max: config.http.max_live,
             about: About { id, incarnation, started_us: clock.now_us(), addresses, store: store.path.clone() },
+            growth: Arc::default(),
+            budget_bytes: retention(&config).budget_bytes,
             ready: AtomicBool::new(false),
             stop: stop.clone(),
         });
@@ -207,6 +210,10 @@ impl App {
         let folder = Folder {
             store: store.path.clone(),
             intake: Arc::clone(&intake),
+            metrics: Arc::clone(&metrics),
+            levels,
+            retention: retention(&config),
+            growth: Arc::clone(&site.growth),
             delay_us: config.archive.delay.micros(),
             clock: clock.clone(),
             stop: stop.clone(),
@@ -401,8 +408,9 @@ fn changed_levels(db: &Connection, levels: &Levels) -> rusqlite::Result<bool> {
 
 /// Adds all days that have chunks to what is dirty.
 fn mark_archived(db: &Connection) -> rusqlite::Result<()> {
-    let days: Option<(i64, i64)> =
-        db.query_row("SELECT min(id), max(id) FROM chunk", [], |row| Ok(row.get::<_, Option<i64>>(0)?.zip(row.get(1)?)))?;
+    let days: Option<(i64, i64)> = db.query_row("SELECT min(id), max(id) FROM chunk", [], |row| {
+        Ok(row.get::<_, Option<i64>>(0)?.zip(row.get(1)?))
+    })?;
     let Some((first, last)) = days.map(|(first, last)| (day_of(first) * DAY_US, (day_of(last) + 1) * DAY_US)) else {
         return Ok(());
     };
@@ -455,6 +463,16 @@ fn mqtt_limits(config: &Config) -> mqtt::Limits {
         queue_bytes: config.mqtt.subscriber_queue.bytes(),
         inflight: usize::from(config.mqtt.max_inflight),
         subscriptions: config.mqtt.max_subscriptions,
+    }
+}
+
+fn retention(config: &Config) -> Retention {
+    let age = |span: Span| Some(span.micros()).filter(|&us| us > 0);
+    Retention {
+        raw_us: age(config.retention.raw),
+        summaries_us: age(config.retention.summaries),
+        rollups_us: config.retention.rollups.iter().map(|span| age(*span)).collect(),
+        budget_bytes: Some(config.retention.disk_budget.0).filter(|&bytes| bytes > 0),
     }
 }
 

@@ -63,5 +63,8 @@ fn part_of(id: i64) -> i64 {
     id & (PARTS_MAX - 1)
 }
 
+/// What is kept, and for how long.
+pub mod retire;
+
 #[cfg(test)]
 mod tests;

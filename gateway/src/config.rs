@@ -188,7 +188,7 @@ pub struct Retention {
     pub summaries: Span,
     /// Summaries of `window.rollups`, in their order; the last holds for those behind it.
     pub rollups: Vec<Span>,
-    /// What the store may take. When it takes more, the oldest summaries of `window.length` go first, then the oldest readings, then the oldest rollups, whatever their age. "0 B" is nine tenths of what the filesystem has for it.
+    /// What the store may take, besides its log (`journal.wal`). When it takes more, the oldest summaries of `window.length` go first, then the oldest readings, then the oldest rollups, whatever their age. "0 B" is nine tenths of what the filesystem has for it.
     pub disk_budget: Size,
 }
 
@@ -311,7 +311,12 @@ impl Default for Archive {
 
 impl Default for Window {
     fn default() -> Self {
-        Window { length: Span::seconds(60), lateness: Span::seconds(10), rollups: vec![Span::seconds(3_600), Span::seconds(86_400)], memory: Size::mib(16) }
+        Window {
+            length: Span::seconds(60),
+            lateness: Span::seconds(10),
+            rollups: vec![Span::seconds(3_600), Span::seconds(86_400)],
+            memory: Size::mib(16),
+        }
     }
 }
 
@@ -358,7 +363,10 @@ impl Config {
         }
         let length_us = self.window.length.micros();
         if length_us < 1_000_000 || length_us % 1_000_000 != 0 || 86_400_000_000 % length_us != 0 {
-            wrong("window.length", "must be a whole number of seconds that divides a day, such as 10s, 1m or 1h".into());
+            wrong(
+                "window.length",
+                "must be a whole number of seconds that divides a day, such as 10s, 1m or 1h".into(),
+            );
         }
         if self.window.rollups.len() > 8 {
             wrong("window.rollups", "has more than 8 lengths".into());
@@ -374,10 +382,13 @@ impl Config {
             wrong("retention.raw", "is below its least value 1h; \"0s\" keeps readings for good".into());
         }
         if summaries > Span::seconds(0) && (summaries < raw || raw == Span::seconds(0)) {
-            wrong("retention.summaries", format!("is shorter than retention.raw ({raw}): answers come from readings first"));
+            wrong(
+                "retention.summaries",
+                format!("is shorter than retention.raw ({raw}): answers come from readings first"),
+            );
         }
-        if self.retention.disk_budget > Size(0) && self.retention.disk_budget < Size::mib(8) {
-            wrong("retention.disk_budget", "is below its least value 8 MiB; \"0 B\" takes what the disk has".into());
+        if self.retention.disk_budget > Size(0) && self.retention.disk_budget < Size::mib(1) {
+            wrong("retention.disk_budget", "is below its least value 1 MiB; \"0 B\" takes what the disk has".into());
         }
         if self.journal.commit_delay > Span::seconds(60) {
             wrong("journal.commit_delay", "is above 60s: devices would give up waiting; choose less".into());

@@ -24,6 +24,7 @@ mod reply;
 /// `/v1/status`, health, `/metrics`, `/openapi.json`.
 mod status;
 
+use crate::archive::retire::Growth;
 use crate::journal::Intake;
 use crate::listen::admit::Admission;
 use crate::listen::auth::Auth;
@@ -41,8 +42,8 @@ use axum::routing::{get, post, put};
 pub(crate) use ingest::INGEST_UNIT_BYTES;
 use reply::Problem;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -94,6 +95,10 @@ pub struct Site {
     pub live_max: usize,
     /// For the status.
     pub about: About,
+    /// How the store grows.
+    pub growth: Arc<Mutex<Growth>>,
+    /// `retention.disk_budget`.
+    pub budget_bytes: Option<u64>,
     /// The gateway takes readings.
     pub ready: AtomicBool,
     /// The gateway stops: streams end.

@@ -54,12 +54,15 @@ pub struct Metrics {
     /// From the start of a transaction to its fsync.
     pub commit_seconds: Histogram,
     written: [Counter; 6],
+    retired: Family<Labels, Counter>,
     /// Windows with readings that came after their days had been sealed.
     pub sealed_late: Counter,
     /// Bytes waiting for the commit.
     pub queue_bytes: Gauge,
     /// 1 while the disk is full.
     pub disk_full: Gauge,
+    /// 1 while the store takes more than its budget and nothing may go.
+    pub over_budget: Gauge,
     /// MQTT connections.
     pub connections: Gauge,
     /// Messages passed on to subscribers.
@@ -111,6 +114,7 @@ impl Default for Metrics {
         };
         let queue_bytes = gauge("queue_bytes", "Bytes waiting for the commit");
         let disk_full = gauge("disk_full", "1 while commits wait for space on the disk");
+        let over_budget = gauge("over_budget", "1 while the store takes more than its budget and nothing may go");
         let connections = gauge("mqtt_connections", "MQTT connections");
         let windows_open = gauge("windows_open", "Open windows of all series");
         let windows_dirty = gauge("windows_dirty", "Windows waiting to be computed again");
@@ -127,6 +131,12 @@ impl Default for Metrics {
         let help = "Bytes handed to SQLite, by cause; it writes each to its log and later to its file, in pages";
         registry.register("content_bytes", help, by_cause.clone());
         let written = Cause::ALL.map(|cause| by_cause.get_or_create(&vec![("cause", cause.name())]).clone());
+        let retired = Family::<Labels, Counter>::default();
+        registry.register(
+            "retired_rows",
+            "Rows that are gone, because of their age or the disk budget",
+            retired.clone(),
+        );
         for reason in Reason::ALL {
             let _ = rejects.get_or_create(&vec![("reason", reason.as_str())]);
         }
@@ -143,9 +153,11 @@ impl Default for Metrics {
             commits,
             commit_seconds,
             written,
+            retired,
             sealed_late,
             queue_bytes,
             disk_full,
+            over_budget,
             connections,
             delivered,
             dropped,
@@ -170,6 +182,11 @@ impl Metrics {
     pub fn written(&self, cause: Cause, bytes: u64) -> u64 {
         self.written[cause as usize].inc_by(bytes);
         bytes
+    }
+
+    /// Counts rows that go for good.
+    pub fn retired(&self, what: &'static str, why: &'static str, rows: u64) {
+        self.retired.get_or_create(&vec![("what", what), ("why", why)]).inc_by(rows);
     }
 
     /// Bytes handed to SQLite, by cause.

@@ -24,7 +24,7 @@ use model::{Micros, time};
 use polars::prelude::PolarsError;
 use rusqlite::Connection;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why a question has no answer.
@@ -107,6 +107,11 @@ impl Engine {
     /// Who is there.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// The store's file.
+    pub fn store(&self) -> &Path {
+        &self.store
     }
 
     /// The time now.

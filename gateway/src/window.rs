@@ -26,11 +26,15 @@ use crate::journal::{Committed, SummaryRow};
 use crate::readings::{Readings, flag};
 use dirty::Dirty;
 use frame::Columns;
-use model::time::window_start;
+use model::time::{SECOND_US, window_start};
 use model::{Micros, Summary};
 use polars::prelude::PolarsResult;
 use revise::Stretch;
 use std::collections::BTreeMap;
+
+/// So long after its end a day is old: its windows are not kept open any more, and its
+/// summaries are folded.
+pub const OLD_AFTER_US: Micros = 3_600 * SECOND_US;
 
 /// A window of a series: its start and whose it is.
 pub type Key = (Micros, u32);

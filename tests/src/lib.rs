@@ -105,6 +105,7 @@ pub struct Plan {
     sets: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     disk_mib: Option<u64>,
+    own_clock: bool,
 }
 
 /// A gateway with default settings on free ports.
@@ -122,6 +123,12 @@ impl Plan {
     /// Makes every commit slow, as a bad card would.
     pub fn slow_commits(mut self, ms: u64) -> Self {
         self.environment.push(("TIDEGATE_TEST_SLOW_COMMIT_MS".into(), ms.to_string()));
+        self
+    }
+
+    /// Gives it a clock of its own, which [`Gateway::set_clock`] sets.
+    pub fn own_clock(mut self) -> Self {
+        self.own_clock = true;
         self
     }
 
@@ -170,8 +177,29 @@ impl Plan {
             command.arg("--set").arg(format!("{key}={value}"));
         }
         command.envs(self.environment.iter().cloned());
+        if self.own_clock {
+            let file = clock_file(directory);
+            if !file.exists() {
+                std::fs::write(&file, "+0").expect("a clock");
+            }
+            command.env("LD_PRELOAD", faketime()).env("FAKETIME_TIMESTAMP_FILE", file);
+            for name in ["FAKETIME_NO_CACHE", "FAKETIME_DONT_FAKE_MONOTONIC", "DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"] {
+                command.env(name, "1");
+            }
+        }
         command
     }
+}
+
+fn clock_file(directory: &Path) -> PathBuf {
+    directory.join("clock")
+}
+
+/// The library that shows a process another time.
+fn faketime() -> String {
+    let environment = output(tool("faketime", "faketime").args(["-m", "-f", "+0", "env"]));
+    let preload = environment.lines().find_map(|line| line.strip_prefix("LD_PRELOAD="));
+    preload.expect("faketime preloads its library").to_owned()
 }
 
 /// A summary as the store has it.
@@ -254,6 +282,13 @@ impl Gateway {
         log.push('\n');
     }
 
+    /// Sets the clock it sees, so many seconds from the true one; it must have one of its own.
+    pub fn set_clock(&self, offset_s: i64) {
+        let beside = self.directory.path().join("clock.new");
+        std::fs::write(&beside, format!("{offset_s:+}")).expect("a clock");
+        std::fs::rename(beside, clock_file(self.directory.path())).expect("a clock");
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         self.log.lock().expect("the log").clone()
@@ -264,7 +299,8 @@ impl Gateway {
     pub fn summaries(&self, length_s: i64) -> Option<Vec<Stored>> {
         let path = self.directory.path().join("data/tidegate.db");
         let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
-        let mut names = db.prepare("SELECT s.id, d.name, s.metric FROM series s JOIN device d ON d.id = s.device").ok()?;
+        let mut names =
+            db.prepare("SELECT s.id, d.name, s.metric FROM series s JOIN device d ON d.id = s.device").ok()?;
         let names = names.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?)))).ok()?;
         let names: HashMap<u32, (String, String)> = names.collect::<Result<_, _>>().ok()?;
         let mut found: BTreeMap<(i64, u32), Stored> = BTreeMap::new();

@@ -189,7 +189,8 @@ fn check_summaries(gateway: &Gateway, readings: &Readings, from_s: i64, length_s
     let want = expected(readings, span(from_s), length_s, length_s);
     // The last of them may still be on its way to the disk.
     eventually("the summaries equal a computation", || {
-        let got: Windows = gateway.summaries(length_s)?.into_iter().map(|stored| shown_window(stored, from_s, length_s)).collect();
+        let got: Windows =
+            gateway.summaries(length_s)?.into_iter().map(|stored| shown_window(stored, from_s, length_s)).collect();
         let differs = |(key, want): &(&(String, String, i64, i64), &Summary)| {
             got.get(*key).is_none_or(|got| {
                 (got.sum - want.sum).abs() > 1e-9 * want.sum.abs()

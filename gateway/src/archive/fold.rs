@@ -7,18 +7,21 @@
 //! that no commit waits noticeably; a fold that was interrupted is done again over the same
 //! batches (`meta.folding_seq`) and gives the same parts.
 
+use super::levels::Levels;
 use super::read::{Builder, Parts, Raw};
+use super::retire::{Growth, Retention};
 use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, part_of};
 use crate::journal::intake::NotDone;
 use crate::journal::{Chunk, Intake, ReadError, Step, batch, schema};
+use crate::metrics::Metrics;
 use crate::readings::Points;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use model::Micros;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How often to look whether there is something to fold, at the least.
@@ -27,6 +30,8 @@ const TICK: Duration = Duration::from_millis(500);
 const LOT_ROWS: i64 = 400_000;
 /// Fold as soon as so many readings wait, however young they are.
 const WAITING_MAX: i64 = 1_000_000;
+/// How often to look whether something is too old, or too much.
+const RETIRE_EVERY: Duration = Duration::from_secs(10);
 /// What one commit carries for the archive.
 const SLICE_BYTES: usize = 128 << 10;
 const SLICE_BATCHES: i64 = 64;
@@ -37,6 +42,14 @@ pub struct Folder {
     pub store: PathBuf,
     /// Where chores go.
     pub intake: Arc<Intake>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where summaries are folded.
+    pub levels: Levels,
+    /// `retention`.
+    pub retention: Retention,
+    /// How the store grows, for whoever asks.
+    pub growth: Arc<Mutex<Growth>>,
     /// `archive.delay`, by the stamps of the journal.
     pub delay_us: Micros,
     /// The time.
@@ -59,7 +72,7 @@ pub enum FoldError {
     Full,
 }
 
-enum Interrupted {
+pub(super) enum Interrupted {
     /// The gateway stops; the fold is done again at the next start.
     Stopped,
     Failed(FoldError),
@@ -78,8 +91,14 @@ impl Folder {
     /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
     pub fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
+        let (mut retired_at, mut pressed): (Option<Instant>, Option<Instant>) = (None, None);
         while !self.stop.is_cancelled() {
-            match self.fold_what_is_due(&db) {
+            let mut done = self.fold_what_is_due(&db);
+            if done.is_ok() && retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
+                done = self.retire(&db, &mut pressed).and(done);
+                retired_at = Some(Instant::now());
+            }
+            match done {
                 Ok(true) => {}
                 Ok(false) => std::thread::sleep(self.tick()),
                 Err(Interrupted::Stopped) => return Ok(()),
@@ -223,7 +242,7 @@ impl Folder {
     }
 
     /// Hands the writer a step and waits until it is on disk.
-    fn step(&self, step: Step) -> Result<(), Interrupted> {
+    pub(super) fn step(&self, step: Step) -> Result<(), Interrupted> {
         match self.intake.commit(step, &self.stop) {
             Ok(_) => Ok(()),
             Err(NotDone::Stopped) => Err(Interrupted::Stopped),

@@ -64,11 +64,33 @@ impl Level {
         Level { number, length_us, span_days }
     }
 
+    /// Its number in the ids of rows.
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+
+    /// The first day that a row holds.
+    pub fn first_day_of(&self, id: i64) -> i64 {
+        (id >> (SERIES_BITS + PART_BITS)) * self.span_days
+    }
+
     /// The row that holds a day of a series.
     pub fn id(&self, day: i64, series: u32) -> i64 {
         debug_assert!((series as usize) < SERIES_MAX && self.number < LEVELS_MAX);
         let span = day.div_euclid(self.span_days);
         (span << (SERIES_BITS + PART_BITS)) | (i64::from(series) << PART_BITS) | self.number
+    }
+
+    /// True if there is a row that holds a day of a series.
+    pub fn has(&self, db: &Connection, day: i64, series: u32) -> rusqlite::Result<bool> {
+        db.prepare_cached("SELECT 1 FROM rollup WHERE id = ?1")?.exists([self.id(day, series)])
+    }
+
+    /// No row is of a later time.
+    pub fn folded_until_us(&self, db: &Connection) -> rusqlite::Result<Option<Micros>> {
+        let last = "SELECT id FROM rollup WHERE (id & 65535) = ?1 ORDER BY id DESC LIMIT 1";
+        let last: Option<i64> = db.query_row(last, [self.number], |row| row.get(0)).optional()?;
+        Ok(last.map(|id| (self.first_day_of(id) + self.span_days) * DAY_US))
     }
 
     /// The row that holds a day of a series; sketches only if they are asked for.
@@ -151,11 +173,7 @@ impl Levels {
 
 /// Calls `each` with every summary of windows of `length_us`: series and window, folded ones
 /// first. A window may come twice while its day is being folded; the first counts.
-pub fn each_summary(
-    db: &Connection,
-    length_us: Micros,
-    mut each: impl FnMut(u32, Folded),
-) -> Result<(), ReadError> {
+pub fn each_summary(db: &Connection, length_us: Micros, mut each: impl FnMut(u32, Folded)) -> Result<(), ReadError> {
     let raw = Raw::open(db)?;
     let number: Option<i64> =
         db.query_row("SELECT id FROM level WHERE length_us = ?1", [length_us], |row| row.get(0)).optional()?;
@@ -190,8 +208,9 @@ pub fn sealed_days(raw: &Raw<'_>, series: u32, from_day: i64, to_day: i64) -> Re
 
 /// True if the readings of a day of a series have been retired.
 pub fn is_sealed(raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
-    let mut query =
-        raw.db().prepare_cached("SELECT to_day FROM retired WHERE series = ?1 AND from_day <= ?2 ORDER BY from_day DESC")?;
+    let mut query = raw
+        .db()
+        .prepare_cached("SELECT to_day FROM retired WHERE series = ?1 AND from_day <= ?2 ORDER BY from_day DESC")?;
     let to_day: Option<i64> = query.query_row([i64::from(series), day], |row| row.get(0)).optional()?;
     Ok(to_day.is_some_and(|to_day| day < to_day))
 }

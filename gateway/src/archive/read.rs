@@ -97,7 +97,8 @@ impl<'db> Raw<'db> {
     /// The series that have readings in `[from_us, to_us)`, or on a day that it touches.
     pub fn series_between(&self, from_us: Micros, to_us: Micros) -> Result<BTreeSet<u32>, ReadError> {
         let mut ids = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id >= ?1 AND id < ?2")?;
-        let ids = ids.query_map([chunk_id(day(from_us), 0, 0), chunk_id(day(to_us - 1) + 1, 0, 0)], |row| row.get(0))?;
+        let ids =
+            ids.query_map([chunk_id(day(from_us), 0, 0), chunk_id(day(to_us - 1) + 1, 0, 0)], |row| row.get(0))?;
         let mut series = ids.map(|id| id.map(series_of)).collect::<Result<BTreeSet<u32>, _>>()?;
         self.each_batch(from_us, to_us, |readings| {
             let own = readings.series.iter().zip(&readings.time_us);
@@ -109,7 +110,8 @@ impl<'db> Raw<'db> {
 
     /// When the latest reading in the chunks of a series and day was received.
     pub fn received_us(&self, day: i64, series: u32) -> Result<Option<Micros>, ReadError> {
-        let mut query = self.snapshot.prepare_cached("SELECT max(received_us) FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
+        let mut query =
+            self.snapshot.prepare_cached("SELECT max(received_us) FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
         let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
         Ok(query.query_row(ids, |row| row.get(0))?)
     }
@@ -121,6 +123,13 @@ impl<'db> Raw<'db> {
             points.merge(&part.decode()?);
         }
         Ok(points)
+    }
+
+    /// The rows of a series' day, whether they count or not.
+    pub fn part_ids(&self, day: i64, series: u32) -> Result<Vec<i64>, ReadError> {
+        let mut query = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
+        let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
+        Ok(query.query_map(ids, |row| row.get(0))?.collect::<Result<_, _>>()?)
     }
 
     /// The highest part number of a series' day, whether it counts or not.

@@ -83,7 +83,8 @@ pub fn decode(bytes: &[u8], sketches: bool) -> Result<Vec<Folded>, BatchError> {
     let (rows, rest) = unseal(bytes, FORMAT, ROWS_MAX)?;
     let rest = &mut &*rest;
     let length_us = varint::take(rest).and_then(|us| i64::try_from(us).ok()).ok_or(Inconsistent)?;
-    let starts: Vec<Micros> = take_whole(rest, rows)?.into_iter().map(|window| window.wrapping_mul(length_us)).collect();
+    let starts: Vec<Micros> =
+        take_whole(rest, rows)?.into_iter().map(|window| window.wrapping_mul(length_us)).collect();
     let revisions: Vec<u64> = take_runs(rest, rows, |_, n| Ok(n))?;
     let counts: Vec<i64> = take_whole(rest, rows)?;
     let texts: Vec<u64> = take_runs(rest, rows, |_, n| Ok(n))?;
@@ -147,7 +148,8 @@ fn put_moments(out: &mut Vec<u8>, rows: &[Folded], decimals: u8) {
 fn take_moments(rest: &mut &[u8], counts: &[i64], decimals: u8) -> Result<(Vec<f64>, Vec<f64>), BatchError> {
     let rows = counts.len();
     if decimals == RAW {
-        let mut column = || (0..rows).map(|_| varint::take_f64(rest).ok_or(Inconsistent)).collect::<Result<Vec<_>, _>>();
+        let mut column =
+            || (0..rows).map(|_| varint::take_f64(rest).ok_or(Inconsistent)).collect::<Result<Vec<_>, _>>();
         return Ok((column()?, column()?));
     }
     let power = power(decimals).ok_or(Inconsistent)?;
@@ -230,7 +232,8 @@ fn put_side(out: &mut Vec<u8>, side: &[&[Bucket]]) {
     if buckets().next().is_none() {
         return;
     }
-    let gaps = |own: &&[Bucket]| own.windows(2).map(|pair| i64::from(pair[1].0) - i64::from(pair[0].0)).collect::<Vec<_>>();
+    let gaps =
+        |own: &&[Bucket]| own.windows(2).map(|pair| i64::from(pair[1].0) - i64::from(pair[0].0)).collect::<Vec<_>>();
     put_whole(out, &side.iter().map(|own| own.len() as i64).collect::<Vec<_>>());
     put_whole(out, &side.iter().filter_map(|own| own.first()).map(|&(index, _)| i64::from(index)).collect::<Vec<_>>());
     put_whole(out, &side.iter().flat_map(gaps).collect::<Vec<_>>());

@@ -1,7 +1,9 @@
 //! Sentences about the archive: a fold, interrupted anywhere, against a plain map.
 
 use super::fold::Folder;
+use super::levels::Levels;
 use super::read::{Raw, Wanted};
+use super::retire::Retention;
 use super::*;
 use crate::clock::Clock;
 use crate::journal::schema::{self, Store};
@@ -82,6 +84,10 @@ fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
     let folder = Folder {
         store: store.path.clone(),
         intake: Arc::clone(&intake),
+        metrics: Arc::default(),
+        levels: Levels::settle(&store.connection, 60 * SECOND_US, &[]).unwrap(),
+        retention: Retention { raw_us: None, summaries_us: None, rollups_us: Vec::new(), budget_bytes: None },
+        growth: Arc::default(),
         delay_us: 0,
         clock: Clock::System,
         stop: stop.clone(),

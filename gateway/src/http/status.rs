@@ -3,6 +3,7 @@
 use super::params::Params;
 use super::reply::{Problem, json, with_type};
 use super::{Shared, ask};
+use crate::archive::retire::room;
 use crate::clock::Quality;
 use crate::journal::schema;
 use crate::metrics::Usage;
@@ -11,17 +12,20 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use model::time;
 use serde_json::{Map, json};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 /// `GET /v1/status`.
 pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     Params::read(query.as_deref(), &[])?;
     let (devices, series) = site.engine.catalog().counts();
-    let [replay_from, archived_seq, last_seq] = ask(&site, |engine| {
+    let budget_bytes = site.budget_bytes;
+    let (room, [replay_from, archived_seq, last_seq]) = ask(&site, move |engine| {
         engine.with_store(|db| {
+            let room = room(db, engine.store(), budget_bytes)?;
             let last_seq: Option<i64> = db.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
             let archived_seq = schema::meta::<i64>(db, "archived_seq")?;
-            Ok([schema::meta(db, "replay_from")?, archived_seq, last_seq.max(archived_seq)])
+            Ok((room, [schema::meta(db, "replay_from")?, archived_seq, last_seq.max(archived_seq)]))
         })
     })
     .await?;
@@ -39,6 +43,9 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
     };
     let metrics = &site.metrics;
     let usage = Usage::now();
+    let growth = site.growth.lock().unwrap_or_else(PoisonError::into_inner).bytes_per_day();
+    let written: Map<String, serde_json::Value> =
+        metrics.written_by_cause().map(|(cause, bytes)| (cause.to_owned(), json!(bytes))).collect();
     Ok(json(&json!({
         "id": site.about.id,
         "incarnation": site.about.incarnation,
@@ -58,8 +65,13 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
         "retained": site.retained.count(),
         "queue_bytes": site.intake.depth(),
         "disk_full": metrics.disk_full.get() == 1,
-        "store": { "bytes": file(""), "log_bytes": file("-wal"), "replay_from": replay_from,
-            "archived_seq": archived_seq, "last_seq": last_seq },
+        "store": {
+            "bytes": file(""), "log_bytes": file("-wal"), "replay_from": replay_from,
+            "archived_seq": archived_seq, "last_seq": last_seq, "used_bytes": room.used_bytes,
+            "free_bytes": room.free_bytes, "budget_bytes": room.budget_bytes,
+            "over_budget": metrics.over_budget.get() == 1, "growth_bytes_per_day": growth,
+            "days_left": growth.and_then(|growth| room.days_left(growth)), "written_bytes": written,
+        },
         "windows": {
             "open": metrics.windows_open.get(),
             "dirty": metrics.windows_dirty.get(),

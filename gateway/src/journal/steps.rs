@@ -93,8 +93,9 @@ fn write_rollups(db: &Connection, rows: &[Rollup]) -> rusqlite::Result<u64> {
 
 /// Days next to each other are one row.
 fn seal(db: &Connection, series: u32, day: i64) -> rusqlite::Result<()> {
-    let mut before =
-        db.prepare_cached("SELECT from_day, to_day FROM retired WHERE series = ?1 AND from_day <= ?2 ORDER BY from_day DESC")?;
+    let mut before = db.prepare_cached(
+        "SELECT from_day, to_day FROM retired WHERE series = ?1 AND from_day <= ?2 ORDER BY from_day DESC",
+    )?;
     let before: Option<(i64, i64)> =
         before.query_row(params![series, day], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     if before.is_some_and(|(_, to_day)| day < to_day) {
@@ -103,8 +104,11 @@ fn seal(db: &Connection, series: u32, day: i64) -> rusqlite::Result<()> {
     let from_day = before.filter(|&(_, to_day)| to_day == day).map_or(day, |(from_day, _)| from_day);
     let mut after = db.prepare_cached("DELETE FROM retired WHERE series = ?1 AND from_day = ?2 RETURNING to_day")?;
     let after: Option<i64> = after.query_row(params![series, day + 1], |row| row.get(0)).optional()?;
-    db.prepare_cached("INSERT OR REPLACE INTO retired VALUES (?1, ?2, ?3)")?
-        .execute(params![series, from_day, after.unwrap_or(day + 1)])?;
+    db.prepare_cached("INSERT OR REPLACE INTO retired VALUES (?1, ?2, ?3)")?.execute(params![
+        series,
+        from_day,
+        after.unwrap_or(day + 1)
+    ])?;
     Ok(())
 }
 

@@ -25,10 +25,10 @@ pub use answer::{Answer, Row, is_count};
 use answer::{Cell, Sink};
 use group::Group;
 pub use group::GroupBy;
-use plan::{FoldedDay, Plan};
+use model::Micros;
 use model::aggregate::{Stat, Window};
 use model::time::window_start;
-use model::Micros;
+use plan::{FoldedDay, Plan};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -282,8 +282,11 @@ impl Task<'_> {
 
     /// The days of a series that are read, and what stands for the others.
     fn days_of(&self, series: u32, tail: &Points, span: Range) -> Result<Days, QueryError> {
-        let folded =
-            if self.plan.reads_everything() { BTreeMap::new() } else { self.plan.folded(self.raw, series, tail, span)? };
+        let folded = if self.plan.reads_everything() {
+            BTreeMap::new()
+        } else {
+            self.plan.folded(self.raw, series, tail, span)?
+        };
         let in_tail = tail.time_us.iter().map(|&us| day(us));
         let in_chunks = self.days.iter().copied().filter(|&d| (day(span.from_us)..=day(span.to_us - 1)).contains(&d));
         let read = in_tail.chain(in_chunks).filter(|day| !folded.contains_key(day)).collect();
@@ -392,8 +395,7 @@ impl<'a> Lot<'a> {
                     return Ok(false);
                 }
             }
-            let fits =
-                waiting.len() <= self.task.rows_max && (self.cells.len() <= CELLS_MAX || self.is_enough());
+            let fits = waiting.len() <= self.task.rows_max && (self.cells.len() <= CELLS_MAX || self.is_enough());
             if !fits {
                 return Ok(false);
             }

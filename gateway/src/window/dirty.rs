@@ -96,7 +96,10 @@ impl Dirty {
     pub fn holds(&self, (start_us, series): Key) -> bool {
         let within = |stretch: &Stretch| (stretch.from_us..stretch.to_us).contains(&start_us);
         self.windows.contains_key(&(start_us, series))
-            || self.old.get(&(series, day(start_us))).is_some_and(|&(from_us, to_us)| (from_us..to_us).contains(&start_us))
+            || self
+                .old
+                .get(&(series, day(start_us)))
+                .is_some_and(|&(from_us, to_us)| (from_us..to_us).contains(&start_us))
             || self.stretches.get(&series).is_some_and(|own| own.iter().any(within))
     }
 
@@ -122,7 +125,13 @@ impl Dirty {
 
     /// Takes about `most` windows that `due_us` of their series says are due: those that end
     /// there or before. One lot at a time.
-    pub fn take(&mut self, most: usize, length_us: Micros, old_until_us: Micros, due_us: impl Fn(u32) -> Micros) -> Vec<Stretch> {
+    pub fn take(
+        &mut self,
+        most: usize,
+        length_us: Micros,
+        old_until_us: Micros,
+        due_us: impl Fn(u32) -> Micros,
+    ) -> Vec<Stretch> {
         debug_assert!(self.lot.is_empty());
         let is_due = |&(start_us, series): &Key| start_us.saturating_add(length_us) <= due_us(series);
         let keys: Vec<Key> = self.windows.keys().filter(|key| is_due(key)).take(most).copied().collect();

@@ -6,7 +6,7 @@
 //! that open windows still need are taken first, and those already summarised are skipped.
 
 use super::revise::{Job, Revised, Reviser, Stretch};
-use super::{Progress, Windows};
+use super::{OLD_AFTER_US, Progress, Windows};
 use crate::archive::levels::Levels;
 use crate::archive::{DAY_US, day};
 use crate::catalog::Catalog;
@@ -38,8 +38,6 @@ const LOT: usize = 20_000;
 const OLD_LOT: usize = 2_000;
 /// Passes over the raw readings take at most a tenth of the time, as long as each is short.
 const REST_MAX: Duration = Duration::from_secs(60);
-/// So long after its end a day is old, and its summaries are folded.
-const OLD_AFTER_US: Micros = 3_600 * SECOND_US;
 /// How often a restart's beginning is written, though no window has closed.
 const CHECKPOINT: Duration = Duration::from_secs(5);
 /// How often to look whether a day is to be folded.
@@ -100,6 +98,8 @@ struct State {
     store: Connection,
     /// No summary of before the start is later than this.
     summarised_until_us: Micros,
+    /// No day that was folded before the start ends later than this.
+    folded_until_us: Micros,
     to_reviser: SyncSender<Job>,
     from_reviser: Receiver<Revised>,
     revising_since: Option<Instant>,
@@ -165,10 +165,12 @@ impl Driver {
 
     fn start(&self) -> Result<State, DriverError> {
         let store = schema::open_reader(&self.store)?;
-        let latest: Option<i64> =
-            store.query_row("SELECT max(start_us) FROM summary WHERE length_us = ?1", [self.levels.base.length_us], |row| {
-                row.get(0)
-            })?;
+        let latest: Option<i64> = store.query_row(
+            "SELECT max(start_us) FROM summary WHERE length_us = ?1",
+            [self.levels.base.length_us],
+            |row| row.get(0),
+        )?;
+        let folded_until_us = self.levels.base.folded_until_us(&store)?.unwrap_or(Micros::MIN);
         let (to_reviser, jobs) = sync_channel::<Job>(1);
         let (results, from_reviser) = sync_channel::<Revised>(1);
         let reviser = Reviser {
@@ -193,6 +195,7 @@ impl Driver {
         Ok(State {
             store,
             summarised_until_us: latest.unwrap_or(Micros::MIN),
+            folded_until_us,
             to_reviser,
             from_reviser,
             revising_since: None,
@@ -281,12 +284,21 @@ impl Driver {
             if row.start_us <= state.summarised_until_us {
                 let seen = match known.entry(row.start_us) {
                     Entry::Occupied(seen) => seen.into_mut(),
-                    Entry::Vacant(unknown) => unknown.insert(read_through(&state.store, self.levels.base.length_us, row.start_us)?),
+                    Entry::Vacant(unknown) => {
+                        unknown.insert(read_through(&state.store, self.levels.base.length_us, row.start_us)?)
+                    }
                 };
                 if seen.contains_key(&row.series) {
                     self.windows.mark_dirty((row.start_us, row.series));
                     continue;
                 }
+            }
+            // The clock may have been ahead once, so that days that are not over were folded.
+            if row.start_us < state.folded_until_us
+                && self.levels.base.has(&state.store, day(row.start_us), row.series)?
+            {
+                self.windows.mark_dirty((row.start_us, row.series));
+                continue;
             }
             rows.push(row);
         }

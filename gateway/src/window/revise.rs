@@ -242,7 +242,8 @@ impl Reviser {
         let base = &self.levels.base;
         let (from_us, to_us) = of_day(place.day);
         let rows = pending.rows(raw, base, place.day, place.series)?;
-        let before: BTreeMap<Micros, Folded> = rows.between(from_us, to_us).iter().map(|row| (row.start_us, row.clone())).collect();
+        let before: BTreeMap<Micros, Folded> =
+            rows.between(from_us, to_us).iter().map(|row| (row.start_us, row.clone())).collect();
         let received_us = rows.received_us;
         let old = !before.is_empty() || (place.day + 1) * DAY_US <= old_until_us;
         // The first time, an old day is folded whole.
@@ -380,12 +381,17 @@ impl Reviser {
             for part in parts {
                 let start_us = window_start(part.start_us, level.length_us);
                 if touches(start_us) {
-                    merged.entry(start_us).and_modify(|whole| whole.merge(&part.summary)).or_insert_with(|| part.summary.clone());
+                    merged
+                        .entry(start_us)
+                        .and_modify(|whole| whole.merge(&part.summary))
+                        .or_insert_with(|| part.summary.clone());
                 }
             }
             for start_us in (from_us..to_us).step_by(level.length_us as usize).filter(|&start_us| touches(start_us)) {
                 let before = above.remove(&start_us);
-                let Some(summary) = merged.remove(&start_us).or_else(|| before.as_ref().map(|_| Summary::empty(start_us))) else {
+                let Some(summary) =
+                    merged.remove(&start_us).or_else(|| before.as_ref().map(|_| Summary::empty(start_us)))
+                else {
                     continue;
                 };
                 let window = match before {
@@ -424,8 +430,7 @@ impl Reviser {
             let mut nth = self.db.prepare_cached(
                 "SELECT start_us FROM summary WHERE length_us = ?1 AND start_us < ?2 ORDER BY start_us LIMIT 1 OFFSET ?3",
             )?;
-            let mut nth =
-                |n: i64| nth.query_row([length_us, until_us, n], |row| row.get::<_, Micros>(0)).optional();
+            let mut nth = |n: i64| nth.query_row([length_us, until_us, n], |row| row.get::<_, Micros>(0)).optional();
             while nth(0)?.is_some() {
                 let slice_us = nth(REMOVE_ROWS)?.map_or(until_us, |start_us| start_us + 1);
                 self.intake.commit(Step::RemoveSummaries { length_us, until_us: slice_us }, &self.stop)?;

@@ -5,8 +5,9 @@
 //! neither; of two with one identity the one that was committed last counts, because parts of
 //! a day are in order of commit; folding may be interrupted anywhere, and is done again.
 //!
-//! A day of a series is kept in *parts*: folding adds one and merges it with those before it
-//! that are not larger, so that parts are few and each reading is written a few times only.
+//! A day of a series is kept in *parts*: folding adds one, and merges it with those before it
+//! once there are several that are not larger, so that parts are few and each reading is
+//! written a few times only. When the day is over they become one.
 
 /// Columns of numbers as bytes.
 mod column;
@@ -16,6 +17,9 @@ pub mod chunk;
 
 /// Batches to chunks, in the background.
 pub mod fold;
+
+/// Parts of a day, made one.
+mod tidy;
 
 /// Raw readings by series, from chunks and batches.
 pub mod read;

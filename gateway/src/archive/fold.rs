@@ -10,7 +10,8 @@
 use super::levels::Levels;
 use super::read::{Builder, Parts, Raw};
 use super::retire::{Growth, Retention};
-use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, part_of};
+use super::tidy::Untidy;
+use super::{DAY_US, chunk, chunk_id, day, part_of};
 use crate::journal::intake::NotDone;
 use crate::journal::{Chunk, Intake, ReadError, Step, batch, schema};
 use crate::metrics::Metrics;
@@ -30,10 +31,12 @@ const TICK: Duration = Duration::from_millis(500);
 const LOT_ROWS: i64 = 400_000;
 /// Fold as soon as so many readings wait, however young they are.
 const WAITING_MAX: i64 = 1_000_000;
+/// Parts of about one size that are left alone.
+const TIER: usize = 3;
 /// How often to look whether something is too old, or too much.
 const RETIRE_EVERY: Duration = Duration::from_secs(10);
 /// What one commit carries for the archive.
-const SLICE_BYTES: usize = 128 << 10;
+pub(super) const SLICE_BYTES: usize = 128 << 10;
 const SLICE_BATCHES: i64 = 64;
 
 /// All that the thread needs, handed over by the app.
@@ -85,20 +88,22 @@ impl<E: Into<FoldError>> From<E> for Interrupted {
 }
 
 /// A day of a series.
-type Place = (i64, u32);
+pub(super) type Place = (i64, u32);
+
+struct State {
+    retired_at: Option<Instant>,
+    /// Since when the store has been above its budget with nothing to go but rollups.
+    pressed: Option<Instant>,
+    untidy: Untidy,
+}
 
 impl Folder {
     /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
     pub fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
-        let (mut retired_at, mut pressed): (Option<Instant>, Option<Instant>) = (None, None);
+        let mut state = State { retired_at: None, pressed: None, untidy: self.untidy(&db)? };
         while !self.stop.is_cancelled() {
-            let mut done = self.fold_what_is_due(&db);
-            if done.is_ok() && retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
-                done = self.retire(&db, &mut pressed).and(done);
-                retired_at = Some(Instant::now());
-            }
-            match done {
+            match self.work(&db, &mut state) {
                 Ok(true) => {}
                 Ok(false) => std::thread::sleep(self.tick()),
                 Err(Interrupted::Stopped) => return Ok(()),
@@ -109,6 +114,19 @@ impl Folder {
             }
         }
         Ok(())
+    }
+
+    /// Does a little of what there is to do; true if there may be more.
+    fn work(&self, db: &Connection, state: &mut State) -> Result<bool, Interrupted> {
+        let mut more = self.fold_what_is_due(db, state)?;
+        if state.retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
+            self.retire(db, &mut state.pressed)?;
+            state.retired_at = Some(Instant::now());
+        }
+        if !more {
+            more = self.tidy(db, &mut state.untidy)?;
+        }
+        Ok(more)
     }
 
     /// How often to look.
@@ -127,11 +145,11 @@ impl Folder {
     }
 
     /// Folds one lot if it is time; true if there may be more.
-    fn fold_what_is_due(&self, db: &Connection) -> Result<bool, Interrupted> {
+    fn fold_what_is_due(&self, db: &Connection, state: &mut State) -> Result<bool, Interrupted> {
         let archived_seq = schema::meta::<i64>(db, "archived_seq")?.unwrap_or(0);
         let started: Option<i64> = schema::meta(db, "folding_seq")?;
         if let Some(seq) = started.filter(|&seq| seq > archived_seq) {
-            self.fold(db, archived_seq, seq)?;
+            self.fold(db, state, archived_seq, seq)?;
             return Ok(true);
         }
         if started.is_some() {
@@ -146,7 +164,7 @@ impl Folder {
             self.step(Step::Snapshot)?;
         }
         self.step(Step::Begin { seq })?;
-        self.fold(db, archived_seq, seq)?;
+        self.fold(db, state, archived_seq, seq)?;
         Ok(true)
     }
 
@@ -172,9 +190,10 @@ impl Folder {
         Ok(lot.filter(|_| old || waiting >= WAITING_MAX))
     }
 
-    fn fold(&self, db: &Connection, archived_seq: i64, seq: i64) -> Result<(), Interrupted> {
+    fn fold(&self, db: &Connection, state: &mut State, archived_seq: i64, seq: i64) -> Result<(), Interrupted> {
         let (lots, received_us) = read_batches(db, archived_seq, seq)?;
-        self.renumber(db, lots.iter().map(|(place, _)| *place), archived_seq)?;
+        self.renumber(db, lots.iter().map(|(place, _)| *place))?;
+        state.untidy.note(lots.iter().map(|(place, _)| *place));
         let raw = Raw::open(db)?;
         let mut replaced = Vec::new();
         let mut slice = Vec::new();
@@ -198,34 +217,6 @@ impl Folder {
         }
         self.remove_batches(db, seq)?;
         self.step(Step::Folded)?;
-        Ok(())
-    }
-
-    /// A day of a series that has nearly run out of part numbers begins anew with number 0.
-    fn renumber(
-        &self,
-        db: &Connection,
-        places: impl Iterator<Item = Place>,
-        archived_seq: i64,
-    ) -> Result<(), Interrupted> {
-        let raw = Raw::open(db)?;
-        let mut crowded = Vec::new();
-        for place in places {
-            if raw.last_part(place)?.is_some_and(|part| part >= PARTS_MAX / 2) {
-                crowded.push(place);
-            }
-        }
-        drop(raw);
-        for (day, series) in crowded {
-            let raw = Raw::open(db)?;
-            let Parts { counting, covered } = raw.parts(day, series)?;
-            let received_us = counting.iter().map(|part| part.received_us).max().unwrap_or_default();
-            let points = raw.chunk(day, series)?;
-            drop(raw);
-            let chunks = pieces(&points, day, series, 0, archived_seq, received_us);
-            let remove = counting.iter().map(|part| part.id).chain(covered).collect();
-            self.step(Step::Rewrite { remove, chunks })?;
-        }
         Ok(())
     }
 
@@ -287,16 +278,8 @@ fn merged(
 ) -> Result<(Vec<Chunk>, Vec<i64>), ReadError> {
     let Parts { counting: parts, covered: mut replaced } = raw.parts(day, series)?;
     let next = parts.last().map_or(0, |part| part_of(part.id) + 1);
-    let mut rows = new.len() as i64;
-    let mut keep = parts.len();
-    while keep > 0 {
-        let before = &parts[keep - 1];
-        if before.readings > 2 * rows || before.readings + rows > chunk::ROWS_MAX as i64 {
-            break;
-        }
-        rows += before.readings;
-        keep -= 1;
-    }
+    let sizes: Vec<i64> = parts.iter().map(|part| part.readings).collect();
+    let keep = kept_parts(&sizes, new.len() as i64);
     let mut points = Points::default();
     for part in &parts[keep..] {
         points.merge(&part.decode()?);
@@ -310,8 +293,22 @@ fn merged(
     Ok((chunks, replaced))
 }
 
+/// How many of the parts before stay as they are when one of so many readings is added: a
+/// merge takes in several of about one size, so that each reading is written a few times only.
+fn kept_parts(sizes: &[i64], new: i64) -> usize {
+    let (mut keep, mut rows) = (sizes.len(), new);
+    loop {
+        let tier = sizes[..keep].iter().rev().take_while(|&&size| size <= 2 * rows).count();
+        let merged = rows + sizes[keep - tier..keep].iter().sum::<i64>();
+        if tier < TIER || merged > chunk::ROWS_MAX as i64 {
+            return keep;
+        }
+        (keep, rows) = (keep - tier, merged);
+    }
+}
+
 /// The readings of a day of a series as parts, numbered from `part` on.
-fn pieces(points: &Points, day: i64, series: u32, part: i64, seq: i64, received_us: Micros) -> Vec<Chunk> {
+pub(super) fn pieces(points: &Points, day: i64, series: u32, part: i64, seq: i64, received_us: Micros) -> Vec<Chunk> {
     debug_assert!(points.time_us.iter().all(|us| (day * DAY_US..(day + 1) * DAY_US).contains(us)));
     let begins = (0..points.len()).step_by(chunk::ROWS_MAX);
     let piece = |(number, begin): (usize, usize)| {

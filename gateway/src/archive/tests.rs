@@ -173,15 +173,18 @@ fn what_an_interrupted_fold_left_behind_goes_with_the_next() {
     let directory = tempfile::tempdir().unwrap();
     let store = schema::open(directory.path()).unwrap();
     let mut expected = Expected::new();
-    commit(&store, 1, &[(1, 5, Value::Number(1.0))], &mut expected);
-    fold(&store, usize::MAX, &expected);
-    commit(&store, 2, &[(1, 6, Value::Number(2.0))], &mut expected);
-    // Begin, chunks, count: the part that was replaced is still there.
+    let add = |seq: i64, expected: &mut Expected| commit(&store, seq, &[(1, seq, Value::Number(1.0))], expected);
+    for seq in 1..4 {
+        add(seq, &mut expected);
+        fold(&store, usize::MAX, &expected);
+    }
+    add(4, &mut expected);
+    // Begin, chunks, count: the parts that were replaced are still there.
     assert_eq!(fold(&store, 3, &expected), 3);
     let rows = || store.connection.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(rows(), 2);
-    commit(&store, 3, &[(1, 7, Value::Number(3.0))], &mut expected);
+    assert_eq!(rows(), 4);
+    add(5, &mut expected);
     fold(&store, usize::MAX, &expected);
-    assert_eq!(rows(), 1);
+    assert_eq!(rows(), 2);
     assert_eq!(read_all(&store.path), expected);
 }

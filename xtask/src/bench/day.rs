@@ -79,7 +79,7 @@ impl Day {
 
 /// A gateway with the day in it, folded.
 pub(super) fn load(data: &Path, day: Day, sets: &[&str]) -> Result<Gateway> {
-    let sets: Vec<&str> = sets.iter().copied().chain(["archive.delay=1s"]).collect();
+    let sets: Vec<&str> = sets.iter().copied().chain(["archive.delay=10s"]).collect();
     let gateway = Gateway::start(&root().join("target/release/tidegate"), data, &sets)?;
     let url = format!("http://{}/api/v2/write?precision=us", gateway.http);
     let mut body = String::with_capacity(BODY_BYTES + 100);

@@ -43,15 +43,24 @@ fn tidegate(day: Day) -> Result<()> {
     let directory = tempfile::tempdir_in(root().join("target"))?;
     let gateway = day::load(directory.path(), day, &[])?;
     let written = Usage::of(gateway.running.id()).written_bytes;
+    let by_cause = gateway.get("/v1/status")?["store"]["written_bytes"].clone();
     gateway.running.stop()?;
     let store = directory.path().join("tidegate.db");
     let db = Connection::open_with_flags(&store, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let sum = |sql: &str| -> Result<u64> { Ok(db.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64) };
     // What chunks take with their rows' own columns.
     let chunks = sum("SELECT coalesce(sum(length(body) + 36), 0) FROM chunk")?;
-    let summaries = sum("SELECT coalesce(sum(length(sketch) + 90), 0) FROM summary")?;
+    let rows = sum("SELECT coalesce(sum(length(sketch) + 90), 0) FROM summary")?;
+    let summaries = rows + sum("SELECT coalesce(sum(length(body) + 36), 0) FROM rollup")?;
     let n = day.readings() as f64;
     line("tidegate", n, chunks, Some(summaries), Some(written));
+    let causes: Vec<String> = by_cause
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(cause, bytes)| format!("{cause} {:.2}", bytes.as_f64().unwrap_or(0.0) / n))
+        .collect();
+    println!("    handed to SQLite: {}", causes.join(", "));
     let free = sum("SELECT freelist_count * 4096 FROM pragma_freelist_count")?;
     println!(
         "  {:<32} {:>10.2}   ({:.2} of them free)",

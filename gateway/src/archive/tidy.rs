@@ -1,0 +1,116 @@
+//! Parts of a day, made one.
+//!
+//! Arrives: days of series that were folded piece by piece. Leaves: steps that replace their
+//! parts by one that says the same. Always holds: a day is left alone while it is not over, or
+//! still grows; otherwise each of its readings would be written again and again.
+
+use super::fold::{Folder, Interrupted, Place, SLICE_BYTES, pieces};
+use super::read::{Parts, Raw};
+use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, day_of, part_of, series_of};
+use crate::journal::{Chunk, ReadError, Step, schema};
+use crate::window::OLD_AFTER_US;
+use rusqlite::Connection;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Days remembered; those beyond stay in parts.
+const UNTIDY_MAX: usize = 200_000;
+/// Looked at in one go.
+const LOT: usize = 64;
+/// A start looks for days that were left in parts only so far back.
+const LOOK_BACK_DAYS: i64 = 3;
+
+/// Days of series that may be in several parts, and when they last grew.
+#[derive(Debug, Default)]
+pub(super) struct Untidy {
+    places: BTreeMap<Place, Instant>,
+}
+
+impl Untidy {
+    pub(super) fn note(&mut self, places: impl Iterator<Item = Place>) {
+        let now = Instant::now();
+        for place in places {
+            if self.places.len() < UNTIDY_MAX || self.places.contains_key(&place) {
+                self.places.insert(place, now);
+            }
+        }
+    }
+}
+
+/// The rows of a day's chunks, and those that can replace them.
+type Whole = (Vec<i64>, Vec<Chunk>);
+
+impl Folder {
+    /// What an earlier run may have left in parts.
+    pub(super) fn untidy(&self, db: &Connection) -> rusqlite::Result<Untidy> {
+        let today = day(self.clock.now_us());
+        let mut ids = db.prepare("SELECT id FROM chunk WHERE id >= ?1")?;
+        let ids = ids.query_map([chunk_id(today - LOOK_BACK_DAYS, 0, 0)], |row| row.get(0))?;
+        let ids = ids.collect::<Result<Vec<i64>, _>>()?;
+        let mut untidy = Untidy::default();
+        untidy.note(ids.into_iter().filter(|&id| part_of(id) > 0).map(|id| (day_of(id), series_of(id))));
+        Ok(untidy)
+    }
+
+    /// Makes some days whole; true if there may be more.
+    pub(super) fn tidy(&self, db: &Connection, untidy: &mut Untidy) -> Result<bool, Interrupted> {
+        let old_until_us = self.clock.now_us() - OLD_AFTER_US;
+        let quiet = Duration::from_micros(self.delay_us as u64 * 2);
+        let is_due =
+            |(place, since): &(&Place, &Instant)| (place.0 + 1) * DAY_US <= old_until_us && since.elapsed() >= quiet;
+        let due: Vec<Place> = untidy.places.iter().filter(is_due).take(LOT).map(|(place, _)| *place).collect();
+        let raw = Raw::open(db)?;
+        let mut wholes = Vec::new();
+        for place in &due {
+            wholes.extend(self.whole(&raw, *place, true)?);
+        }
+        drop(raw);
+        self.rewrite(wholes)?;
+        for place in &due {
+            untidy.places.remove(place);
+        }
+        Ok(due.len() == LOT)
+    }
+
+    /// Days that have nearly run out of part numbers begin anew with number 0.
+    pub(super) fn renumber(&self, db: &Connection, places: impl Iterator<Item = Place>) -> Result<(), Interrupted> {
+        let raw = Raw::open(db)?;
+        let mut wholes = Vec::new();
+        for place in places {
+            if raw.last_part(place)?.is_some_and(|part| part >= PARTS_MAX / 2) {
+                wholes.extend(self.whole(&raw, place, false)?);
+            }
+        }
+        drop(raw);
+        self.rewrite(wholes)
+    }
+
+    /// A day with its parts put together; nothing if that has to make them fewer, and would not.
+    fn whole(&self, raw: &Raw<'_>, (day, series): Place, only_if_fewer: bool) -> Result<Option<Whole>, ReadError> {
+        let Parts { counting, covered } = raw.parts(day, series)?;
+        let rows: i64 = counting.iter().map(|part| part.readings).sum();
+        let fewest = (rows as usize).div_ceil(chunk::ROWS_MAX);
+        if only_if_fewer && counting.len() <= fewest {
+            return Ok(None);
+        }
+        let received_us = counting.iter().map(|part| part.received_us).max().unwrap_or_default();
+        let archived_seq = schema::meta::<i64>(raw.db(), "archived_seq")?.unwrap_or(0);
+        let chunks = pieces(&raw.chunk(day, series)?, day, series, 0, archived_seq, received_us);
+        let remove = counting.iter().map(|part| part.id).chain(covered).collect();
+        Ok(Some((remove, chunks)))
+    }
+
+    fn rewrite(&self, wholes: Vec<Whole>) -> Result<(), Interrupted> {
+        let (mut remove, mut chunks, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (ids, whole) in wholes {
+            bytes += whole.iter().map(|chunk| chunk.body.len() + 64).sum::<usize>();
+            remove.extend(ids);
+            chunks.extend(whole);
+            if bytes >= SLICE_BYTES {
+                self.step(Step::Rewrite { remove: std::mem::take(&mut remove), chunks: std::mem::take(&mut chunks) })?;
+                bytes = 0;
+            }
+        }
+        if remove.is_empty() { Ok(()) } else { self.step(Step::Rewrite { remove, chunks }) }
+    }
+}

@@ -160,7 +160,7 @@ pub struct Journal {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Archive {
-    /// How long readings stay in the journal before they are folded into compressed chunks of one series and day; longer writes less to a card, shorter answers faster.
+    /// How long readings may stay in the journal before they are folded into compressed chunks of one series and day; many go earlier. Longer writes less to a card, shorter answers faster.
     pub delay: Span,
 }
 
@@ -305,7 +305,7 @@ impl Default for Journal {
 
 impl Default for Archive {
     fn default() -> Self {
-        Archive { delay: Span::seconds(600) }
+        Archive { delay: Span::seconds(6 * 3_600) }
     }
 }
 

@@ -20,6 +20,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use model::Micros;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,12 +28,18 @@ use tokio_util::sync::CancellationToken;
 
 /// How often to look whether there is something to fold, at the least.
 const TICK: Duration = Duration::from_millis(500);
-/// Readings folded at once: what is in memory meanwhile.
-const LOT_ROWS: i64 = 400_000;
-/// Fold as soon as so many readings wait, however young they are.
+/// Readings folded at once, and how many of them are in memory meanwhile.
+const LOT_ROWS: i64 = 1_000_000;
+const PASS_ROWS: i64 = 400_000;
+/// Fold when so many readings of each series wait, about, however young they are: between
+/// these bounds in all. The upper one bounds what a question has to look through.
+const WORTHWHILE: i64 = 256;
+const WAITING_MIN: i64 = 20_000;
 const WAITING_MAX: i64 = 1_000_000;
+/// The same for batches: each costs a question its own.
+const BATCHES_MAX: i64 = 20_000;
 /// Parts of about one size that are left alone.
-const TIER: usize = 3;
+const TIER: usize = 7;
 /// How often to look whether something is too old, or too much.
 const RETIRE_EVERY: Duration = Duration::from_secs(10);
 /// What one commit carries for the archive.
@@ -95,13 +102,28 @@ struct State {
     /// Since when the store has been above its budget with nothing to go but rollups.
     pressed: Option<Instant>,
     untidy: Untidy,
+    waiting: Waiting,
+}
+
+/// What waits to be folded, as far as it has been looked through.
+#[derive(Default)]
+struct Waiting {
+    archived_seq: i64,
+    through_seq: i64,
+    oldest_us: Option<Micros>,
+    batches: i64,
+    readings: i64,
+    /// The last commit of the next lot.
+    lot: Option<i64>,
+    lot_readings: i64,
 }
 
 impl Folder {
     /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
     pub fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
-        let mut state = State { retired_at: None, pressed: None, untidy: self.untidy(&db)? };
+        let mut state =
+            State { retired_at: None, pressed: None, untidy: self.untidy(&db)?, waiting: Waiting::default() };
         while !self.stop.is_cancelled() {
             match self.work(&db, &mut state) {
                 Ok(true) => {}
@@ -157,7 +179,7 @@ impl Folder {
             self.step(Step::Folded)?;
             return Ok(true);
         }
-        let Some(seq) = self.due(db, archived_seq)? else { return Ok(false) };
+        let Some(seq) = self.due(db, archived_seq, &mut state.waiting)? else { return Ok(false) };
         let snapshot: Option<i64> = db.query_row("SELECT seq FROM snapshot", [], |row| row.get(0)).optional()?;
         if snapshot.is_none_or(|snapshot| snapshot < seq) {
             // A restart takes the latest of each series from there, and then only from batches.
@@ -168,38 +190,63 @@ impl Folder {
         Ok(true)
     }
 
-    /// The last commit of the next lot, if it is time to fold one.
-    fn due(&self, db: &Connection, archived_seq: i64) -> Result<Option<i64>, FoldError> {
+    /// The last commit of the next lot, if it is time to fold one. What is small is not worth
+    /// it: every part of a day of a series is a page written, however few its readings.
+    fn due(&self, db: &Connection, archived_seq: i64, waiting: &mut Waiting) -> Result<Option<i64>, FoldError> {
         let replay_from = schema::meta::<i64>(db, "replay_from")?.unwrap_or(1);
+        if waiting.archived_seq != archived_seq {
+            *waiting = Waiting { archived_seq, through_seq: archived_seq, ..Waiting::default() };
+        }
         let mut query = db
             .prepare_cached("SELECT seq, received_us, readings FROM batch WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")?;
-        let mut rows = query.query(params![archived_seq, replay_from - 1])?;
-        let (mut lot, mut lot_rows, mut waiting, mut oldest_us) = (None, 0, 0, None);
+        let mut rows = query.query(params![waiting.through_seq, replay_from - 1])?;
         while let Some(row) = rows.next()? {
-            let (seq, received_us, readings): (i64, Micros, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            oldest_us.get_or_insert(received_us);
-            waiting += readings;
-            if lot.is_none() || lot_rows + readings <= LOT_ROWS {
-                lot = Some(seq);
-                lot_rows += readings;
-            } else if waiting >= WAITING_MAX {
-                break;
+            let readings: i64 = row.get(2)?;
+            waiting.through_seq = row.get(0)?;
+            waiting.oldest_us.get_or_insert(row.get(1)?);
+            waiting.batches += 1;
+            waiting.readings += readings;
+            if waiting.lot.is_none() || waiting.lot_readings + readings <= LOT_ROWS {
+                waiting.lot = Some(waiting.through_seq);
+                waiting.lot_readings += readings;
             }
         }
-        let old = oldest_us.is_some_and(|us| (self.clock.now_us() - us).abs() >= self.delay_us);
-        Ok(lot.filter(|_| old || waiting >= WAITING_MAX))
+        let series = db.query_row("SELECT coalesce(max(id), 0) FROM series", [], |row| row.get::<_, i64>(0))?;
+        let many = (series * WORTHWHILE).clamp(WAITING_MIN, WAITING_MAX);
+        let old = waiting.oldest_us.is_some_and(|us| (self.clock.now_us() - us).abs() >= self.delay_us);
+        Ok(waiting.lot.filter(|_| old || waiting.readings >= many || waiting.batches >= BATCHES_MAX))
     }
 
     fn fold(&self, db: &Connection, state: &mut State, archived_seq: i64, seq: i64) -> Result<(), Interrupted> {
-        let (lots, received_us) = read_batches(db, archived_seq, seq)?;
-        self.renumber(db, lots.iter().map(|(place, _)| *place))?;
-        state.untidy.note(lots.iter().map(|(place, _)| *place));
-        let raw = Raw::open(db)?;
         let mut replaced = Vec::new();
-        let mut slice = Vec::new();
-        let mut slice_bytes = 0;
-        for ((day, series), builder) in lots {
-            let (chunks, covered) = merged(&raw, day, series, builder.finish(), seq, received_us)?;
+        for pass in passes(db, archived_seq, seq)? {
+            self.fold_series(db, state, archived_seq..seq, pass, &mut replaced)?;
+        }
+        self.step(Step::Count { seq })?;
+        for ids in replaced.chunks(512) {
+            self.step(Step::Remove(ids.to_vec()))?;
+        }
+        self.remove_batches(db, seq)?;
+        self.step(Step::Folded)?;
+        Ok(())
+    }
+
+    /// Writes the parts of some series from the batches behind `lot.start` up to `lot.end`.
+    fn fold_series(
+        &self,
+        db: &Connection,
+        state: &mut State,
+        lot: Range<i64>,
+        series: Range<u32>,
+        replaced: &mut Vec<i64>,
+    ) -> Result<(), Interrupted> {
+        let (places, received_us) = read_batches(db, &lot, &series)?;
+        self.renumber(db, places.iter().map(|(place, _)| *place))?;
+        state.untidy.note(places.iter().map(|(place, _)| *place));
+        let raw = Raw::open(db)?;
+        let (mut slice, mut slice_bytes) = (Vec::new(), 0);
+        for ((day, series), builder) in places {
+            let (chunks, covered) = merged(&raw, day, series, builder.finish(), lot.end, received_us)?;
             replaced.extend(covered);
             slice_bytes += chunks.iter().map(|chunk| chunk.body.len() + 64).sum::<usize>();
             slice.extend(chunks);
@@ -210,14 +257,7 @@ impl Folder {
         }
         // The snapshot must not pin the log while what follows is written.
         drop(raw);
-        self.step(Step::Chunks(slice))?;
-        self.step(Step::Count { seq })?;
-        for ids in replaced.chunks(512) {
-            self.step(Step::Remove(ids.to_vec()))?;
-        }
-        self.remove_batches(db, seq)?;
-        self.step(Step::Folded)?;
-        Ok(())
+        self.step(Step::Chunks(slice))
     }
 
     fn remove_batches(&self, db: &Connection, seq: i64) -> Result<(), Interrupted> {
@@ -242,12 +282,26 @@ impl Folder {
     }
 }
 
-/// The readings of the batches behind `archived_seq` up to `seq`, by day and series, and when
-/// the last of them was received.
-fn read_batches(db: &Connection, archived_seq: i64, seq: i64) -> Result<(Vec<(Place, Builder)>, Micros), FoldError> {
+/// Ranges of series whose readings fit into memory, if all have about as many.
+fn passes(db: &Connection, archived_seq: i64, seq: i64) -> rusqlite::Result<Vec<Range<u32>>> {
+    let sum = "SELECT coalesce(sum(readings), 0) FROM batch WHERE seq > ?1 AND seq <= ?2";
+    let readings: i64 = db.query_row(sum, [archived_seq, seq], |row| row.get(0))?;
+    let series: u32 = db.query_row("SELECT coalesce(max(id) + 1, 1) FROM series", [], |row| row.get(0))?;
+    let passes = (readings as u64).div_ceil(PASS_ROWS as u64).clamp(1, u64::from(series));
+    let bound = |pass: u64| (u64::from(series) * pass / passes) as u32;
+    Ok((0..passes).map(|pass| bound(pass)..if pass + 1 == passes { u32::MAX } else { bound(pass + 1) }).collect())
+}
+
+/// The readings of some series in the batches behind `lot.start` up to `lot.end`, by day and
+/// series, and when the last of them was received.
+fn read_batches(
+    db: &Connection,
+    lot: &Range<i64>,
+    series: &Range<u32>,
+) -> Result<(Vec<(Place, Builder)>, Micros), FoldError> {
     let mut query =
         db.prepare_cached("SELECT seq, received_us, body FROM batch WHERE seq > ?1 AND seq <= ?2 ORDER BY seq")?;
-    let mut rows = query.query([archived_seq, seq])?;
+    let mut rows = query.query([lot.start, lot.end])?;
     let mut lots: HashMap<Place, Builder, RandomState> = HashMap::default();
     let mut received_us = Micros::MIN;
     while let Some(row) = rows.next()? {
@@ -256,8 +310,11 @@ fn read_batches(db: &Connection, archived_seq: i64, seq: i64) -> Result<(Vec<(Pl
         let body = row.get_ref(2)?.as_blob().unwrap_or_default();
         let readings = batch::decode(body).map_err(|error| ReadError::Batch { seq: seq as u64, error })?;
         for row in 0..readings.len() {
-            let time_us = readings.time_us[row];
-            let builder = lots.entry((day(time_us), readings.series[row])).or_default();
+            let (time_us, own) = (readings.time_us[row], readings.series[row]);
+            if !series.contains(&own) {
+                continue;
+            }
+            let builder = lots.entry((day(time_us), own)).or_default();
             builder.push(time_us, readings.flags[row], readings.number[row], readings.text(row));
         }
     }

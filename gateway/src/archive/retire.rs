@@ -30,8 +30,8 @@ const SLICE_ROLLUPS: usize = 256;
 const PAGE: i64 = 4_096;
 /// Summaries above those of `window.length`.
 const ROLLUPS: &str = "rollups";
-/// How long a store may be above its budget before rollups go, besides `archive.delay`.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a store may be above its budget before rollups go, about.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Pages given back in one commit.
 const SLICE_PAGES: u32 = 128;
 /// Pages are given back if a fifth of the file is unused, and more than this.
@@ -242,7 +242,7 @@ impl Folder {
                 break;
             }
             // What is above the budget may be on its way into the archive.
-            let patience = Duration::from_micros(self.delay_us as u64 * 2) + PATIENCE;
+            let patience = Duration::from_micros(self.delay_us as u64 * 2).min(PATIENCE) + PATIENCE;
             let also_rollups = pressed.is_some_and(|since| since.elapsed() >= patience);
             let next = self.retire_the_oldest(db, also_rollups)?;
             if next.is_none() {

@@ -174,16 +174,16 @@ fn what_an_interrupted_fold_left_behind_goes_with_the_next() {
     let store = schema::open(directory.path()).unwrap();
     let mut expected = Expected::new();
     let add = |seq: i64, expected: &mut Expected| commit(&store, seq, &[(1, seq, Value::Number(1.0))], expected);
-    for seq in 1..4 {
+    for seq in 1..8 {
         add(seq, &mut expected);
         fold(&store, usize::MAX, &expected);
     }
-    add(4, &mut expected);
+    add(8, &mut expected);
     // Begin, chunks, count: the parts that were replaced are still there.
     assert_eq!(fold(&store, 3, &expected), 3);
     let rows = || store.connection.query_row("SELECT count(*) FROM chunk", [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(rows(), 4);
-    add(5, &mut expected);
+    assert_eq!(rows(), 8);
+    add(9, &mut expected);
     fold(&store, usize::MAX, &expected);
     assert_eq!(rows(), 2);
     assert_eq!(read_all(&store.path), expected);

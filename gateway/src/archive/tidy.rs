@@ -55,7 +55,7 @@ impl Folder {
     /// Makes some days whole; true if there may be more.
     pub(super) fn tidy(&self, db: &Connection, untidy: &mut Untidy) -> Result<bool, Interrupted> {
         let old_until_us = self.clock.now_us() - OLD_AFTER_US;
-        let quiet = Duration::from_micros(self.delay_us as u64 * 2);
+        let quiet = Duration::from_micros(self.delay_us as u64);
         let is_due =
             |(place, since): &(&Place, &Instant)| (place.0 + 1) * DAY_US <= old_until_us && since.elapsed() >= quiet;
         let due: Vec<Place> = untidy.places.iter().filter(is_due).take(LOT).map(|(place, _)| *place).collect();

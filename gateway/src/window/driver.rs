@@ -30,8 +30,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// Late readings come in swarms: wait until one has passed, but not for ever.
 const QUIET: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Each pass over old days writes them anew: wait longer. Its patience is `archive.delay`.
+/// Each pass over old days writes them anew: wait longer, but no longer than `archive.delay`.
 const OLD_QUIET: Duration = Duration::from_secs(5);
+const OLD_PATIENCE: Duration = Duration::from_secs(600);
 /// Windows computed again in one pass over the raw readings.
 const LOT: usize = 20_000;
 /// The same for old days.
@@ -200,7 +201,7 @@ impl Driver {
             from_reviser,
             revising_since: None,
             late: Swarm::new(QUIET, PATIENCE),
-            old: Swarm::new(OLD_QUIET, self.delay),
+            old: Swarm::new(OLD_QUIET, self.delay.min(OLD_PATIENCE)),
             rest_until: now,
             settle_at: now,
             told_at: now,

@@ -390,7 +390,11 @@ impl<'a> Lot<'a> {
                 if points.is_empty() {
                     continue;
                 }
-                waiting.merge(&points);
+                if waiting.is_empty() {
+                    waiting = points;
+                } else {
+                    waiting.merge(&points);
+                }
                 if !self.take_whole(place, &mut waiting, (day + 1) * DAY_US)? {
                     return Ok(false);
                 }

@@ -178,6 +178,7 @@ impl Driver {
             db: schema::open_reader(&self.store)?,
             levels: self.levels.clone(),
             intake: Arc::clone(&self.intake),
+            live: Arc::clone(&self.live),
             clock: self.clock.clone(),
             rows_max: self.memory_bytes / super::cut::Cuts::ROW_BYTES,
             stop: self.stop.clone(),
@@ -392,11 +393,7 @@ impl Driver {
         }
         self.windows.revised(revised.failed.into_iter().map(|(stretch, _)| stretch));
         self.metrics.sealed_late.inc_by(revised.sealed);
-        self.metrics.windows_revised.inc_by(revised.rows.len() as u64);
-        let rows = Arc::new(revised.rows);
-        if !rows.is_empty() {
-            self.live.publish(|| Event::Windows(rows));
-        }
+        self.metrics.windows_revised.inc_by(revised.windows);
         self.write(Vec::new());
     }
 

@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::journal::intake::{NotDone, wait};
 use crate::journal::steps::read_summary;
 use crate::journal::{Intake, ReadError, Rollup, Step, SummaryRow};
+use crate::live::{Event, Live};
 use crate::readings::Points;
 use model::time::window_start;
 use model::{Micros, Summary};
@@ -80,8 +81,8 @@ pub struct Job {
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Revised {
-    /// Windows that have come to something else.
-    pub rows: Vec<SummaryRow>,
+    /// How many windows have come to something else.
+    pub windows: u64,
     /// What could not be done.
     pub failed: Vec<(Stretch, String)>,
     /// Stretches of days whose readings are retired.
@@ -98,6 +99,8 @@ pub struct Reviser {
     pub levels: Levels,
     /// Where steps go.
     pub intake: Arc<Intake>,
+    /// Listeners to `/v1/live`.
+    pub live: Arc<Live>,
     /// The time.
     pub clock: Clock,
     /// Rows in memory at once.
@@ -269,7 +272,10 @@ impl Reviser {
                 self.fold(raw, &day, whole, pending)?;
             }
         }
-        revised.rows.extend(changed);
+        revised.windows += changed.len() as u64;
+        if !changed.is_empty() {
+            self.live.publish(|| Event::Windows(Arc::new(changed)));
+        }
         Ok(())
     }
 

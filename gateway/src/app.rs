@@ -24,6 +24,7 @@ use crate::config::{Config, Span, address};
 use crate::http;
 use crate::http::{About, Site};
 use crate::journal::ReadError;
+use crate::journal::pace::Pace;
 use crate::journal::recover::recover;
 use crate::journal::schema::{self, OpenError, Store};
 use crate::journal::writer::Writer;
@@ -35,7 +36,7 @@ use crate::listen::mqtt::router::Router;
 use crate::listen::mqtt::{self, Clients};
 use crate::listen::{Desk, coap};
 use crate::live::Live;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Usage};
 use crate::query::Engine;
 use crate::window::Windows;
 use crate::window::dirty::write_blob;
@@ -48,7 +49,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle as TaskHandle;
@@ -219,6 +220,7 @@ impl App {
             stop: stop.clone(),
         };
         let writer = Writer {
+            pace: pace(&config, &metrics),
             store,
             last_seq: recovered.last_seq,
             intake,
@@ -228,7 +230,6 @@ impl App {
             committed: committed_sender,
             metrics,
             clock,
-            commit_delay: config.journal.commit_delay.0,
             wal_max: config.journal.wal.0,
             rejects_max: config.limits.rejects,
             slow: slow_for_tests(),
@@ -464,6 +465,12 @@ fn mqtt_limits(config: &Config) -> mqtt::Limits {
         inflight: usize::from(config.mqtt.max_inflight),
         subscriptions: config.mqtt.max_subscriptions,
     }
+}
+
+fn pace(config: &Config, metrics: &Metrics) -> Pace {
+    let (least, budget) = (config.journal.commit_delay.0, config.storage.max_written_per_day.0);
+    metrics.commit_delay_s.set(least.as_secs_f64());
+    Pace::new(least, Some(budget).filter(|&bytes| bytes > 0), Instant::now(), Usage::now().written_bytes)
 }
 
 fn retention(config: &Config) -> Retention {

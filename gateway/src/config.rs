@@ -38,6 +38,8 @@ pub struct Config {
     pub time: Time,
     /// The way to the disk.
     pub journal: Journal,
+    /// What the disk can take.
+    pub storage: Storage,
     /// Readings for years.
     pub archive: Archive,
     /// Aggregation.
@@ -154,6 +156,14 @@ pub struct Journal {
     pub queue: Size,
     /// The write-ahead log is folded back into the store when it reaches this size.
     pub wal: Size,
+}
+
+/// What the disk can take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// What may be written in a day: above it commits wait longer for company, up to 5s. "0 B" sets no bound. A card of 32 GB that survives 1,000 overwrites lasts ten years at 8 GiB a day.
+    pub max_written_per_day: Size,
 }
 
 /// Readings for years.
@@ -303,6 +313,12 @@ impl Default for Journal {
     }
 }
 
+impl Default for Storage {
+    fn default() -> Self {
+        Storage { max_written_per_day: Size(0) }
+    }
+}
+
 impl Default for Archive {
     fn default() -> Self {
         Archive { delay: Span::seconds(6 * 3_600) }
@@ -326,7 +342,7 @@ impl Default for Retention {
             raw: Span::days(90),
             summaries: Span::days(365),
             rollups: vec![Span::days(3_650), Span::seconds(0)],
-            disk_budget: Size::kib(0),
+            disk_budget: Size(0),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! or a new store with all that can still be read. Always holds: the store looked at is never
 //! written; what is left behind is named.
 
-use crate::archive::chunk;
+use crate::archive::{chunk, rollup};
 use crate::journal::{batch, schema};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
@@ -43,7 +43,8 @@ pub fn examine(store: &Path) -> Result<Findings, rusqlite::Error> {
             Err(e) => problems.push(format!("{table} {}: {e}", name(&row))),
         })
         .unwrap_or_else(|e| findings.problems.push(format!("{table}: {e}")));
-        findings.facts.push(format!("{readings} readings in {good} rows of {table}"));
+        let what = if table == "rollup" { "summaries" } else { "readings" };
+        findings.facts.push(format!("{readings} {what} in {good} rows of {table}"));
     }
     for table in ["device", "series", "summary", "reject", "retained"] {
         match db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0)) {
@@ -56,13 +57,14 @@ pub fn examine(store: &Path) -> Result<Findings, rusqlite::Error> {
 
 type Row = Vec<Value>;
 
-/// The tables with readings, their key, and how many readings a row holds.
+/// The tables with readings or summaries, their key, and how many of them a row holds.
 type Body = (&'static str, &'static str, fn(&Row) -> Result<usize, String>);
 
-fn bodies() -> [Body; 2] {
+fn bodies() -> [Body; 3] {
     let of_batch = |row: &Row| batch::decode(blob(row)).map(|readings| readings.len()).map_err(|e| e.to_string());
     let of_chunk = |row: &Row| chunk::decode(blob(row)).map(|points| points.len()).map_err(|e| e.to_string());
-    [("batch", "seq", of_batch), ("chunk", "id", of_chunk)]
+    let of_rollup = |row: &Row| rollup::decode(blob(row), true).map(|rows| rows.len()).map_err(|e| e.to_string());
+    [("batch", "seq", of_batch), ("chunk", "id", of_chunk), ("rollup", "id", of_rollup)]
 }
 
 /// The last column.
@@ -124,7 +126,9 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
     let mut findings = Findings::default();
     let into = new.connection.unchecked_transaction()?;
     let decodes = bodies();
-    for (table, key) in [("device", "id"), ("series", "id"), ("batch", "seq"), ("chunk", "id"), ("reject", "id")] {
+    for (table, key) in
+        [("device", "id"), ("series", "id"), ("batch", "seq"), ("chunk", "id"), ("rollup", "id"), ("reject", "id")]
+    {
         let (mut kept, mut next) = (0_u64, 0_i64);
         let mut errors = Vec::new();
         let whole = each_row(&db, table, key, |row| {
@@ -154,7 +158,7 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
         findings.problems.append(&mut errors);
         findings.facts.push(format!("{kept} rows of {table}"));
     }
-    for table in ["meta", "label", "summary", "retained", "inbound"] {
+    for table in ["meta", "label", "level", "retired", "summary", "retained", "inbound"] {
         match copy_plainly(&db, &into, table) {
             Ok(rows) => findings.facts.push(format!("{rows} rows of {table}")),
             Err(e) => findings.problems.push(format!("{table}: what follows a damaged page is left behind: {e}")),

@@ -24,6 +24,9 @@ pub mod handover;
 /// Tables, settings, versions.
 pub mod schema;
 
+/// How long commits wait for company.
+pub mod pace;
+
 /// The one thread that writes.
 pub mod writer;
 

@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
 
 type Labels = Vec<(&'static str, &'static str)>;
 
@@ -59,6 +60,10 @@ pub struct Metrics {
     pub sealed_late: Counter,
     /// Bytes waiting for the commit.
     pub queue_bytes: Gauge,
+    /// How long commits wait for company, in seconds.
+    pub commit_delay_s: Gauge<f64, AtomicU64>,
+    /// What would be written in a day at the rate of late.
+    pub written_per_day: Gauge,
     /// 1 while the disk is full.
     pub disk_full: Gauge,
     /// 1 while the store takes more than its budget and nothing may go.
@@ -113,12 +118,16 @@ impl Default for Metrics {
             gauge
         };
         let queue_bytes = gauge("queue_bytes", "Bytes waiting for the commit");
+        let written_per_day =
+            gauge("written_bytes_per_day", "Bytes that would be sent to the disk in a day at the rate of late");
         let disk_full = gauge("disk_full", "1 while commits wait for space on the disk");
         let over_budget = gauge("over_budget", "1 while the store takes more than its budget and nothing may go");
         let connections = gauge("mqtt_connections", "MQTT connections");
         let windows_open = gauge("windows_open", "Open windows of all series");
         let windows_dirty = gauge("windows_dirty", "Windows waiting to be computed again");
         let window_lag_s = gauge("window_lag_seconds", "How far windows are behind the journal");
+        let commit_delay_s = Gauge::<f64, AtomicU64>::default();
+        registry.register("commit_delay_seconds", "How long commits wait for company", commit_delay_s.clone());
         let commit_seconds = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
         registry.register("commit_seconds", "From the start of a transaction to its fsync", commit_seconds.clone());
         let by_protocol = Family::<Labels, Counter>::default();
@@ -156,6 +165,8 @@ impl Default for Metrics {
             retired,
             sealed_late,
             queue_bytes,
+            commit_delay_s,
+            written_per_day,
             disk_full,
             over_budget,
             connections,

@@ -72,6 +72,10 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
             "over_budget": metrics.over_budget.get() == 1, "growth_bytes_per_day": growth,
             "days_left": growth.and_then(|growth| room.days_left(growth)), "written_bytes": written,
         },
+        "journal": {
+            "commit_delay_ms": metrics.commit_delay_s.get() * 1e3,
+            "written_bytes_per_day": metrics.written_per_day.get(),
+        },
         "windows": {
             "open": metrics.windows_open.get(),
             "dirty": metrics.windows_dirty.get(),

@@ -9,6 +9,7 @@
 use super::batch;
 use super::handover;
 use super::intake::{Intake, Load, Parcel};
+use super::pace::Pace;
 use super::recover;
 use super::schema::{self, Store};
 use super::steps::write_step;
@@ -17,7 +18,7 @@ use crate::catalog::{Birth, Catalog};
 use crate::clock::Clock;
 use crate::listen::Desk;
 use crate::listen::mqtt::retained::{Publication, Retained};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Usage};
 use rusqlite::{Connection, ErrorCode, params};
 use std::path::Path;
 use std::sync::Arc;
@@ -54,8 +55,8 @@ pub struct Writer {
     pub metrics: Arc<Metrics>,
     /// Receive times.
     pub clock: Clock,
-    /// `journal.commit_delay`.
-    pub commit_delay: Duration,
+    /// `journal.commit_delay`, or longer for `storage.max_written_per_day`.
+    pub pace: Pace,
     /// `journal.wal`, bytes.
     pub wal_max: u64,
     /// `limits.rejects`.
@@ -94,7 +95,7 @@ impl Writer {
         };
         let mut spare = Parcel::default();
         loop {
-            let load = self.intake.take(self.commit_delay, spare);
+            let load = self.intake.take(self.pace.delay(), spare);
             let last = load.last;
             spare = self.process(load, &mut state)?;
             if last {
@@ -130,12 +131,23 @@ impl Writer {
             self.committed.send(committed);
         }
         self.fold_log_back(state)?;
+        self.keep_pace();
         let mut spare = load.parcel;
         spare.rejects.clear();
         spare.retain.clear();
         spare.inbound.clear();
         spare.carried = 0;
         Ok(spare)
+    }
+
+    /// Looks whether too much is written.
+    fn keep_pace(&mut self) {
+        let now = Instant::now();
+        if self.pace.is_due(now) {
+            self.pace.note(now, Usage::now().written_bytes);
+            self.metrics.commit_delay_s.set(self.pace.delay().as_secs_f64());
+            self.metrics.written_per_day.set(self.pace.bytes_per_day().unwrap_or_default() as i64);
+        }
     }
 
     fn hand_out(&self, parcel: &mut Parcel) {

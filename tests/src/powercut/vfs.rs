@@ -8,11 +8,14 @@
 
 use super::Event;
 use rusqlite::ffi::{
-    SQLITE_OK, SQLITE_OPEN_CREATE, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs, sqlite3_vfs_find,
-    sqlite3_vfs_register,
+    SQLITE_IOERR_FSYNC, SQLITE_OK, SQLITE_OPEN_CREATE, sqlite3_file, sqlite3_int64, sqlite3_io_methods, sqlite3_vfs,
+    sqlite3_vfs_find, sqlite3_vfs_register,
 };
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+static DEAD: AtomicBool = AtomicBool::new(false);
 
 static RECORDING: Mutex<Vec<Event>> = Mutex::new(Vec::new());
 
@@ -23,6 +26,11 @@ fn recording() -> MutexGuard<'static, Vec<Event>> {
 /// Takes all that has been recorded since this was last asked.
 pub fn take_recording() -> Vec<Event> {
     std::mem::take(&mut *recording())
+}
+
+/// From now on no file can be synced, as on a card that has died, or it can again.
+pub fn fail_syncs(on: bool) {
+    DEAD.store(on, Ordering::Release);
 }
 
 /// Writes down that a client was told of something.
@@ -134,6 +142,9 @@ unsafe extern "C" fn truncate(file: *mut sqlite3_file, length: sqlite3_int64) ->
 unsafe extern "C" fn sync(file: *mut sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: passed on.
     unsafe {
+        if DEAD.load(Ordering::Acquire) {
+            return SQLITE_IOERR_FSYNC;
+        }
         let mut recording = recording();
         let rc = (*(*below(file)).pMethods).xSync.expect("unix has it")(below(file), flags);
         if rc == SQLITE_OK {

@@ -116,12 +116,6 @@ fn a_damaged_store_is_named_and_what_can_be_read_is_saved() {
         assert_eq!(gateway.post("/v1/readings", "application/x-ndjson", lines.join("\n").as_bytes()).0, 200);
     }
     let data = gateway.directory.path().join("data");
-    let doctor = |data: &std::path::Path, more: &[&str]| {
-        let mut command = std::process::Command::new(tests::binary("tidegate"));
-        command.arg("--set").arg(format!("gateway.data_dir={}", data.display())).arg("doctor").args(more);
-        let output = command.output().unwrap();
-        (output.status.code(), tests::both(&output))
-    };
     let (code, told) = doctor(&data, &[]);
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("nothing is wrong"), "{told}");
@@ -148,4 +142,81 @@ fn a_damaged_store_is_named_and_what_can_be_read_is_saved() {
     let counted: u64 = saved.rows("/v1/aggregates?stats=count").iter().map(|row| row["count"].as_u64().unwrap()).sum();
     assert!((1_000..2_000).contains(&counted), "{counted} of 2,000 readings");
     assert_eq!(saved.get("/v1/devices/d3")["id"], "d3");
+}
+
+fn doctor(data: &std::path::Path, more: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(tests::binary("tidegate"));
+    command.arg("--set").arg(format!("gateway.data_dir={}", data.display())).arg("doctor").args(more);
+    let output = command.output().unwrap();
+    (output.status.code(), tests::both(&output))
+}
+
+/// Readings in order of time, one a second, whose values say which they are.
+fn post_numbers(gateway: &tests::Gateway, numbers: std::ops::Range<i64>) {
+    let line = |n: i64| {
+        // Not to be compressed away.
+        let value = n as f64 + f64::from((n as u32).wrapping_mul(2_654_435_761)) / 1e10;
+        format!(r#"{{"device":"d{}","metric":"m","value":{value},"time":{}}}"#, n % 5, 1_709_251_200 + n)
+    };
+    let body: Vec<String> = numbers.map(line).collect();
+    let (status, answer) = gateway.post("/v1/readings", "application/x-ndjson", body.join("\n").as_bytes());
+    assert_eq!(status, 200, "{answer}");
+}
+
+fn numbers(gateway: &tests::Gateway) -> Vec<i64> {
+    let rows = gateway.rows("/v1/readings?from=2024-03-01T00:00:00Z&to=2024-03-03T00:00:00Z&limit=10000");
+    rows.iter().map(|row| row["value"].as_f64().unwrap().floor() as i64).collect()
+}
+
+#[test]
+fn pages_of_a_damaged_file_are_named_and_the_rest_is_saved() {
+    let seed = tests::seed();
+    let mut gateway = gateway().start();
+    let data = gateway.directory.path().join("data");
+    for at in 0..60 {
+        post_numbers(&gateway, at * 1_000..(at + 1) * 1_000);
+    }
+    assert!(gateway.stop().success());
+    let file = data.join("tidegate.db");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let pages = bytes.len() / 4_096;
+    // A tenth of the pages, but not the first ones, which say what the tables are.
+    for (i, page) in (30..pages).step_by(10).enumerate() {
+        let at = page * 4_096 + (seed as usize + i * 97) % 3_000;
+        bytes[at..at + 600].fill(0xA5);
+    }
+    std::fs::write(&file, bytes).unwrap();
+    let (code, told) = doctor(&data, &[]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("PROBLEM") && told.contains("--salvage"), "{told}");
+    let home = tempfile::tempdir().unwrap();
+    let (code, told) = doctor(&data, &["--salvage", &home.path().join("data").display().to_string()]);
+    assert_eq!(code, Some(0), "{told}");
+    let saved = tests::gateway().start_in(std::sync::Arc::new(home));
+    let kept = numbers(&saved);
+    assert!(kept.len() > 20_000 && kept.len() < 60_000, "{} of 60,000 readings\n{told}", kept.len());
+    println!("{} of 60,000 readings saved from {pages} pages", kept.len());
+    let (code, told) = doctor(&saved.directory.path().join("data"), &[]);
+    assert_eq!(code, Some(0), "{told}");
+}
+
+#[test]
+fn a_truncated_log_loses_the_last_commits_and_nothing_before_them() {
+    let mut gateway = gateway().start();
+    let data = gateway.directory.path().join("data");
+    for at in 0..200 {
+        post_numbers(&gateway, at * 20..(at + 1) * 20);
+    }
+    gateway.kill();
+    let log = data.join("tidegate.db-wal");
+    let length = log.metadata().unwrap().len();
+    std::fs::File::options().write(true).open(&log).unwrap().set_len(length / 2 + 1_234).unwrap();
+    gateway.start();
+    let kept = numbers(&gateway);
+    assert!(kept.len() < 4_000 && !kept.is_empty() && kept.len().is_multiple_of(20), "{}", kept.len());
+    assert!(kept.iter().enumerate().all(|(at, &n)| at as i64 == n), "the first commits, whole");
+    post_numbers(&gateway, 3_980..4_000);
+    let (code, told) = doctor(&data, &[]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("nothing is wrong"), "{told}");
 }

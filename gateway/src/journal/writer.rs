@@ -99,8 +99,8 @@ impl Writer {
             let last = load.last;
             spare = self.process(load, &mut state)?;
             if last {
-                return match self.write_snapshot() {
-                    // A cache: without it the next start reads more.
+                return match self.write_snapshot().and_then(|()| self.empty_the_log()) {
+                    // Without a snapshot the next start reads more; what the log holds is whole.
                     Err(e) if is_full(&e) => Ok(()),
                     other => Ok(other?),
                 };
@@ -236,6 +236,11 @@ impl Writer {
         db.execute_batch("BEGIN IMMEDIATE")?;
         recover::write_snapshot(db, &self.catalog, self.last_seq)?;
         db.execute_batch("COMMIT")
+    }
+
+    /// At the end everything is in one file, if nobody reads just now.
+    fn empty_the_log(&self) -> rusqlite::Result<()> {
+        self.store.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
     }
 
     /// When the log is long, another thread moves most of it into the file; then this one

@@ -8,7 +8,7 @@ use crate::process::{Gateway, root};
 use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -77,10 +77,50 @@ impl Day {
     }
 }
 
+/// Days of one more series, before the day: for questions about a year.
+pub(super) const YEAR_DAYS: i64 = 365;
+pub(super) const YEAR_DEVICE: &str = "year";
+
+/// Calls `each` with time and value of every reading of the year, a reading every 10 s.
+pub(super) fn each_of_year(mut each: impl FnMut(i64, f64) -> Result<()>) -> Result<()> {
+    let mut random = StdRng::seed_from_u64(8);
+    let mut state = 200.0;
+    for time_s in (FROM_S - YEAR_DAYS * DAY_S..FROM_S).step_by(10) {
+        let luck: f64 = random.random_range(0.0..1.0);
+        state += if luck < 0.15 {
+            1.0
+        } else if luck < 0.3 {
+            -1.0
+        } else {
+            0.0
+        };
+        each(time_s * 1_000_000, state / 10.0)?;
+    }
+    Ok(())
+}
+
 /// A gateway with the day in it, folded.
 pub(super) fn load(data: &Path, day: Day, sets: &[&str]) -> Result<Gateway> {
     let sets: Vec<&str> = sets.iter().copied().chain(["archive.delay=10s"]).collect();
     let gateway = Gateway::start(&root().join("target/release/tidegate"), data, &sets)?;
+    let names: Vec<String> = (0..day.series).map(|series| format!("{} {}=", device(series), metric(series))).collect();
+    send(&gateway, |write| day.each(|reading| write(&names[reading.series], reading.value, reading.time_us)))?;
+    until_folded(&gateway, day.readings() as u64)?;
+    Ok(gateway)
+}
+
+/// Adds the year.
+pub(super) fn load_year(gateway: &Gateway) -> Result<()> {
+    let before = gateway.get("/v1/status")?["readings"].as_u64().context("no count")?;
+    let name = format!("{YEAR_DEVICE} temperature=");
+    send(gateway, |write| each_of_year(|time_us, value| write(&name, value, time_us)))?;
+    until_folded(gateway, before + (YEAR_DAYS * DAY_S / 10) as u64)
+}
+
+/// Takes the name before a value, the value, the time.
+type Write<'a> = dyn FnMut(&str, f64, i64) -> Result<()> + 'a;
+
+fn send(gateway: &Gateway, each: impl FnOnce(&mut Write<'_>) -> Result<()>) -> Result<()> {
     let url = format!("http://{}/api/v2/write?precision=us", gateway.http);
     let mut body = String::with_capacity(BODY_BYTES + 100);
     let send = |body: &mut String| -> Result<()> {
@@ -89,20 +129,22 @@ pub(super) fn load(data: &Path, day: Day, sets: &[&str]) -> Result<Gateway> {
         body.clear();
         Ok(())
     };
-    let names: Vec<String> = (0..day.series).map(|series| format!("{} {}=", device(series), metric(series))).collect();
-    day.each(|reading| {
-        writeln!(body, "{}{} {}", names[reading.series], reading.value, reading.time_us)?;
+    each(&mut |name, value, time_us| {
+        writeln!(body, "{name}{value} {time_us}")?;
         if body.len() >= BODY_BYTES { send(&mut body) } else { Ok(()) }
     })?;
-    send(&mut body)?;
+    send(&mut body)
+}
+
+fn until_folded(gateway: &Gateway, readings: u64) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(300);
     loop {
         let status = gateway.get("/v1/status")?;
         let store = &status["store"];
         if store["archived_seq"] == store["last_seq"] && status["windows"]["dirty"] == 0 {
             let counted = status["readings"].as_u64().context("no count")?;
-            ensure!(counted == day.readings() as u64, "{counted} readings of {}", day.readings());
-            return Ok(gateway);
+            ensure!(counted == readings, "{counted} readings of {readings}");
+            return Ok(());
         }
         ensure!(Instant::now() < until, "not folded after five minutes: {store}");
         std::thread::sleep(Duration::from_millis(100));

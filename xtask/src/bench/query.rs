@@ -2,7 +2,7 @@
 //! an index in this process, and DuckDB's Python package (if python3, or the interpreter in
 //! `BENCH_PYTHON`, has it) on the exported Parquet. Medians; every peer computes the same.
 
-use super::day::{self, DAY_S, Day, FROM_S};
+use super::day::{self, DAY_S, Day, FROM_S, YEAR_DAYS, YEAR_DEVICE};
 use super::usage::Usage;
 use crate::process::{Gateway, cargo, root};
 use anyhow::{Context, Result, ensure};
@@ -50,6 +50,19 @@ fn questions() -> Vec<Question> {
                      WHERE device = 'd0100' AND metric = 'temperature' GROUP BY 1 ORDER BY 1",
         },
         Question {
+            name: "one series, its year by day",
+            path: format!(
+                "/v1/aggregates?device={YEAR_DEVICE}&from={}&to={FROM_S}&window=1d&stats=count,mean,min,max,stddev",
+                FROM_S - YEAR_DAYS * DAY_S
+            ),
+            sqlite: Some(
+                "SELECT time_us / 86400000000, count(*), avg(value), min(value), max(value) FROM reading
+                 WHERE series = 1000000 GROUP BY 1 ORDER BY 1",
+            ),
+            duckdb: "SELECT time_bucket(INTERVAL 1 day, time), count(*), avg(value), min(value), max(value), stddev_samp(value)
+                     FROM y GROUP BY 1 ORDER BY 1",
+        },
+        Question {
             name: "all series, hourly mean and p95",
             path: format!("/v1/aggregates?{range}&window=1h&stats=mean,p95&limit=100000"),
             sqlite: None,
@@ -85,9 +98,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     cargo(&["build", "--workspace", "--bins", "--release"])?;
     let day = Day { series: options.series, period_s: 10, jitter_us: 0 };
     let directory = tempfile::tempdir_in(root().join("target"))?;
-    println!("loading {} readings of {} series", day.readings(), day.series);
+    let year = YEAR_DAYS * DAY_S / 10;
+    println!("loading {} readings of {} series, and {year} of one more", day.readings(), day.series);
     let started = Instant::now();
     let gateway = day::load(&directory.path().join("data"), day, &[])?;
+    day::load_year(&gateway)?;
     let after_load = Usage::of(gateway.running.id());
     println!(
         "loaded and folded in {:.1} s, peak {:.0} MB",
@@ -158,6 +173,10 @@ fn sqlite(directory: &Path, day: Day) -> Result<Connection> {
             insert.execute((reading.series as i64, reading.time_us, reading.value))?;
             Ok(())
         })?;
+        day::each_of_year(|time_us, value| {
+            insert.execute((1_000_000, time_us, value))?;
+            Ok(())
+        })?;
     }
     transaction.commit()?;
     Ok(db)
@@ -171,18 +190,21 @@ fn duckdb(directory: &Path, times: usize) -> Result<HashMap<String, f64>> {
         println!("DuckDB is left out: {python} has no package duckdb (pip install duckdb, or set BENCH_PYTHON)");
         return Ok(HashMap::new());
     }
-    let export = directory.join("export");
-    let status = Command::new(root().join("target/release/tidegate"))
-        .args(["--set", &format!("gateway.data_dir={}", directory.join("data").display()), "export", "--out"])
-        .arg(&export)
-        .stdout(std::process::Stdio::null())
-        .status()?;
-    ensure!(status.success(), "the export failed");
-    let mut script = format!(
-        "import duckdb, time, statistics\ndb = duckdb.connect()\n\
-         db.execute(\"CREATE VIEW r AS SELECT * FROM read_parquet('{}/*/*.parquet', hive_partitioning=true)\")\n",
-        export.display()
-    );
+    let mut script = String::from("import duckdb, time, statistics\ndb = duckdb.connect()\n");
+    for (view, from_s, to_s) in [("r", FROM_S, FROM_S + DAY_S), ("y", FROM_S - YEAR_DAYS * DAY_S, FROM_S)] {
+        let export = directory.join(view);
+        let status = Command::new(root().join("target/release/tidegate"))
+            .args(["--set", &format!("gateway.data_dir={}", directory.join("data").display()), "export"])
+            .args(["--from", &from_s.to_string(), "--to", &to_s.to_string(), "--out"])
+            .arg(&export)
+            .stdout(std::process::Stdio::null())
+            .status()?;
+        ensure!(status.success(), "the export failed");
+        script += &format!(
+            "db.execute(\"CREATE VIEW {view} AS SELECT * FROM read_parquet('{}/*/*.parquet', hive_partitioning=true)\")\n",
+            export.display()
+        );
+    }
     for question in questions() {
         script += &format!(
             "took = []\nfor i in range({times}):\n  t = time.perf_counter(); db.execute(\"\"\"{}\"\"\").fetchnumpy(); took.append((time.perf_counter() - t) * 1e3)\n\

@@ -72,6 +72,8 @@ pub enum Stamp {
     None,
     /// A point in time.
     At(Micros),
+    /// A local stamp that clocks show twice, when they are put back: the earlier and the later.
+    Twice(Micros, Micros),
     /// Relative to its arrival, for example 5 s ago (RFC 8428, section 4.5.3).
     Relative(Micros),
 }

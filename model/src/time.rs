@@ -3,7 +3,8 @@
 //! A time is a whole number of microseconds since 1970-01-01T00:00:00Z; finer stamps are
 //! floored. Windows are aligned to the epoch. Deliberately absent: what time it is now.
 
-use jiff::{Timestamp, civil, tz::TimeZone};
+use jiff::tz::{AmbiguousOffset, TimeZone};
+use jiff::{Timestamp, civil};
 use std::borrow::Cow;
 
 /// Microseconds since the Unix epoch.
@@ -65,24 +66,37 @@ fn in_range(us: i128, text: impl Fn() -> String) -> Result<Micros, TimeError> {
     }
 }
 
-/// Reads RFC 3339, an epoch number, or a local stamp without offset, taken in `zone`.
+/// Reads RFC 3339, an epoch number, or a local stamp without offset, taken in `zone`: one that
+/// clocks show twice as the earlier, one that they skip as if they had not been put forward.
 pub fn parse(text: &str, zone: &TimeZone) -> Result<Micros, TimeError> {
+    parse_local(text, zone).map(|(us, _)| us)
+}
+
+/// The same, and for a local stamp that clocks show twice also the later time.
+pub fn parse_local(text: &str, zone: &TimeZone) -> Result<(Micros, Option<Micros>), TimeError> {
     let text = text.trim();
+    let of = |timestamp: Timestamp| in_range(timestamp.as_nanosecond().div_euclid(1_000), || text.into());
     if let Ok(number) = text.parse::<i64>() {
-        return from_epoch_integer(number);
+        return from_epoch_integer(number).map(|us| (us, None));
     }
     if let Ok(timestamp) = text.parse::<Timestamp>() {
-        return in_range(timestamp.as_nanosecond().div_euclid(1_000), || text.into());
+        return of(timestamp).map(|us| (us, None));
     }
     if text.starts_with(|c: char| c.is_ascii_digit())
-        && let Ok(local) = text.parse::<civil::DateTime>()
         && text.contains(':')
-        && let Ok(zoned) = local.to_zoned(zone.clone())
+        && let Ok(local) = text.parse::<civil::DateTime>()
     {
-        return in_range(zoned.timestamp().as_nanosecond().div_euclid(1_000), || text.into());
+        let ambiguous = zone.to_ambiguous_timestamp(local);
+        let later =
+            if matches!(ambiguous.offset(), AmbiguousOffset::Fold { .. }) { ambiguous.later().ok() } else { None };
+        if let Ok(first) = ambiguous.compatible() {
+            return Ok((of(first)?, later.map(of).transpose()?));
+        }
     }
     match text.parse::<f64>() {
-        Ok(number) if number.is_finite() && text.bytes().all(|b| b"0123456789.+-eE".contains(&b)) => from_epoch(number),
+        Ok(number) if number.is_finite() && text.bytes().all(|b| b"0123456789.+-eE".contains(&b)) => {
+            from_epoch(number).map(|us| (us, None))
+        }
         _ => Err(TimeError::Unreadable(shorten(text).into_owned())),
     }
 }
@@ -133,6 +147,22 @@ mod tests {
         let zone = TimeZone::fixed(jiff::tz::offset(1));
         let there = parse("2017-02-16T10:13:52", &zone).map(format);
         assert_eq!(there, Ok("2017-02-16T09:13:52Z".into()));
+    }
+
+    #[test]
+    fn a_leap_second_is_the_second_before_it() {
+        assert_eq!(utc("2016-12-31T23:59:60Z").map(format), Ok("2016-12-31T23:59:59Z".into()));
+        assert_eq!(utc("2016-12-31T23:59:60").map(format), Ok("2016-12-31T23:59:59Z".into()));
+    }
+
+    #[test]
+    fn hours_that_clocks_skip_and_show_twice_are_read_as_people_mean_them() {
+        let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        let local = |text: &str| parse_local(text, &berlin).map(|(us, later)| (format(us), later.map(format))).unwrap();
+        assert_eq!(local("2026-07-01T12:00:00"), ("2026-07-01T10:00:00Z".into(), None));
+        assert_eq!(local("2026-03-29T02:30:00"), ("2026-03-29T01:30:00Z".into(), None));
+        assert_eq!(local("2026-10-25T02:30:00"), ("2026-10-25T00:30:00Z".into(), Some("2026-10-25T01:30:00Z".into())));
+        assert_eq!(local("2026-10-25T02:30:00+02:00"), ("2026-10-25T00:30:00Z".into(), None));
     }
 
     #[test]

@@ -100,7 +100,10 @@ pub(super) fn read_stamp(node: &Node, zone: &TimeZone) -> Result<Stamp, String> 
             Err(_) => Err(TimeError::OutOfRange(n.to_string())),
         },
         Node::Number(n) | Node::Huge(n) => time::from_epoch(*n),
-        Node::Text(text) => time::parse(text, zone),
+        Node::Text(text) => match time::parse_local(text, zone) {
+            Ok((earlier, Some(later))) => return Ok(Stamp::Twice(earlier, later)),
+            read => read.map(|(us, _)| us),
+        },
         _ => return Err("a time is RFC 3339 text or an epoch number".into()),
     };
     read.map(Stamp::At).map_err(|e| e.to_string())

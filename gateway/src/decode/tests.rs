@@ -14,7 +14,7 @@ fn show(out: &Decoded) -> String {
         let device = r.device.as_deref().map(|d| format!("{d} ")).unwrap_or_default();
         let stamp = match r.stamp {
             Stamp::None => String::new(),
-            Stamp::At(us) => format!(" @ {}", model::time::format(us)),
+            Stamp::At(us) | Stamp::Twice(us, _) => format!(" @ {}", model::time::format(us)),
             Stamp::Relative(us) => format!(" @ {us} us"),
         };
         let unit = r.unit.as_deref().map(|u| format!(" [{u}]")).unwrap_or_default();

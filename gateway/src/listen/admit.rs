@@ -230,6 +230,11 @@ impl Admission {
         let us = match stamp {
             Stamp::None => return (series.assign_time(arrival.now_us), arrival.flags()),
             Stamp::At(us) => us,
+            // The one that is nearer to now: devices send soon after they have measured.
+            Stamp::Twice(earlier, later) => {
+                let is_later = (arrival.now_us - later).abs() < (arrival.now_us - earlier).abs();
+                if arrival.clock_set && is_later { later } else { earlier }
+            }
             Stamp::Relative(us) => arrival.now_us.saturating_add(us).min(LAST_US),
         };
         if us < PLAUSIBLE_FROM_US {
@@ -315,6 +320,25 @@ mod tests {
         let times: Vec<_> =
             (0..3).map(|_| publish(&admission, &mut routes, "devices/a/t", "1").readings.time_us[0]).collect();
         assert_eq!(times, [NOW_US, NOW_US + 1, NOW_US + 2]);
+    }
+
+    /// Clocks in Berlin show 02:30 twice on that day; the gateway hears both as they are shown.
+    #[test]
+    fn the_hour_that_comes_twice_is_two_hours() {
+        let clock_us = Arc::new(AtomicI64::new(0));
+        let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        let rules = Config::default().rules().unwrap();
+        let catalog = Arc::new(Catalog::new(2, 10));
+        let clock = Clock::Manual(Arc::clone(&clock_us));
+        let admission = Admission::new(catalog, clock, Arc::default(), berlin, 3_600 * SECOND_US, rules);
+        let mut routes = Routes::default();
+        let payload = r#"{"value":1,"Time":"2026-10-25T02:30:00"}"#;
+        for now in ["2026-10-25T00:30:02Z", "2026-10-25T01:30:02Z"] {
+            clock_us.store(model::time::parse(now, &TimeZone::UTC).unwrap(), std::sync::atomic::Ordering::Relaxed);
+            let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
+            let want = clock_us.load(std::sync::atomic::Ordering::Relaxed) - 2 * SECOND_US;
+            assert_eq!(parcel.readings.time_us[0], want, "{now}");
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ use crate::metrics::{Metrics, Usage};
 use crate::query::Engine;
 use crate::window::Windows;
 use crate::window::dirty::write_blob;
-use crate::window::driver::{Driver, SharedProgress};
+use crate::window::driver::{Driver, SharedProgress, look_every};
 use crate::window::revise::Stretch;
 use rusqlite::Connection;
 use std::collections::HashMap;
@@ -195,6 +195,7 @@ impl App {
             windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),
             memory_bytes,
             delay: config.archive.delay.0,
+            look_every: look_every(config.journal.commit_delay.0),
             levels: levels.clone(),
             committed,
             intake: Arc::clone(&intake),

@@ -58,6 +58,8 @@ pub struct Driver {
     pub memory_bytes: usize,
     /// `archive.delay`.
     pub delay: Duration,
+    /// How often to look whether a window is due, see [`look_every`].
+    pub look_every: Duration,
     /// `window.length` and where summaries are folded.
     pub levels: Levels,
     /// Committed readings.
@@ -82,6 +84,12 @@ pub struct Driver {
     pub last_seq: u64,
     /// The gateway stops.
     pub stop: CancellationToken,
+}
+
+/// How often to look whether a window is due: whoever lets commits wait so that little is
+/// written does not want two pages more in each of them.
+pub fn look_every(commit_delay: Duration) -> Duration {
+    TICK.max((commit_delay * 5).min(Duration::from_secs(30)))
 }
 
 /// Why the thread cannot go on.
@@ -153,7 +161,7 @@ impl Driver {
                 return Ok(());
             }
             // Commits come by the thousand; looking whether a window is due need not.
-            if looked_at.elapsed() >= TICK {
+            if looked_at.elapsed() >= self.look_every {
                 looked_at = Instant::now();
                 self.age();
                 self.close_due(&mut state)?;

@@ -17,9 +17,9 @@
 use crate::archive::fold::Folder;
 use crate::archive::levels::Levels;
 use crate::archive::retire::Retention;
-use crate::archive::{DAY_US, day_of};
+use crate::archive::{DAY_US, chunk_id, day, day_of, series_of};
 use crate::catalog::Catalog;
-use crate::clock::Clock;
+use crate::clock::{Clock, Steady};
 use crate::config::{Config, Span, address};
 use crate::http;
 use crate::http::{About, Site};
@@ -126,7 +126,7 @@ impl App {
         let length_us = config.window.length.micros();
         let rollups_us: Vec<i64> = config.window.rollups.iter().map(|rollup| rollup.micros()).collect();
         let levels = Levels::settle(&store.connection, length_us, &rollups_us)?;
-        if changed_levels(&store.connection, &levels)? {
+        if changed_levels(&store.connection, &levels, clock.now_us())? {
             recovered.replay_from = 1;
         }
         let metrics = Arc::new(Metrics::default());
@@ -201,6 +201,7 @@ impl App {
             intake: Arc::clone(&intake),
             catalog: Arc::clone(&catalog),
             metrics: Arc::clone(&metrics),
+            steady: Steady::new(clock.now_us(), Instant::now()),
             clock: clock.clone(),
             live: Arc::clone(&live),
             progress,
@@ -386,7 +387,7 @@ fn identify(store: &Store, config: &Config, clock: &Clock) -> rusqlite::Result<(
 /// True if windows had another length before: where a restart may begin to read was decided
 /// for those, so windows of the new length need everything. What is in chunks is marked to be
 /// computed again, also when there are other rollups than before.
-fn changed_levels(db: &Connection, levels: &Levels) -> rusqlite::Result<bool> {
+fn changed_levels(db: &Connection, levels: &Levels, now_us: i64) -> rusqlite::Result<bool> {
     let length_us = levels.base.length_us;
     let rollups: Vec<String> = levels.rollups.iter().map(|level| level.length_us.to_string()).collect();
     let rollups = rollups.join(",");
@@ -400,7 +401,7 @@ fn changed_levels(db: &Connection, levels: &Levels) -> rusqlite::Result<bool> {
         schema::set_meta(db, "replay_from", 1)?;
     }
     if before.is_some() {
-        mark_archived(db)?;
+        mark_archived(db, now_us)?;
     }
     schema::set_meta(db, "window_length_us", length_us)?;
     schema::set_meta(db, "rollup_lengths_us", &rollups)?;
@@ -408,16 +409,23 @@ fn changed_levels(db: &Connection, levels: &Levels) -> rusqlite::Result<bool> {
     Ok(before.is_some_and(|before| before != length_us))
 }
 
-/// Adds all days that have chunks to what is dirty.
-fn mark_archived(db: &Connection) -> rusqlite::Result<()> {
-    let days: Option<(i64, i64)> = db.query_row("SELECT min(id), max(id) FROM chunk", [], |row| {
-        Ok(row.get::<_, Option<i64>>(0)?.zip(row.get(1)?))
-    })?;
-    let Some((first, last)) = days.map(|(first, last)| (day_of(first) * DAY_US, (day_of(last) + 1) * DAY_US)) else {
-        return Ok(());
-    };
+/// Adds all days that have chunks to what is dirty: one stretch for each series up to now, and
+/// days in the future one by one, since those wait.
+fn mark_archived(db: &Connection, now_us: i64) -> rusqlite::Result<()> {
+    let first: Option<i64> = db.query_row("SELECT min(id) FROM chunk", [], |row| row.get(0))?;
+    let Some(first) = first else { return Ok(()) };
+    let (from_us, to_us) = (day_of(first) * DAY_US, (day(now_us) + 1) * DAY_US);
     let series: u32 = db.query_row("SELECT coalesce(max(id) + 1, 0) FROM series", [], |row| row.get(0))?;
-    let stretches: Vec<_> = (0..series).map(|series| Stretch { series, from_us: first, to_us: last }).collect();
+    let past = (0..series).filter(|_| from_us < to_us).map(|series| Stretch { series, from_us, to_us });
+    let mut ids = db.prepare("SELECT id FROM chunk WHERE id >= ?1")?;
+    let ids = ids.query_map([chunk_id(day(to_us), 0, 0)], |row| row.get::<_, i64>(0))?;
+    let future = ids.map(|id| {
+        id.map(|id| {
+            let from_us = day_of(id) * DAY_US;
+            Stretch { series: series_of(id), from_us, to_us: from_us + DAY_US }
+        })
+    });
+    let stretches = past.map(Ok).chain(future).collect::<Result<Vec<_>, _>>()?;
     let mut dirty: Vec<u8> = schema::meta(db, "dirty")?.unwrap_or_default();
     dirty.extend(write_blob(&stretches));
     schema::set_meta(db, "dirty", dirty)

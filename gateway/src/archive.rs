@@ -49,7 +49,7 @@ pub fn day(time_us: Micros) -> i64 {
 }
 
 /// A chunk's row id: days of all series lie together, parts of a day side by side.
-fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
+pub fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
     debug_assert!(part < PARTS_MAX && (series as usize) < SERIES_MAX);
     (day << (SERIES_BITS + PART_BITS)) | (i64::from(series) << PART_BITS) | part
 }
@@ -59,7 +59,8 @@ pub fn day_of(id: i64) -> i64 {
     id >> (SERIES_BITS + PART_BITS)
 }
 
-fn series_of(id: i64) -> u32 {
+/// The series of a row id.
+pub fn series_of(id: i64) -> u32 {
     ((id >> PART_BITS) & (SERIES_MAX as i64 - 1)) as u32
 }
 

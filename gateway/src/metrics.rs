@@ -55,6 +55,8 @@ pub struct Metrics {
     /// From the start of a transaction to its fsync.
     pub commit_seconds: Histogram,
     written: [Counter; 6],
+    /// How often it was looked at what is too old, or too much.
+    pub retention_passes: Counter,
     retired: Family<Labels, Counter>,
     /// Windows with readings that came after their days had been sealed.
     pub sealed_late: Counter,
@@ -105,6 +107,7 @@ impl Default for Metrics {
         let future = counter("future_readings", "Readings stamped beyond the skew bound");
         let late = counter("late_readings", "Readings for windows that had closed");
         let commits = counter("commits", "Commits");
+        let retention_passes = counter("retention_passes", "Looks at what is too old, or too much");
         let sealed_late = counter("sealed_windows_late", "Windows not revised, because their readings are retired");
         let delivered = counter("delivered_messages", "Messages passed on to subscribers");
         let dropped = counter("dropped_messages", "QoS 0 messages that a slow subscriber did not get");
@@ -164,6 +167,7 @@ impl Default for Metrics {
             written,
             retired,
             sealed_late,
+            retention_passes,
             queue_bytes,
             commit_delay_s,
             written_per_day,

@@ -36,6 +36,9 @@ use std::collections::BTreeMap;
 /// summaries are folded.
 pub const OLD_AFTER_US: Micros = 3_600 * SECOND_US;
 
+/// A window this far in the future was opened by a clock that was wrong.
+const AHEAD_US: Micros = 24 * 3_600 * SECOND_US;
+
 /// A window of a series: its start and whose it is.
 pub type Key = (Micros, u32);
 
@@ -63,7 +66,7 @@ pub struct Windows {
 struct Device {
     /// The latest event time, but for times in the future.
     watermark_us: Micros,
-    /// When the gateway last heard it.
+    /// When the gateway last heard it get on: a device whose clock stands still is silent.
     heard_us: Micros,
     /// Windows that end here or before are closed.
     closed_through_us: Micros,
@@ -167,9 +170,9 @@ impl Windows {
             Some(start_us) if start_us <= time_us && time_us - start_us < self.length_us => start_us,
             _ => window_start(time_us, self.length_us),
         };
-        device.heard_us = committed.received_us;
         if flags & flag::FUTURE == 0 && time_us > device.watermark_us {
             device.watermark_us = time_us;
+            device.heard_us = committed.received_us;
         }
         if !wanted((start_us, series)) {
             return;
@@ -237,10 +240,11 @@ impl Windows {
     /// True if some window is due at `now_us`.
     pub fn is_due(&self, now_us: Micros) -> bool {
         self.devices.iter().any(|device| {
-            device
-                .open
-                .first_key_value()
-                .is_some_and(|(start_us, _)| self.boundary(device, now_us) >= start_us + self.length_us)
+            device.watermark_us > now_us.saturating_add(AHEAD_US)
+                || device
+                    .open
+                    .first_key_value()
+                    .is_some_and(|(start_us, _)| self.boundary(device, now_us) >= start_us + self.length_us)
         })
     }
 
@@ -248,10 +252,24 @@ impl Windows {
     /// it has been silent for the lateness, by the gateway's clock.
     fn boundary(&self, device: &Device, now_us: Micros) -> Micros {
         let by_watermark = device.watermark_us.saturating_sub(self.lateness_us);
+        let by_age = by_watermark.max(self.old_until_us);
         if now_us.saturating_sub(device.heard_us) >= self.lateness_us {
-            by_watermark.max(now_us - self.lateness_us)
+            by_age.max(now_us - self.lateness_us)
         } else {
-            by_watermark
+            by_age
+        }
+    }
+
+    /// The gateway's clock was ahead, and windows were opened then: they are computed when
+    /// their time has come, and must not hold up the others until then.
+    fn put_off(&mut self, now_us: Micros) {
+        let ahead_us = now_us.saturating_add(AHEAD_US);
+        for device in self.devices.iter_mut().filter(|device| device.watermark_us > ahead_us) {
+            device.watermark_us = now_us;
+            device.current_us = None;
+            for (start_us, open) in device.open.split_off(&ahead_us) {
+                open.partials.keys().for_each(|&series| self.dirty.add((start_us, series), self.length_us));
+            }
         }
     }
 
@@ -259,6 +277,7 @@ impl Windows {
     /// further look at the raw readings.
     pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<SummaryRow>> {
         self.fold()?;
+        self.put_off(now_us);
         let mut rows = Vec::new();
         for i in 0..self.devices.len() {
             let boundary_us = self.boundary(&self.devices[i], now_us);
@@ -298,13 +317,21 @@ impl Windows {
     /// Takes about `most` dirty windows to compute again; one lot at a time.
     pub fn take_dirty(&mut self, most: usize, now_us: Micros) -> Vec<Stretch> {
         let Windows { dirty, devices, device_of, length_us, lateness_us, old_until_us, .. } = self;
-        dirty.take(most, *length_us, *old_until_us, |series| {
+        let lot = dirty.take(most, *length_us, *old_until_us, |series| {
             let device = device_of.get(series as usize).and_then(|&device| devices.get(device as usize));
             let passed_us = now_us.saturating_sub(*lateness_us);
             // What is open will close by itself.
             let open_us = device.and_then(|device| device.open.keys().next().copied()).unwrap_or(Micros::MAX);
             device.map_or(passed_us, |device| device.closed_through_us.max(passed_us)).min(open_us)
-        })
+        });
+        for stretch in &lot {
+            // What comes for them from now on is late, though no such window was ever open.
+            if let Some(&device) = device_of.get(stretch.series as usize) {
+                let device = &mut devices[device as usize];
+                device.closed_through_us = device.closed_through_us.max(stretch.to_us);
+            }
+        }
+        lot
     }
 
     /// Takes about `most` old days to compute again, likewise.

@@ -282,6 +282,11 @@ impl Gateway {
         log.push('\n');
     }
 
+    /// Sets a configuration key for the next start.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.plan.sets.push((key.into(), value.into()));
+    }
+
     /// Sets the clock it sees, so many seconds from the true one; it must have one of its own.
     pub fn set_clock(&self, offset_s: i64) {
         let beside = self.directory.path().join("clock.new");

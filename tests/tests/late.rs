@@ -287,4 +287,15 @@ fn lateness(from_s: i64) {
     if from_s == OLD_FROM_S {
         check_summaries(&gateway, &readings, from_s, 60);
     }
+    // Other rollups: all that is archived is looked at again, twice and with what is late.
+    for rollups in ["[\"1h\"]", "[\"1m\", \"2h\", \"1d\"]"] {
+        let late = fleet.batch();
+        send(&gateway, &late, &mut readings);
+        gateway.set("window.rollups", rollups);
+        gateway.restart();
+    }
+    check_summaries(&gateway, &readings, from_s, LENGTH_S);
+    until_archived(&gateway);
+    check_days(&gateway, &readings, from_s);
+    check_answers(&gateway, &readings, span(from_s), (60, 20));
 }

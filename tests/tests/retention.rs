@@ -53,6 +53,13 @@ fn assert_alike(got: &[Value], want: &[Value], what: &str) {
     }
 }
 
+/// A running gateway does not believe a leap forward before it has lasted.
+fn move_clock(gateway: &mut Gateway, offset_s: i64) {
+    gateway.stop();
+    gateway.set_clock(offset_s);
+    gateway.start();
+}
+
 fn until_archived(gateway: &Gateway) {
     eventually("everything is in the archive, and nothing is dirty", || {
         let status = gateway.get("/v1/status");
@@ -84,7 +91,7 @@ fn todays_summaries_are_rows_and_are_folded_when_the_day_is_old() {
         (count("summary"), count("rollup"))
     };
     assert_eq!(counts(&gateway), (before.len() as i64, 0));
-    gateway.set_clock(2 * DAY_S);
+    move_clock(&mut gateway, 2 * DAY_S);
     eventually("they are folded", || (counts(&gateway).0 == 0).then_some(()));
     assert!(counts(&gateway).1 >= 3, "a row for each of three levels");
     let key =
@@ -99,9 +106,7 @@ fn todays_summaries_are_rows_and_are_folded_when_the_day_is_old() {
         gateway.summaries(10)?.into_iter().find(|stored| stored.start_us == start_us).map(|stored| stored.revision)
     };
     eventually("it is revised", || (revised(&gateway, now - 400)? == 2).then_some(()));
-    gateway.stop();
-    gateway.set_clock(0);
-    gateway.start();
+    move_clock(&mut gateway, 0);
     send(&gateway, &[(now - 300, 9.0)]);
     eventually("it is revised", || (revised(&gateway, now - 300)? == 2).then_some(()));
     assert_eq!(gateway.summaries(10).unwrap().len(), before.len());
@@ -129,7 +134,7 @@ fn retired_readings_leave_answers_at_the_resolution_that_is_kept() {
     };
     let before = ask_all(&gateway);
     assert!(before.iter().all(|(_, rows)| rows.iter().all(|row| row.get("sealed").is_none())));
-    gateway.set_clock(2 * DAY_S);
+    move_clock(&mut gateway, 2 * DAY_S);
     eventually("the readings are retired", || {
         let left = gateway.rows(&format!("/v1/readings?device=d&from={}&to={}", range.0, range.1));
         left.is_empty().then_some(())
@@ -155,7 +160,7 @@ fn retired_readings_leave_answers_at_the_resolution_that_is_kept() {
     gateway.restart();
     check(&gateway, "1m");
     // Later the minutes go, too; hours and days stay.
-    gateway.set_clock(70 * DAY_S);
+    move_clock(&mut gateway, 70 * DAY_S);
     eventually("the summaries of minutes are gone", || gateway.summaries(60)?.is_empty().then_some(()));
     for ((window, after), (_, before)) in ask_all(&gateway).into_iter().zip(&before).skip(2) {
         assert_alike(&plain(after), before, window);
@@ -199,4 +204,24 @@ fn a_store_above_its_budget_degrades_and_goes_on() {
     send(&gateway, &[(now_s(), 1.0)]);
     let hours = ask(&gateway, (from_s, from_s + 2 * HOUR_S), "1h", "count");
     assert_eq!(hours.iter().map(|row| row["count"].as_i64().unwrap()).collect::<Vec<_>>(), [HOUR_S; 2]);
+}
+
+/// A clock that is wrong for a moment deletes nothing.
+#[test]
+fn a_leap_of_the_clock_retires_nothing() {
+    let gateway = gateway().own_clock().set("archive.delay", "200ms").start();
+    let from_s = 1_709_251_200;
+    send(&gateway, &readings(&mut StdRng::seed_from_u64(1), from_s, from_s + HOUR_S, 1));
+    until_archived(&gateway);
+    let passes = |gateway: &Gateway| gateway.metric("tidegate_retention_passes_total");
+    gateway.set_clock(3_000 * DAY_S);
+    let before = passes(&gateway);
+    eventually("retention has looked at it twice", || (passes(&gateway) >= before + 2.0).then_some(()));
+    gateway.set_clock(0);
+    let rows = ask(&gateway, (from_s, from_s + HOUR_S), "all", "count");
+    assert_eq!((&rows[0]["count"], rows[0].get("sealed")), (&json!(HOUR_S), None));
+    assert_eq!(
+        gateway.rows(&format!("/v1/readings?device=d&from={from_s}&to={}&limit=5000", from_s + HOUR_S)).len(),
+        3_600
+    );
 }

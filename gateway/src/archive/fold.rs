@@ -12,6 +12,7 @@ use super::read::{Builder, Parts, Raw};
 use super::retire::{Growth, Retention};
 use super::tidy::Untidy;
 use super::{DAY_US, chunk, chunk_id, day, part_of};
+use crate::clock::Steady;
 use crate::journal::intake::NotDone;
 use crate::journal::{Chunk, Intake, ReadError, Step, batch, schema};
 use crate::metrics::Metrics;
@@ -98,6 +99,8 @@ impl<E: Into<FoldError>> From<E> for Interrupted {
 pub(super) type Place = (i64, u32);
 
 struct State {
+    /// The time for what deletes.
+    steady: Steady,
     retired_at: Option<Instant>,
     /// Since when the store has been above its budget with nothing to go but rollups.
     pressed: Option<Instant>,
@@ -122,8 +125,9 @@ impl Folder {
     /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
     pub fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
+        let steady = Steady::new(self.clock.now_us(), Instant::now());
         let mut state =
-            State { retired_at: None, pressed: None, untidy: self.untidy(&db)?, waiting: Waiting::default() };
+            State { steady, retired_at: None, pressed: None, untidy: self.untidy(&db)?, waiting: Waiting::default() };
         while !self.stop.is_cancelled() {
             match self.work(&db, &mut state) {
                 Ok(true) => {}
@@ -142,7 +146,9 @@ impl Folder {
     fn work(&self, db: &Connection, state: &mut State) -> Result<bool, Interrupted> {
         let mut more = self.fold_what_is_due(db, state)?;
         if state.retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
-            self.retire(db, &mut state.pressed)?;
+            let now_us = state.steady.now_us(self.clock.now_us(), Instant::now());
+            self.retire(db, now_us, &mut state.pressed)?;
+            self.metrics.retention_passes.inc();
             state.retired_at = Some(Instant::now());
         }
         if !more {
@@ -336,10 +342,22 @@ fn merged(
     let Parts { counting: parts, covered: mut replaced } = raw.parts(day, series)?;
     let next = parts.last().map_or(0, |part| part_of(part.id) + 1);
     let sizes: Vec<i64> = parts.iter().map(|part| part.readings).collect();
-    let keep = kept_parts(&sizes, new.len() as i64);
+    let mut keep = kept_parts(&sizes, new.len() as i64);
+    let mut decoded = Vec::new();
+    while keep + decoded.len() < parts.len() {
+        let at = parts.len() - 1 - decoded.len();
+        match parts[at].decode() {
+            Ok(points) => decoded.push(points),
+            Err(e) => {
+                // A damaged part stays as it is, and holds nothing up.
+                tracing::error!("{e}");
+                keep = at + 1;
+            }
+        }
+    }
     let mut points = Points::default();
-    for part in &parts[keep..] {
-        points.merge(&part.decode()?);
+    for (part, own) in parts[keep..].iter().zip(decoded.into_iter().rev()) {
+        points.merge(&own);
         received_us = received_us.max(part.received_us);
     }
     points.merge(&new);

@@ -86,6 +86,15 @@ impl Level {
         db.prepare_cached("SELECT 1 FROM rollup WHERE id = ?1")?.exists([self.id(day, series)])
     }
 
+    /// True if a day of a series has windows in its row.
+    pub fn has_windows(&self, raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
+        if self.span_days == 1 {
+            return Ok(self.has(raw.db(), day, series)?);
+        }
+        let rows = self.read(raw, day, series, false)?.unwrap_or_default();
+        Ok(!rows.between(day * DAY_US, (day + 1) * DAY_US).is_empty())
+    }
+
     /// No row is of a later time.
     pub fn folded_until_us(&self, db: &Connection) -> rusqlite::Result<Option<Micros>> {
         let last = "SELECT id FROM rollup WHERE (id & 65535) = ?1 ORDER BY id DESC LIMIT 1";
@@ -136,12 +145,23 @@ impl Levels {
         Ok(Levels { base, rollups, former })
     }
 
-    /// All of them, shortest windows first.
+    /// True for levels below those of `window.rollups`.
+    pub fn is_fine(&self, level: &Level) -> bool {
+        self.rollups.first().is_none_or(|rollup| level.length_us < rollup.length_us)
+    }
+
+    /// The levels below those of `window.rollups`, also former ones.
+    pub fn fine(&self) -> impl Iterator<Item = Level> + '_ {
+        self.former.iter().chain([&self.base]).filter(|level| self.is_fine(level)).copied()
+    }
+
+    /// All of them in the order in which they are asked for a sealed day: shortest windows
+    /// first, but former levels whose rows are not kept in step last.
     pub fn all(&self) -> Vec<Level> {
         let mut all = self.former.clone();
         all.push(self.base);
         all.extend(&self.rollups);
-        all.sort_unstable_by_key(|level| level.length_us);
+        all.sort_by_key(|level| (self.former.contains(level) && level.span_days > 1, level.length_us));
         all
     }
 

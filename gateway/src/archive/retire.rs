@@ -9,7 +9,7 @@
 //! refuses readings for it.
 
 use super::fold::{Folder, Interrupted};
-use super::levels::Level;
+use super::levels::{Level, is_sealed};
 use super::read::Raw;
 use super::{DAY_US, day_of, series_of};
 use crate::journal::{ReadError, Step, schema};
@@ -123,18 +123,22 @@ type Chunks = ((u32, i64), Vec<i64>);
 
 impl Folder {
     /// Removes what is too old, and what the budget has no room for.
-    pub(super) fn retire(&self, db: &Connection, pressed: &mut Option<Instant>) -> Result<(), Interrupted> {
-        let now_us = self.clock.now_us();
+    pub(super) fn retire(
+        &self,
+        db: &Connection,
+        now_us: Micros,
+        pressed: &mut Option<Instant>,
+    ) -> Result<(), Interrupted> {
         if let Some(age_us) = self.retention.raw_us {
             let mut after = (Micros::MIN, i64::MIN);
-            while let Some(next) = self.retire_readings_before(db, now_us - age_us, after)? {
+            while let Some(next) = self.retire_readings_before(db, now_us, age_us, after)? {
                 after = next;
             }
         }
         for (level, age_us) in self.aged_levels() {
             self.retire_rollups_before(db, level, now_us - age_us)?;
         }
-        self.keep_the_budget(db, pressed)?;
+        self.keep_the_budget(db, now_us, pressed)?;
         self.give_back(db)?;
         let used_bytes = self.room(db)?.used_bytes;
         self.growth.lock().unwrap_or_else(PoisonError::into_inner).note(now_us, used_bytes);
@@ -145,9 +149,11 @@ impl Folder {
     fn retire_readings_before(
         &self,
         db: &Connection,
-        until_us: Micros,
+        now_us: Micros,
+        age_us: Micros,
         after: (Micros, i64),
     ) -> Result<Option<(Micros, i64)>, Interrupted> {
+        let until_us = now_us - age_us;
         let mut query = db.prepare_cached(
             "SELECT received_us, id FROM chunk WHERE received_us < ?1 AND (received_us, id) > (?2, ?3)
              ORDER BY received_us, id LIMIT ?4",
@@ -163,19 +169,24 @@ impl Folder {
                 places.insert((series, day), raw.part_ids(day, series)?);
             }
         }
-        let ready = self.ready(&raw, places.into_iter().collect())?;
+        let ready = self.ready(&raw, now_us, places.into_iter().collect())?;
         drop(raw);
         self.retire_readings(ready, Why::Age)?;
         Ok(Some(last))
     }
 
     /// Those whose summaries are folded and say all that there is to say.
-    fn ready(&self, raw: &Raw<'_>, places: Vec<Chunks>) -> Result<Vec<Chunks>, ReadError> {
+    fn ready(&self, raw: &Raw<'_>, now_us: Micros, places: Vec<Chunks>) -> Result<Vec<Chunks>, ReadError> {
         let first_row = "SELECT min(start_us) FROM summary WHERE length_us = ?1";
         let length_us = self.levels.base.length_us;
         let rows_from_us: Option<Micros> = raw.db().query_row(first_row, [length_us], |row| row.get(0))?;
-        let recent_us = self.clock.now_us() - crate::window::OLD_AFTER_US;
-        let folded_until_us = rows_from_us.unwrap_or(Micros::MAX).min(recent_us);
+        // What no window has seen yet is not among what is dirty either.
+        let windows_seq = schema::meta::<i64>(raw.db(), "windows_seq")?.unwrap_or(0);
+        let unseen = "SELECT min(first_us) FROM batch WHERE seq > ?1";
+        let unseen_us: Option<Micros> = raw.db().query_row(unseen, [windows_seq], |row| row.get(0))?;
+        let recent_us = now_us - crate::window::OLD_AFTER_US;
+        let unfolded = [rows_from_us, unseen_us].into_iter().flatten().min().unwrap_or(Micros::MAX);
+        let folded_until_us = unfolded.min(recent_us);
         let blob: Vec<u8> = schema::meta(raw.db(), "dirty")?.unwrap_or_default();
         let dirty: Vec<Stretch> = read_blob(&blob).collect();
         let dirty_series: HashSet<u32> = dirty.iter().map(|stretch| stretch.series).collect();
@@ -188,7 +199,7 @@ impl Folder {
             let (from_us, to_us) = (day * DAY_US, (day + 1) * DAY_US);
             let mut has_summary = false;
             for level in self.levels.all() {
-                has_summary |= level.has(raw.db(), day, series)?;
+                has_summary |= level.has_windows(raw, day, series)?;
             }
             if has_summary && to_us <= folded_until_us && !is_dirty(series, from_us, to_us) {
                 ready.push(((series, day), chunks));
@@ -209,30 +220,45 @@ impl Folder {
 
     /// The levels that age, and their ages.
     fn aged_levels(&self) -> Vec<(Level, Micros)> {
-        let base = self.levels.former.iter().chain([&self.levels.base]);
-        let base = base.map(|level| (*level, self.retention.summaries_us));
         let ages = &self.retention.rollups_us;
+        let fine = self.levels.fine().map(|level| (level, self.retention.summaries_us));
         let above = self.levels.rollups.iter().enumerate();
         let above = above.map(|(at, level)| (*level, ages.get(at).or(ages.last()).copied().flatten()));
-        base.chain(above).filter_map(|(level, age_us)| Some((level, age_us?))).collect()
+        // What is not configured any more is kept as long as anything, since nobody can make it anew.
+        let longest = ages.iter().copied().reduce(|a, b| a.zip(b).map(|(a, b)| a.max(b))).flatten();
+        let former = self.levels.former.iter().filter(|level| !self.levels.is_fine(level));
+        let former = former.map(|level| (*level, longest));
+        fine.chain(above).chain(former).filter_map(|(level, age_us)| Some((level, age_us?))).collect()
     }
 
     fn retire_rollups_before(&self, db: &Connection, level: Level, until_us: Micros) -> Result<(), Interrupted> {
-        let old = "SELECT id FROM rollup WHERE received_us < ?1 AND (id & 65535) = ?2 ORDER BY received_us LIMIT ?3";
+        let mut after = (Micros::MIN, i64::MIN);
         loop {
-            let mut query = db.prepare_cached(old)?;
-            let ids = query.query_map(params![until_us, level.number(), SLICE_ROLLUPS as i64], |row| row.get(0))?;
-            let ids: Vec<i64> = ids.collect::<Result<_, _>>()?;
-            if ids.is_empty() {
-                return Ok(());
+            let mut query = db.prepare_cached(
+                "SELECT received_us, id FROM rollup WHERE received_us < ?1 AND (received_us, id) > (?2, ?3)
+                 AND (id & 65535) = ?4 ORDER BY received_us, id LIMIT ?5",
+            )?;
+            let page = params![until_us, after.0, after.1, level.number(), SLICE_ROLLUPS as i64];
+            let rows = query.query_map(page, |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let rows: Vec<(Micros, i64)> = rows.collect::<Result<_, _>>()?;
+            let Some(&last) = rows.last() else { return Ok(()) };
+            after = last;
+            let ids = rows.into_iter().map(|(_, id)| id).collect();
+            let ids = of_sealed_days(&Raw::open(db)?, &level, ids)?;
+            if !ids.is_empty() {
+                self.metrics.retired("summaries", Why::Age.name(), ids.len() as u64);
+                self.step(Step::RetireRollups(ids))?;
             }
-            self.metrics.retired("summaries", Why::Age.name(), ids.len() as u64);
-            self.step(Step::RetireRollups(ids))?;
         }
     }
 
     /// Goes below the budget, if that can be done without touching what is not folded yet.
-    fn keep_the_budget(&self, db: &Connection, pressed: &mut Option<Instant>) -> Result<(), Interrupted> {
+    fn keep_the_budget(
+        &self,
+        db: &Connection,
+        now_us: Micros,
+        pressed: &mut Option<Instant>,
+    ) -> Result<(), Interrupted> {
         let mut gone: BTreeMap<&str, (u64, i64)> = BTreeMap::new();
         loop {
             let Room { used_bytes, budget_bytes, .. } = self.room(db)?;
@@ -244,7 +270,7 @@ impl Folder {
             // What is above the budget may be on its way into the archive.
             let patience = Duration::from_micros(self.delay_us as u64 * 2).min(PATIENCE) + PATIENCE;
             let also_rollups = pressed.is_some_and(|since| since.elapsed() >= patience);
-            let next = self.retire_the_oldest(db, also_rollups)?;
+            let next = self.retire_the_oldest(db, now_us, also_rollups)?;
             if next.is_none() {
                 pressed.get_or_insert_with(Instant::now);
             }
@@ -274,15 +300,18 @@ impl Folder {
     fn retire_the_oldest(
         &self,
         db: &Connection,
+        now_us: Micros,
         also_rollups: bool,
     ) -> Result<Option<(&'static str, u64, i64)>, Interrupted> {
-        let fine = self.levels.former.iter().chain([&self.levels.base]);
-        for level in fine.filter(|_| !self.levels.rollups.is_empty()) {
-            if let Some((ids, day)) = oldest_rollups(db, level)? {
-                return self.retire_rollups(ids, day, "summaries").map(Some);
+        for level in self.levels.fine().filter(|_| !self.levels.rollups.is_empty()) {
+            if let Some((ids, day)) = oldest_rollups(db, &level)? {
+                let ids = of_sealed_days(&Raw::open(db)?, &level, ids)?;
+                if !ids.is_empty() {
+                    return self.retire_rollups(ids, day, "summaries").map(Some);
+                }
             }
         }
-        if let Some(ready) = self.oldest_readings(db)? {
+        if let Some(ready) = self.oldest_readings(db, now_us)? {
             let rows = ready.iter().map(|(_, ids)| ids.len() as u64).sum();
             let day = ready.iter().map(|((_, day), _)| *day).max().unwrap_or_default();
             self.retire_readings(ready, Why::Budget)?;
@@ -312,7 +341,7 @@ impl Folder {
     }
 
     /// A slice of the oldest readings that may go.
-    fn oldest_readings(&self, db: &Connection) -> Result<Option<Vec<Chunks>>, Interrupted> {
+    fn oldest_readings(&self, db: &Connection, now_us: Micros) -> Result<Option<Vec<Chunks>>, Interrupted> {
         let raw = Raw::open(db)?;
         let mut query = raw.db().prepare_cached("SELECT id FROM chunk WHERE id > ?1 ORDER BY id LIMIT ?2")?;
         let mut after = i64::MIN;
@@ -325,7 +354,7 @@ impl Folder {
             places.sort_unstable_by_key(|&(series, day)| (day, series));
             let with_ids = |(series, day): (u32, i64)| Ok(((series, day), raw.part_ids(day, series)?));
             let places = places.into_iter().map(with_ids).collect::<Result<Vec<_>, ReadError>>()?;
-            let mut ready = self.ready(&raw, places)?;
+            let mut ready = self.ready(&raw, now_us, places)?;
             ready.truncate(SLICE_PLACES);
             if !ready.is_empty() {
                 return Ok(Some(ready));
@@ -350,6 +379,23 @@ impl Folder {
     fn room(&self, db: &Connection) -> rusqlite::Result<Room> {
         room(db, &self.store, self.retention.budget_bytes)
     }
+}
+
+/// Those rows of a level whose days have no readings any more: from the others they would only
+/// be made anew.
+fn of_sealed_days(raw: &Raw<'_>, level: &Level, ids: Vec<i64>) -> Result<Vec<i64>, ReadError> {
+    let mut sealed = Vec::new();
+    for id in ids {
+        let (series, first) = (series_of(id), level.first_day_of(id));
+        let mut readings = false;
+        for day in first..first + level.span_days {
+            readings |= raw.received_us(day, series)?.is_some() && !is_sealed(raw, day, series)?;
+        }
+        if !readings {
+            sealed.push(id);
+        }
+    }
+    Ok(sealed)
 }
 
 /// A slice of the oldest rows at a level, of one span, and its last day.

@@ -62,7 +62,10 @@ impl Folder {
         let raw = Raw::open(db)?;
         let mut wholes = Vec::new();
         for place in &due {
-            wholes.extend(self.whole(&raw, *place, true)?);
+            match self.whole(&raw, *place, true) {
+                Ok(whole) => wholes.extend(whole),
+                Err(e) => tracing::error!("a day stays in parts: {e}"),
+            }
         }
         drop(raw);
         self.rewrite(wholes)?;

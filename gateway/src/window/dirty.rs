@@ -31,8 +31,13 @@ pub struct Dirty {
     stretches: BTreeMap<u32, Vec<Stretch>>,
     /// Under way.
     lot: Vec<Stretch>,
+    /// What begins later is far off, and kept apart.
+    far_us: Micros,
     changed: bool,
 }
+
+/// So long after the end of the last old day.
+const FAR_US: Micros = 3 * DAY_US;
 
 impl Dirty {
     /// A window has to be computed again.
@@ -61,6 +66,7 @@ impl Dirty {
 
     /// Days that end here or before are old now.
     pub fn age(&mut self, old_until_us: Micros, length_us: Micros) {
+        self.far_us = old_until_us.saturating_add(FAR_US);
         let recent = self.windows.split_off(&(old_until_us, 0));
         for key in std::mem::replace(&mut self.windows, recent).into_keys() {
             self.add_old(key, length_us);
@@ -83,7 +89,7 @@ impl Dirty {
     fn collapse(&mut self, length_us: Micros) {
         let mut hulls: BTreeMap<u32, Vec<Stretch>> = BTreeMap::new();
         let lot = std::mem::take(&mut self.lot);
-        for stretch in self.hulls(length_us, Micros::MIN, Micros::MAX) {
+        for stretch in self.hulls(length_us, Micros::MIN, self.far_us) {
             hulls.entry(stretch.series).or_default().push(stretch);
         }
         self.lot = lot;
@@ -350,6 +356,7 @@ mod tests {
     #[test]
     fn very_many_windows_become_a_stretch_and_are_taken_piece_by_piece() {
         let mut dirty = Dirty::default();
+        dirty.age(2 * KEPT_MAX as i64 * LENGTH_US, LENGTH_US);
         for i in 0..=KEPT_MAX as i64 {
             dirty.add((i * LENGTH_US, 3), LENGTH_US);
         }

@@ -10,7 +10,7 @@ use super::{OLD_AFTER_US, Progress, Windows};
 use crate::archive::levels::Levels;
 use crate::archive::{DAY_US, day};
 use crate::catalog::Catalog;
-use crate::clock::Clock;
+use crate::clock::{Clock, Steady};
 use crate::journal::{Chore, Committed, Intake, Step, SummaryRow, handover, recover, schema};
 use crate::live::{Event, Live};
 use crate::metrics::Metrics;
@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -72,6 +72,8 @@ pub struct Driver {
     pub metrics: Arc<Metrics>,
     /// The time.
     pub clock: Clock,
+    /// The time that makes days old.
+    pub steady: Steady,
     /// Listeners to `/v1/live`.
     pub live: Arc<Live>,
     /// Where progress is told.
@@ -101,6 +103,9 @@ pub enum DriverError {
     /// Polars refused.
     #[error("aggregation failed: {0}")]
     Frame(#[from] PolarsError),
+    /// The thread that computes windows again is gone.
+    #[error("the revise thread panicked; see the log")]
+    Reviser,
 }
 
 struct State {
@@ -219,7 +224,8 @@ impl Driver {
     }
 
     fn age(&mut self) {
-        self.windows.set_old_until((day(self.clock.now_us() - OLD_AFTER_US)) * DAY_US);
+        let now_us = self.steady.now_us(self.clock.now_us(), Instant::now());
+        self.windows.set_old_until(day(now_us - OLD_AFTER_US) * DAY_US);
     }
 
     fn learn(&mut self) {
@@ -240,8 +246,6 @@ impl Driver {
         }
         let mut through: HashMap<Micros, HashMap<u32, u64>> = HashMap::new();
         let (length_us, last_seq) = (self.levels.base.length_us, self.last_seq);
-        // What there was to do about old days is known up to here.
-        let known_seq = schema::meta::<i64>(&state.store, "windows_seq")?.unwrap_or(0) as u64;
         let old_until_us = self.windows.old_until_us();
         let windows = &mut self.windows;
         let mut failed = None;
@@ -254,7 +258,8 @@ impl Driver {
             }
             let taken = windows.take(&committed, |(start_us, series)| {
                 if start_us < old_until_us {
-                    return committed.seq > known_seq;
+                    // Looked at again: nobody knows whether the window was still open.
+                    return true;
                 }
                 let seen = through
                     .entry(start_us)
@@ -316,8 +321,10 @@ impl Driver {
     }
 
     fn revise_dirty(&mut self, state: &mut State) -> Result<(), DriverError> {
-        if let Ok(revised) = state.from_reviser.try_recv() {
-            self.revised(state, revised);
+        match state.from_reviser.try_recv() {
+            Ok(revised) => self.revised(state, revised),
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => return Err(DriverError::Reviser),
         }
         let now = Instant::now();
         let (late, old) = self.windows.take_late();
@@ -332,11 +339,8 @@ impl Driver {
         let (done, after) = channel();
         self.intake.push_chore(Chore { step: Step::Barrier, done: Some(done) });
         let job = Job { stretches, old_until_us: self.windows.old_until_us(), settle, after };
-        match state.to_reviser.try_send(job) {
-            Ok(()) => state.revising_since = Some(now),
-            // The thread is gone, and the log says why: what is dirty stays so.
-            Err(_) => self.windows.revised([]),
-        }
+        state.to_reviser.try_send(job).map_err(|_| DriverError::Reviser)?;
+        state.revising_since = Some(now);
         Ok(())
     }
 

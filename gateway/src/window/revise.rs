@@ -252,7 +252,14 @@ impl Reviser {
         // The first time, an old day is folded whole.
         let folding = old && before.is_empty();
         let wanted = if folding { vec![(from_us, to_us)] } else { place.dirty.clone() };
-        let (now, read_us) = self.compute(raw, place.series, &wanted, days, tail)?;
+        let (now, read_us) = match self.compute(raw, place.series, &wanted, days, tail) {
+            Err(ReviseError::Read(e)) if folding => {
+                // What its rows say is better than nothing, and must not hold up the others.
+                tracing::error!(series = place.series, "a day is folded as its summaries have it: {e}");
+                (rows_of(raw.db(), base.length_us, place)?, self.clock.now_us())
+            }
+            computed => computed?,
+        };
         if folding && now.is_empty() && !has_rows(raw.db(), base.length_us, from_us, to_us)? {
             return Ok(());
         }
@@ -458,7 +465,16 @@ impl Pending {
     fn rows(&mut self, raw: &Raw<'_>, level: &Level, day: i64, series: u32) -> Result<&Rows, ReadError> {
         match self.open.entry(level.id(day, series)) {
             Entry::Occupied(rows) => Ok(rows.into_mut()),
-            Entry::Vacant(vacant) => Ok(vacant.insert(level.read(raw, day, series, true)?.unwrap_or_default())),
+            Entry::Vacant(vacant) => {
+                let rows = match level.read(raw, day, series, true) {
+                    Err(e @ ReadError::Rollup { .. }) => {
+                        tracing::error!("a row of folded summaries is written anew: {e}");
+                        None
+                    }
+                    rows => rows?,
+                };
+                Ok(vacant.insert(rows.unwrap_or_default()))
+            }
         }
     }
 
@@ -497,9 +513,8 @@ fn of_day(day: i64) -> (Micros, Micros) {
 
 fn fail(place: &Place, error: &ReviseError, revised: &mut Revised) {
     revised.failed.extend(place.stretches().into_iter().map(|stretch| (stretch, error.to_string())));
-    if place.dirty.is_empty() {
-        revised.unsettled = Some(error.to_string());
-    }
+    // The day that is being settled may be among them: its rows must stay.
+    revised.unsettled = Some(error.to_string());
 }
 
 /// Stretches by series and day, and the days that are to be folded besides.
@@ -515,7 +530,32 @@ fn places(stretches: &[Stretch], settling: Vec<(u32, i64)>) -> Vec<Place> {
     for place in settling {
         places.entry(place).or_default();
     }
-    places.into_iter().map(|((series, day), dirty)| Place { series, day, dirty }).collect()
+    places.into_iter().map(|((series, day), dirty)| Place { series, day, dirty: joined(dirty) }).collect()
+}
+
+/// The same windows, each once.
+fn joined(mut ranges: Vec<(Micros, Micros)>) -> Vec<(Micros, Micros)> {
+    ranges.sort_unstable();
+    let mut joined: Vec<(Micros, Micros)> = Vec::new();
+    for (from_us, to_us) in ranges {
+        match joined.last_mut() {
+            Some((_, end_us)) if from_us <= *end_us => *end_us = to_us.max(*end_us),
+            _ => joined.push((from_us, to_us)),
+        }
+    }
+    joined
+}
+
+/// What the rows of a day say.
+fn rows_of(db: &Connection, length_us: Micros, place: &Place) -> Result<BTreeMap<Micros, Summary>, ReadError> {
+    let (from_us, to_us) = of_day(place.day);
+    let mut rows = BTreeMap::new();
+    for start_us in (from_us..to_us).step_by(length_us as usize) {
+        if let Some(row) = read_summary(db, length_us, start_us, place.series)? {
+            rows.insert(start_us, row.summary);
+        }
+    }
+    Ok(rows)
 }
 
 /// True if any series has a row of a window that starts there.
@@ -531,4 +571,18 @@ fn revised_rows(db: &Connection, length_us: Micros, day: i64, series: u32) -> ru
     )?;
     let rows = query.query_map(params![series, day * DAY_US, (day + 1) * DAY_US, length_us], |row| row.get(0))?;
     rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_that_overlap_are_computed_once() {
+        let stretch = |from_us, to_us| Stretch { series: 3, from_us, to_us };
+        let night = DAY_US;
+        let places = places(&[stretch(10, 50), stretch(0, 20), stretch(60, 70), stretch(40, night + 5)], vec![(3, 2)]);
+        let seen: Vec<_> = places.iter().map(|place| (place.series, place.day, &place.dirty[..])).collect();
+        assert_eq!(seen, [(3, 0, &[(0, night)][..]), (3, 1, &[(night, night + 5)][..]), (3, 2, &[][..])]);
+    }
 }

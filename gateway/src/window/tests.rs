@@ -61,6 +61,43 @@ fn a_time_in_the_future_closes_nobodys_window() {
 }
 
 #[test]
+fn a_device_whose_clock_stands_still_holds_nothing_up() {
+    let mut w = windows(1_000);
+    for seq in 1..100 {
+        commit(&mut w, seq, seq as Micros * SECOND, &[(0, 5 * SECOND, 1.0)]);
+    }
+    assert_eq!(w.close(99 * SECOND).unwrap().len(), 1, "it talks, but its time has stopped");
+    assert_eq!(w.replay_from(), 100);
+}
+
+#[test]
+fn windows_opened_by_a_clock_that_was_ahead_hold_nothing_up_when_it_is_put_back() {
+    let mut w = windows(1_000);
+    let ahead = 10_000 * 24 * 60 * MINUTE;
+    commit(&mut w, 1, ahead, &[(0, ahead, 1.0)]);
+    assert!(w.is_due(0));
+    assert!(w.close(0).unwrap().is_empty());
+    assert_eq!(w.replay_from(), 2);
+    commit(&mut w, 2, 0, &[(0, SECOND, 1.0)]);
+    assert_eq!(w.close(70 * SECOND).unwrap().len(), 1, "and its windows close again");
+    assert!(w.take_dirty(10, MINUTE).is_empty());
+    assert_eq!(w.take_dirty(10, ahead + 2 * MINUTE).len(), 1, "it is computed when its time has come");
+}
+
+#[test]
+fn what_comes_for_a_window_that_is_being_computed_is_late() {
+    let mut w = windows(1_000);
+    let mut readings = Readings::default();
+    readings.push_number(0, 5 * SECOND, 1.0, flag::FUTURE);
+    w.take(&Committed { seq: 1, received_us: 0, readings: Arc::new(readings) }, |_| true).unwrap();
+    assert_eq!(w.take_dirty(10, 100 * SECOND).len(), 1);
+    commit(&mut w, 2, 100 * SECOND, &[(0, 6 * SECOND, 1.0)]);
+    w.revised([]);
+    assert!(w.close(1_000 * SECOND).unwrap().is_empty(), "it is not summarised from a part of its readings");
+    assert_eq!(w.take_dirty(10, 1_000 * SECOND).len(), 1);
+}
+
+#[test]
 fn a_late_reading_makes_its_window_dirty_once() {
     let mut w = windows(1_000);
     commit(&mut w, 1, 0, &[(0, 5 * SECOND, 1.0), (0, 100 * SECOND, 1.0)]);

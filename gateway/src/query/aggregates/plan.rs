@@ -118,7 +118,12 @@ impl Plan {
             if first_day * DAY_US >= span.to_us || (first_day + level.span_days) * DAY_US <= span.from_us {
                 continue;
             }
-            let Some(rows) = level.read(raw, first_day, series, self.quantiles)? else { continue };
+            let rows = match level.read(raw, first_day, series, self.quantiles) {
+                // The readings are there.
+                Ok(None) | Err(ReadError::Rollup { .. }) => continue,
+                Ok(Some(rows)) => rows,
+                Err(e) => return Err(e),
+            };
             for own in rows.windows.chunk_by(|a, b| day(a.start_us) == day(b.start_us)) {
                 let number = day(own[0].start_us);
                 let (from_us, to_us) = (number * DAY_US, (number + 1) * DAY_US);

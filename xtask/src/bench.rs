@@ -8,6 +8,8 @@ pub(crate) mod ingest;
 mod load;
 /// Answers over HTTP.
 pub(crate) mod query;
+/// Readings in no order.
+pub(crate) mod replay;
 /// Bytes on disk and bytes written.
 pub(crate) mod store;
 /// What a process has used.

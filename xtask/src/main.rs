@@ -50,6 +50,8 @@ enum BenchVerb {
     Store(bench::store::Options),
     /// Answers over HTTP, beside SQLite rows and DuckDB.
     Query(bench::query::Options),
+    /// Readings in no order, beside the same readings in order.
+    Replay(bench::replay::Options),
 }
 
 fn main() -> Result<()> {
@@ -60,6 +62,7 @@ fn main() -> Result<()> {
         Verb::Bench { verb: BenchVerb::Ingest(options) } => bench::ingest::run(&options),
         Verb::Bench { verb: BenchVerb::Store(options) } => bench::store::run(&options),
         Verb::Bench { verb: BenchVerb::Query(options) } => bench::query::run(&options),
+        Verb::Bench { verb: BenchVerb::Replay(options) } => bench::replay::run(&options),
         Verb::Soak => soak(),
         Verb::Dist => dist(),
         Verb::Tidy => cargo(&["test", "--workspace", "--test", "tidy"]),

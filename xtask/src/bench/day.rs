@@ -109,6 +109,15 @@ pub(super) fn load(data: &Path, day: Day, sets: &[&str]) -> Result<Gateway> {
     Ok(gateway)
 }
 
+/// The same with these readings of it, in this order.
+pub(super) fn load_these(data: &Path, day: Day, readings: &[Reading]) -> Result<Gateway> {
+    let gateway = Gateway::start(&root().join("target/release/tidegate"), data, &["archive.delay=10s"])?;
+    let names: Vec<String> = (0..day.series).map(|series| format!("{} {}=", device(series), metric(series))).collect();
+    send(&gateway, |write| readings.iter().try_for_each(|r| write(&names[r.series], r.value, r.time_us)))?;
+    until_folded(&gateway, readings.len() as u64)?;
+    Ok(gateway)
+}
+
 /// Adds the year.
 pub(super) fn load_year(gateway: &Gateway) -> Result<()> {
     let before = gateway.get("/v1/status")?["readings"].as_u64().context("no count")?;

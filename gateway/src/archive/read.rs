@@ -118,11 +118,29 @@ impl<'db> Raw<'db> {
 
     /// The readings of a series on a day that are in chunks.
     pub fn chunk(&self, day: i64, series: u32) -> Result<Points, ReadError> {
+        self.chunks_between(day, series, Micros::MIN, Micros::MAX)
+    }
+
+    /// The same, without those parts that have nothing in `[from_us, to_us)`.
+    fn chunks_between(&self, day: i64, series: u32, from_us: Micros, to_us: Micros) -> Result<Points, ReadError> {
         let mut points = Points::default();
-        for part in self.parts(day, series)?.counting {
-            points.merge(&part.decode()?);
+        for part in self.parts_between(day, series, from_us, to_us)?.counting {
+            if !part.body.is_empty() {
+                points.merge(&part.decode()?);
+            }
         }
         Ok(points)
+    }
+
+    /// How many readings the parts of a series' day have that touch `[from_us, to_us)`.
+    pub fn rows_between(&self, day: i64, series: u32, from_us: Micros, to_us: Micros) -> Result<usize, ReadError> {
+        let mut query = self.snapshot.prepare_cached(
+            "SELECT coalesce(sum(readings), 0) FROM chunk
+             WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 AND first_us < ?5 AND last_us >= ?4",
+        )?;
+        let (first, last) = (chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1));
+        let rows: i64 = query.query_row(params![first, last, self.archived_seq, from_us, to_us], |row| row.get(0))?;
+        Ok(rows as usize)
     }
 
     /// The rows of a series' day, whether they count or not.
@@ -141,11 +159,17 @@ impl<'db> Raw<'db> {
 
     /// The parts of a series' day.
     pub(super) fn parts(&self, day: i64, series: u32) -> Result<Parts, ReadError> {
+        self.parts_between(day, series, Micros::MIN, Micros::MAX)
+    }
+
+    /// The same; the bodies of those that have nothing in `[from_us, to_us)` are left out.
+    fn parts_between(&self, day: i64, series: u32, from_us: Micros, to_us: Micros) -> Result<Parts, ReadError> {
         let mut query = self.snapshot.prepare_cached(
-            "SELECT id, covers, received_us, readings, body FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id",
+            "SELECT id, covers, received_us, readings, CASE WHEN first_us < ?5 AND last_us >= ?4 THEN body ELSE x'' END
+             FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id",
         )?;
         let (first, last) = (chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1));
-        let mut rows = query.query(params![first, last, self.archived_seq])?;
+        let mut rows = query.query(params![first, last, self.archived_seq, from_us, to_us])?;
         let mut parts = Parts::default();
         while let Some(row) = rows.next()? {
             let (id, covers): (i64, i64) = (row.get(0)?, row.get(1)?);
@@ -237,7 +261,7 @@ impl<'db> Raw<'db> {
         from_us: Micros,
         to_us: Micros,
     ) -> Result<Points, ReadError> {
-        let mut points = self.chunk(day, series)?;
+        let mut points = self.chunks_between(day, series, from_us, to_us)?;
         let in_tail = tail.between(day * DAY_US, (day + 1) * DAY_US);
         if !in_tail.is_empty() {
             points.merge(&tail.slice(in_tail));

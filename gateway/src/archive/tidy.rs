@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Days remembered; those beyond stay in parts.
 const UNTIDY_MAX: usize = 200_000;
+/// Days with more readings stay in parts, which are large enough by themselves.
+const ROWS_MAX: i64 = 500_000;
 /// Looked at in one go.
 const LOT: usize = 64;
 /// A start looks for days that were left in parts only so far back.
@@ -93,7 +95,7 @@ impl Folder {
         let Parts { counting, covered } = raw.parts(day, series)?;
         let rows: i64 = counting.iter().map(|part| part.readings).sum();
         let fewest = (rows as usize).div_ceil(chunk::ROWS_MAX);
-        if only_if_fewer && counting.len() <= fewest {
+        if only_if_fewer && (counting.len() <= fewest || rows > ROWS_MAX) {
             return Ok(None);
         }
         let received_us = counting.iter().map(|part| part.received_us).max().unwrap_or_default();

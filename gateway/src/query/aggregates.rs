@@ -27,7 +27,7 @@ use group::Group;
 pub use group::GroupBy;
 use model::Micros;
 use model::aggregate::{Stat, Window};
-use model::time::window_start;
+use model::time::{SECOND_US, window_start};
 use plan::{FoldedDay, Plan};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,6 +96,8 @@ struct Starts {
 
 /// Rows of one aggregation in Polars: enough for its fixed costs, little for the memory.
 const LOT_ROWS: usize = 128 << 10;
+/// A range as short as this is read, however many readings its parts have besides.
+const SPLIT_LEAST_US: Micros = 60 * SECOND_US;
 /// Windows kept at once.
 const CELLS_MAX: usize = 50_000;
 /// Groups that share a lot, if their windows are few.
@@ -322,6 +324,13 @@ impl Task<'_> {
         let cells = self.with_tail(&[series], span, |tail| {
             let tail = tail(series);
             let Days { folded, read } = self.days_of(series, &tail, span)?;
+            let mut rows = 0;
+            for &day in &read {
+                rows = rows.max(self.raw.rows_between(day, series, span.from_us, span.to_us)?);
+            }
+            if rows > self.rows_max && span.to_us - span.from_us > SPLIT_LEAST_US {
+                return Ok(None);
+            }
             let mut cells = Vec::new();
             for day in read {
                 let points = self.raw.day(series, day, &tail, span.from_us, span.to_us)?;
@@ -335,8 +344,9 @@ impl Task<'_> {
                 let cell = |row: Folded| Cell::of_sketch(row.summary, day.resolution_us);
                 cells.extend(day.windows.into_iter().filter(|row| !row.summary.is_empty()).map(cell));
             }
-            Ok(cells)
+            Ok(Some(cells))
         })?;
+        let cells = cells.flatten();
         Ok(if alone { Some(cells.unwrap_or_default()) } else { cells })
     }
 }
@@ -386,6 +396,10 @@ impl<'a> Lot<'a> {
             if let Some(day) = folded.remove(&day) {
                 self.take_folded(day);
             } else {
+                let rows = self.task.raw.rows_between(day, series, span.from_us, span.to_us)?;
+                if rows + waiting.len() > self.task.rows_max && span.to_us - span.from_us > SPLIT_LEAST_US {
+                    return Ok(false);
+                }
                 let points = self.task.raw.day(series, day, tail, span.from_us, span.to_us)?;
                 if points.is_empty() {
                     continue;

@@ -308,7 +308,7 @@ impl Reviser {
     ) -> Result<(BTreeMap<Micros, Summary>, Micros), ReviseError> {
         let length_us = self.levels.base.length_us;
         let (mut now, mut received_us, mut cuts) = (BTreeMap::new(), Micros::MIN, Cuts::default());
-        for &(from_us, to_us) in wanted {
+        for (from_us, to_us) in self.in_pieces(raw, series, wanted, days)? {
             let own = days.partition_point(|&d| d < day(from_us))..days.partition_point(|&d| d <= day(to_us - 1));
             let days = &days[own];
             let tail = tail.slice(tail.between(from_us, to_us));
@@ -324,11 +324,43 @@ impl Reviser {
             if !tail.is_empty() {
                 received_us = self.clock.now_us();
             }
+            if cuts.len() >= self.rows_max {
+                std::mem::take(&mut cuts).aggregate(Needs::ALL, |cut| {
+                    now.insert(cut.start_us, cut.summarised());
+                })?;
+            }
         }
         cuts.aggregate(Needs::ALL, |cut| {
             now.insert(cut.start_us, cut.summarised());
         })?;
         Ok((now, received_us))
+    }
+
+    /// Stretches of a day cut into ones whose readings fit into memory, whole windows each.
+    fn in_pieces(
+        &self,
+        raw: &Raw<'_>,
+        series: u32,
+        wanted: &[(Micros, Micros)],
+        days: &[i64],
+    ) -> Result<Vec<(Micros, Micros)>, ReadError> {
+        let length_us = self.levels.base.length_us;
+        let mut pieces = Vec::new();
+        for &(from_us, to_us) in wanted {
+            let number = day(from_us);
+            let rows =
+                if days.binary_search(&number).is_ok() { raw.rows_between(number, series, from_us, to_us)? } else { 0 };
+            let parts = (rows / self.rows_max.max(1)) as Micros + 1;
+            let windows = (to_us - from_us) / length_us;
+            let step_us = (windows / parts).max(1) * length_us;
+            let mut begin_us = from_us;
+            while begin_us < to_us {
+                let end_us = to_us.min(begin_us + step_us);
+                pieces.push((begin_us, end_us));
+                begin_us = end_us;
+            }
+        }
+        Ok(pieces)
     }
 
     /// Finds what has come to something else, and its revision.

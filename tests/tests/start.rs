@@ -131,12 +131,7 @@ fn a_damaged_store_is_named_and_what_can_be_read_is_saved() {
         };
         assert!(hurt("batch", "seq") + hurt("chunk", "id") > 0);
     }
-    let (code, told) = doctor(&data, &[]);
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("PROBLEM") && told.contains("--salvage"), "{told}");
-    let home = tempfile::tempdir().unwrap();
-    let (code, told) = doctor(&data, &["--salvage", &home.path().join("data").display().to_string()]);
-    assert_eq!(code, Some(0), "{told}");
+    let (home, told) = salvaged(&data);
     assert!(told.contains("is left behind"), "{told}");
     let saved = tests::gateway().start_in(std::sync::Arc::new(home));
     let counted: u64 = saved.rows("/v1/aggregates?stats=count").iter().map(|row| row["count"].as_u64().unwrap()).sum();
@@ -149,6 +144,18 @@ fn doctor(data: &std::path::Path, more: &[&str]) -> (Option<i32>, String) {
     command.arg("--set").arg(format!("gateway.data_dir={}", data.display())).arg("doctor").args(more);
     let output = command.output().unwrap();
     (output.status.code(), tests::both(&output))
+}
+
+/// A directory with what can be saved of a store that the doctor finds something wrong with,
+/// and what it told.
+fn salvaged(data: &std::path::Path) -> (tempfile::TempDir, String) {
+    let (code, told) = doctor(data, &[]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("PROBLEM") && told.contains("--salvage"), "{told}");
+    let home = tempfile::tempdir().unwrap();
+    let (code, told) = doctor(data, &["--salvage", &home.path().join("data").display().to_string()]);
+    assert_eq!(code, Some(0), "{told}");
+    (home, told)
 }
 
 /// Readings in order of time, one a second, whose values say which they are.
@@ -186,12 +193,7 @@ fn pages_of_a_damaged_file_are_named_and_the_rest_is_saved() {
         bytes[at..at + 600].fill(0xA5);
     }
     std::fs::write(&file, bytes).unwrap();
-    let (code, told) = doctor(&data, &[]);
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("PROBLEM") && told.contains("--salvage"), "{told}");
-    let home = tempfile::tempdir().unwrap();
-    let (code, told) = doctor(&data, &["--salvage", &home.path().join("data").display().to_string()]);
-    assert_eq!(code, Some(0), "{told}");
+    let (home, told) = salvaged(&data);
     let saved = tests::gateway().start_in(std::sync::Arc::new(home));
     let kept = numbers(&saved);
     assert!(kept.len() > 20_000 && kept.len() < 60_000, "{} of 60,000 readings\n{told}", kept.len());

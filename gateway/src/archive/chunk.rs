@@ -1,9 +1,9 @@
 //! Readings of one series as bytes.
 //!
-//! Columnar: times and numbers as in column.rs, flags as runs. Layout, format 1: `format u8, rows varint, times, flags, numbers, texts,
-//! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what was
-//! encoded to the bit, and damaged bytes are an error, never other readings.
-//! docs/decisions/0004 has the measurements that chose `pco`.
+//! Columnar: times and numbers as in column.rs, flags as runs. Layout, format 1: `format u8,
+//! rows varint, times, flags, numbers, texts, xxh3 of all before, low 32 bits, little-endian`.
+//! Always holds: decoding gives back what was encoded to the bit, and damaged bytes are an
+//! error, never other readings.
 
 use super::column::{put_numbers, put_whole, take_numbers, take_whole};
 use crate::journal::batch::BatchError::{self, Inconsistent};

@@ -44,7 +44,7 @@ const TIER: usize = 7;
 /// How often to look whether something is too old, or too much.
 const RETIRE_EVERY: Duration = Duration::from_secs(10);
 /// What one commit carries for the archive.
-pub(super) const SLICE_BYTES: usize = 128 << 10;
+pub(crate) const SLICE_BYTES: usize = 128 << 10;
 const SLICE_BATCHES: i64 = 64;
 
 /// All that the thread needs, handed over by the app.

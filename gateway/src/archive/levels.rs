@@ -228,9 +228,5 @@ pub fn sealed_days(raw: &Raw<'_>, series: u32, from_day: i64, to_day: i64) -> Re
 
 /// True if the readings of a day of a series have been retired.
 pub fn is_sealed(raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
-    let mut query = raw
-        .db()
-        .prepare_cached("SELECT to_day FROM retired WHERE series = ?1 AND from_day <= ?2 ORDER BY from_day DESC")?;
-    let to_day: Option<i64> = query.query_row([i64::from(series), day], |row| row.get(0)).optional()?;
-    Ok(to_day.is_some_and(|to_day| day < to_day))
+    Ok(!sealed_days(raw, series, day, day + 1)?.is_empty())
 }

@@ -8,6 +8,7 @@
 //! its windows are folded, or are to be.
 
 use super::cut::{Cuts, Needs, windows};
+use crate::archive::fold::SLICE_BYTES;
 use crate::archive::levels::{Level, Levels, Rows, is_sealed};
 use crate::archive::read::{Raw, Wanted};
 use crate::archive::rollup::{self, Folded};
@@ -31,8 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Days of series read in one snapshot.
 const LOT: usize = 64;
-/// What one commit carries.
-const SLICE_BYTES: usize = 128 << 10;
+/// Rows of recent days that one commit carries; folded ones are bounded as the archive's are.
 const SLICE_ROWS: usize = 1_000;
 /// Rows of old days removed in one commit, about.
 const REMOVE_ROWS: i64 = 4_000;

@@ -1,7 +1,17 @@
 //! Both halves of the conversation between gateways and the cloud.
 //!
-//! What is here so far is the part that everything else stands on: where a device lives.
-//! The uplink, the shards and the moves between them follow (docs/decisions, ARCHITECTURE.md).
+//! The uplink runs inside the gateway; the node is the cloud daemon, behind a feature that the
+//! gateway does not enable. ARCHITECTURE.md has the map.
+
+/// What travels between the two.
+pub mod wire;
+
+/// The gateway's half: from changes in its store to acknowledged batches.
+pub mod uplink;
+
+/// The cloud daemon.
+#[cfg(feature = "node")]
+pub mod node;
 
 /// Which shard owns which slot, and how to change that with the fewest moves.
 pub mod placement;

@@ -1,38 +1,184 @@
-//! `tidegate-cloud`: for now, the verb that needs no daemon.
+//! Arguments, configuration, build, run, exit code.
 
-use anyhow::Result;
+use anyhow::Context;
 use clap::{Parser, Subcommand};
-use cloud_sync::placement::Table;
-use model::identity::{check_name, slot};
+use cloud_sync::node::app::{App, AppError};
+use cloud_sync::node::client::Client;
+use cloud_sync::node::config::Config;
+use daemon::auth::verbs::UserVerb;
+use daemon::config::address;
+use daemon::lifecycle::{BAD_USE, Common, obey_signals};
+use serde_json::json;
+use std::process::ExitCode;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 /// Tidegate's cloud daemon: consistent-hashes device ids across storage shards.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, max_term_width = 100)]
 struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    /// The HTTP address of a running daemon, for the verbs that talk to one; http.listen without it.
+    #[arg(long, global = true, value_name = "URL")]
+    url: Option<String>,
+    /// A file with a bearer token for it.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<std::path::PathBuf>,
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Say which slot and which of a number of equal shards a device belongs to.
+    /// Run the daemon (the default).
+    Run,
+    /// Check the configuration and say what is wrong with it.
+    Check,
+    /// List, add, drain, re-weight or remove shards of a running daemon.
+    Shards {
+        #[command(subcommand)]
+        verb: ShardsVerb,
+    },
+    /// Move slots until shares are as the weights say, and show how far it has got.
+    Rebalance {
+        /// Only say what would move, and why.
+        #[arg(long)]
+        plan: bool,
+        /// Do not wait until it is done.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Say which slot and shard a device belongs to.
     Placement {
         /// The device id.
         device: String,
-        /// How many shards.
-        #[arg(long, default_value_t = 2)]
-        shards: u32,
+    },
+    /// Manage who may come in; a gateway's user is called as its id.
+    User {
+        #[command(subcommand)]
+        verb: UserVerb,
     },
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().verb {
-        Verb::Placement { device, shards } => {
-            check_name(&device)?;
-            let table = Table::new(&(0..shards).map(|n| (format!("shard-{n:03}"), 1)).collect())?;
-            let slot = slot(&device);
-            println!("{device}: slot {slot}, {}", table.slot(slot).owner);
-            Ok(())
+#[derive(Debug, Subcommand)]
+enum ShardsVerb {
+    /// Who there is, with what share.
+    List,
+    /// Add a shard; nothing moves before `rebalance`.
+    Add {
+        /// Its name.
+        name: String,
+        /// sqlite:FILE, or postgres://USER:PASSWORD@HOST/DATABASE.
+        place: String,
+        /// Its share of the slots among those of all.
+        #[arg(long, default_value_t = 1)]
+        weight: u32,
+    },
+    /// Give a shard no share any more; nothing moves before `rebalance`.
+    Drain {
+        /// Its name.
+        name: String,
+    },
+    /// Give a shard another share; nothing moves before `rebalance`.
+    Weight {
+        /// Its name.
+        name: String,
+        /// Its share of the slots among those of all.
+        weight: u32,
+    },
+    /// Forget a shard that is drained and empty.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    arguments.common.start_log();
+    let config = match arguments.common.load::<Config>() {
+        Ok(config) => config,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            return ExitCode::from(BAD_USE);
+        }
+    };
+    match act(arguments, config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            let bad_use = matches!(error.downcast_ref(), Some(AppError::Exposed(_)));
+            ExitCode::from(if bad_use { BAD_USE } else { 1 })
         }
     }
+}
+
+fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
+    // reqwest and rustls look for it here.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = Runtime::new().context("the runtime could not start")?;
+    match arguments.verb.unwrap_or(Verb::Run) {
+        Verb::Run => {
+            let served = runtime.block_on(run(config, arguments.common));
+            runtime.shutdown_background();
+            return served;
+        }
+        Verb::Check => {
+            println!("the configuration is good");
+            return Ok(());
+        }
+        Verb::User { verb } => return verb.run(&config.users_file()),
+        verb => {
+            let url = match arguments.url {
+                Some(url) => url,
+                None => {
+                    let listens = address(&config.http.listen).ok().flatten();
+                    format!("http://{}", listens.context("http.listen is empty: give --url")?)
+                }
+            };
+            let token = arguments.token_file.map(std::fs::read_to_string).transpose().context("--token-file")?;
+            let client = Client::new(&url, token.map(|token| token.trim().to_owned()))?;
+            runtime.block_on(async {
+                match verb {
+                    Verb::Shards { verb: ShardsVerb::List } => client.list().await,
+                    Verb::Shards { verb: ShardsVerb::Add { name, place, weight } } => {
+                        client.change(json!({"name": name, "url": place, "weight": weight})).await
+                    }
+                    Verb::Shards { verb: ShardsVerb::Drain { name } } => {
+                        client.change(json!({"name": name, "weight": 0})).await
+                    }
+                    Verb::Shards { verb: ShardsVerb::Weight { name, weight } } => {
+                        client.change(json!({"name": name, "weight": weight})).await
+                    }
+                    Verb::Shards { verb: ShardsVerb::Remove { name } } => {
+                        client.change(json!({"name": name, "remove": true})).await
+                    }
+                    Verb::Rebalance { plan: true, .. } => client.plan().await,
+                    Verb::Rebalance { no_wait, .. } => client.rebalance(!no_wait).await,
+                    Verb::Placement { device } => client.placement(&device).await,
+                    Verb::Run | Verb::Check | Verb::User { .. } => Ok(()),
+                }
+            })
+        }
+    }
+}
+
+async fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    let app = App::build(config).await?;
+    for (name, address) in app.addresses() {
+        tracing::info!("{name} listens on {address}");
+    }
+    let shutdown = CancellationToken::new();
+    let reload = app.reloader();
+    tokio::spawn(obey_signals(shutdown.clone(), move || match common.load::<Config>() {
+        Ok(config) => {
+            reload(&config);
+            tracing::info!("users read again");
+        }
+        Err(problems) => problems.iter().for_each(|problem| tracing::error!("nothing was changed: {problem}")),
+    }));
+    app.run(shutdown).await;
+    tracing::info!("stopped");
+    Ok(())
 }

@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 /// A shard's name.
 pub type Shard = String;
 
+/// How often a slot has changed hands.
+pub type Epoch = u64;
+
 /// Why a table or plan cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlacementError {
@@ -26,7 +29,7 @@ pub struct Slot {
     /// Who owns it.
     pub owner: Shard,
     /// How often it has changed hands; who acts on an older epoch is fenced off.
-    pub epoch: u64,
+    pub epoch: Epoch,
 }
 
 /// A slot that changes hands.
@@ -54,6 +57,21 @@ impl Table {
             slots.extend((0..share).map(|_| Slot { owner: shard.clone(), epoch: 1 }));
         }
         Ok(Table { slots })
+    }
+
+    /// A table as it was; `None` if that are not all slots.
+    pub fn of_slots(slots: Vec<Slot>) -> Option<Self> {
+        (slots.len() == usize::from(SLOTS)).then_some(Table { slots })
+    }
+
+    /// All slots, in their order.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// A slot, to be changed.
+    pub fn slot_mut(&mut self, slot: u16) -> &mut Slot {
+        &mut self.slots[usize::from(slot)]
     }
 
     /// The slot's owner and epoch.

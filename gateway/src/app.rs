@@ -8,6 +8,7 @@
 //! writer  -> handover (8 MiB; full: the writer waits)                  -> windows thread
 //! windows -> Intake's chores (one lot at a time)                       -> writer thread: summaries
 //! archive -> Intake's chores (one step at a time)                      -> writer thread: chunks
+//! writer  -> Recorder (one number)                                    -> uplink task: what to read and send
 //! windows -> Live (256 events; full: the listener loses the oldest)    -> /v1/live, CoAP observers
 //! ```
 //!
@@ -20,17 +21,17 @@ use crate::archive::retire::Retention;
 use crate::archive::{DAY_US, chunk_id, day, day_of, series_of};
 use crate::catalog::Catalog;
 use crate::clock::{Clock, Steady};
-use crate::config::{Config, Span, address};
+use crate::config::Config;
 use crate::http;
 use crate::http::{About, Site};
 use crate::journal::ReadError;
+use crate::journal::changes::Recorder;
 use crate::journal::pace::Pace;
 use crate::journal::recover::recover;
 use crate::journal::schema::{self, OpenError, Store};
 use crate::journal::writer::Writer;
 use crate::journal::{Intake, handover};
 use crate::listen::admit::Admission;
-use crate::listen::auth::{Auth, Users, UsersError};
 use crate::listen::mqtt::retained::{Publication, Retained};
 use crate::listen::mqtt::router::Router;
 use crate::listen::mqtt::{self, Clients};
@@ -38,16 +39,20 @@ use crate::listen::{Desk, coap};
 use crate::live::Live;
 use crate::metrics::{Metrics, Usage};
 use crate::query::Engine;
+use crate::uplink::{Fill, Summaries};
 use crate::window::Windows;
 use crate::window::dirty::write_blob;
 use crate::window::driver::{Driver, SharedProgress, look_every};
 use crate::window::revise::Stretch;
+use cloud_sync::uplink::{Identity, Status as UplinkStatus, Uplink, UplinkError};
+use daemon::auth::{Auth, Users, UsersError};
+use daemon::config::{Span, address};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UdpSocket};
@@ -73,6 +78,12 @@ pub enum AppError {
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersError),
+    /// The way to the cloud.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+    /// A file that the configuration names.
+    #[error("{0}")]
+    File(String),
     /// A port.
     #[error("{key} {address} cannot be bound: {source}; choose another address, or stop what uses it")]
     Bind {
@@ -111,6 +122,7 @@ pub struct App {
     writer: Writer,
     driver: Driver,
     folder: Folder,
+    uplink: Option<(Uplink, Option<Fill>)>,
     stop: CancellationToken,
 }
 
@@ -120,7 +132,8 @@ impl App {
         let store = schema::open(&config.gateway.data_dir)?;
         let users = Users::read(&config.users_file())?;
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
-        let (id, incarnation) = identify(&store, &config, &clock)?;
+        let identity = identify(&store, &config, &clock)?;
+        let options = config.uplink().map_err(AppError::File)?;
         let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series));
         let mut recovered = recover(&store.connection, &catalog)?;
         let length_us = config.window.length.micros();
@@ -167,6 +180,7 @@ impl App {
             config.query.memory.bytes(),
         ));
         let stop = CancellationToken::new();
+        let uplink_status = options.as_ref().map(|_| Arc::new(UplinkStatus::default()));
         let ingest_units = config.http.ingest_memory.bytes().div_ceil(http::INGEST_UNIT_BYTES);
         let site = Arc::new(Site {
             admission,
@@ -183,12 +197,53 @@ impl App {
             ingest_memory: Semaphore::new(ingest_units),
             ingest_units,
             live_max: config.http.max_live,
-            about: About { id, incarnation, started_us: clock.now_us(), addresses, store: store.path.clone() },
+            uplink: uplink_status.clone(),
+            about: About {
+                identity: identity.clone(),
+                started_us: clock.now_us(),
+                addresses,
+                store: store.path.clone(),
+            },
             growth: Arc::default(),
             budget_bytes: retention(&config).budget_bytes,
             ready: AtomicBool::new(false),
             stop: stop.clone(),
         });
+        let recorder = match options {
+            Some(_) => Some(Recorder::new(&store.connection)?),
+            None => {
+                forget_uplink(&store.connection)?;
+                None
+            }
+        };
+        let fill = Fill {
+            store: store.path.clone(),
+            catalog: Arc::clone(&catalog),
+            levels: levels.clone(),
+            intake: Arc::clone(&intake),
+            stop: stop.clone(),
+        };
+        let uplink = match (options, &recorder, uplink_status) {
+            (Some(options), Some(recorder), Some(status)) => {
+                let summaries = Summaries {
+                    db: Mutex::new(schema::open_reader(&store.path)?),
+                    store: store.path.clone(),
+                    catalog: Arc::clone(&catalog),
+                    levels: levels.clone(),
+                    intake: Arc::clone(&intake),
+                    latest: recorder.subscribe(),
+                    clock: clock.clone(),
+                    metrics: Arc::clone(&metrics),
+                    lateness_us: config.window.lateness.micros(),
+                    retain_us: config.uplink.retain_after_ack.micros(),
+                    stop: stop.clone(),
+                };
+                // What was there before there was an uplink is sent too.
+                let fill = begin_uplink(&store.connection)?.then_some(fill);
+                Some((Uplink::new(options, identity, Arc::new(summaries), status)?, fill))
+            }
+            _ => None,
+        };
         let (committed_sender, committed) = handover::handover();
         let memory_bytes = config.window.memory.bytes();
         let driver = Driver {
@@ -234,9 +289,10 @@ impl App {
             clock,
             wal_max: config.journal.wal.0,
             rejects_max: config.limits.rejects,
+            recorder,
             slow: slow_for_tests(),
         };
-        Ok(App { config, sockets, shared, desks, site, live, writer, driver, folder, stop })
+        Ok(App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, stop })
     }
 
     /// The bound addresses by listener.
@@ -258,7 +314,7 @@ impl App {
 
     /// Serves until `shutdown`, then stops in flow order.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
-        let App { config, sockets, shared, desks, site, live, writer, driver, folder, stop } = self;
+        let App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, stop } = self;
         let finish = CancellationToken::new();
         let (ended_sender, mut ended) = mpsc::unbounded_channel();
         let (threads, senders) = mqtt::threads(&shared, &desks, &stop, &finish);
@@ -277,6 +333,15 @@ impl App {
         }
         if let Some(listener) = sockets.http {
             tasks.push(tokio::spawn(http::serve(listener, Arc::clone(&site), stop.clone())));
+        }
+        if let Some((uplink, fill)) = uplink {
+            if let Some(fill) = fill {
+                watched("uplink-fill", mpsc::unbounded_channel().0, move || {
+                    fill.run();
+                    Ok::<(), AppError>(())
+                })?;
+            }
+            tasks.push(tokio::spawn(uplink.run(stop.clone())));
         }
         site.set_ready(true);
         let failure = tokio::select! {
@@ -356,32 +421,54 @@ fn check_exposure(config: &Config, users: &Users) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
 }
 
-/// The gateway's id and the store's incarnation, made at the first start and kept.
-fn identify(store: &Store, config: &Config, clock: &Clock) -> rusqlite::Result<(String, String)> {
+/// Who this is: the id is made at the first start and kept; the incarnation is the time at which
+/// the store began this life of its, and rises when a copy is used or windows get another length.
+fn identify(store: &Store, config: &Config, clock: &Clock) -> rusqlite::Result<Identity> {
     let random = || {
         let mut bytes = [0_u8; 8];
         let _ = getrandom::fill(&mut bytes);
-        format!("{:016x}", u64::from_le_bytes(bytes))
+        u64::from_le_bytes(bytes)
     };
     let db = &store.connection;
-    let incarnation = match schema::meta::<String>(db, "incarnation")? {
-        Some(incarnation) => incarnation,
-        None => {
-            let incarnation = random();
-            schema::set_meta(db, "incarnation", &incarnation)?;
-            schema::set_meta(db, "created_us", clock.now_us())?;
-            incarnation
-        }
+    let now_us = clock.now_us();
+    let kept: Option<String> = schema::meta(db, "incarnation")?;
+    if kept.is_none() {
+        schema::set_meta(db, "created_us", now_us)?;
+    }
+    let created_us: i64 = schema::meta(db, "created_us")?.unwrap_or(now_us);
+    // Earlier versions kept a random text, which has no order.
+    let before = kept.map(|kept| kept.parse::<u64>().unwrap_or(created_us.max(1) as u64));
+    let length_us = config.window.length.micros();
+    let cut_us: Option<i64> = schema::meta(db, "window_length_us")?;
+    let is_copy = schema::meta::<i64>(db, "copied")?.is_some();
+    let incarnation = match before {
+        Some(before) if !is_copy && cut_us.is_none_or(|cut_us| cut_us == length_us) => before,
+        Some(before) => (before + 1).max(now_us.max(1) as u64),
+        None => now_us.max(1) as u64,
     };
-    let kept = schema::meta::<String>(db, "id")?;
-    let id = match (config.gateway.id.as_str(), kept) {
-        ("", Some(kept)) => return Ok((kept, incarnation)),
-        ("", None) => format!("gw-{}", &random()[..8]),
-        (given, Some(kept)) if given == kept => return Ok((kept, incarnation)),
+    let starts = schema::meta::<i64>(db, "starts")?.unwrap_or(0) as u64 + 1;
+    let id = match (config.gateway.id.as_str(), schema::meta::<String>(db, "id")?) {
+        ("", Some(kept)) => kept,
+        ("", None) => format!("gw-{:08x}", random() as u32),
         (given, _) => given.to_owned(),
     };
+    let settled = db.unchecked_transaction()?;
     schema::set_meta(db, "id", &id)?;
-    Ok((id, incarnation))
+    schema::set_meta(db, "incarnation", incarnation.to_string())?;
+    schema::set_meta(db, "starts", starts as i64)?;
+    db.execute("DELETE FROM meta WHERE key = 'copied'", [])?;
+    settled.commit()?;
+    Ok(Identity { gateway: id, incarnation, starts, session: random(), version: env!("CARGO_PKG_VERSION") })
+}
+
+/// True if not all that is kept has been recorded.
+fn begin_uplink(db: &Connection) -> rusqlite::Result<bool> {
+    Ok(schema::meta::<String>(db, "recording")?.as_deref() != Some("all"))
+}
+
+/// Without an uplink nothing is recorded: should there be one again, everything is sent again.
+fn forget_uplink(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch("DELETE FROM meta WHERE key IN ('recording', 'uplink'); DELETE FROM change; DELETE FROM sent;")
 }
 
 /// True if windows had another length before: where a restart may begin to read was decided

@@ -5,20 +5,14 @@
 //! equal the shipped `configs/gateway.toml` (a test compares them), and an unknown key is an
 //! error. The field docs are the reference manual.
 
-/// Layers, unknown keys, places.
-mod load;
-/// Durations and sizes as people write them.
-mod units;
-
 use crate::archive::SERIES_MAX;
 use crate::decode::Format;
 use crate::decode::topic::{Rule, Rules};
+use cloud_sync::uplink::{Balance, Endpoint, Options as UplinkOptions, Tls};
+use daemon::config::{Options, Size, Span, address};
 use jiff::tz::TimeZone;
-pub use load::{Problem, load};
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 use std::path::PathBuf;
-pub use units::{Size, Span};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +40,8 @@ pub struct Config {
     pub window: Window,
     /// How long things are kept.
     pub retention: Retention,
+    /// The way to the cloud.
+    pub uplink: Uplink,
     /// Bounds on what is kept.
     pub limits: Limits,
     /// Bounds on a question.
@@ -202,6 +198,58 @@ pub struct Retention {
     pub disk_budget: Size,
 }
 
+/// The way to the cloud: summaries are sent until they are acknowledged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Uplink {
+    /// Where summaries are sent: "http://host:7443" (gRPC), "https://host:7443", or "https://host:8090/v1/push"; none means no cloud. "?weight=2" gives an endpoint twice the share of the others.
+    pub endpoints: Vec<String>,
+    /// How an endpoint is chosen: "round-robin" (by weight), "random" (by weight) or "two-choices" (of two the one with less under way).
+    pub balance: Balance,
+    /// What goes first after an outage: "live-first" (fresh summaries, the backlog beside them) or "in-order".
+    pub order: Order,
+    /// A file with the bearer token that the cloud knows this gateway by; empty means none.
+    pub token_file: PathBuf,
+    /// For endpoints with https.
+    pub tls: UplinkTls,
+    /// Batches under way at once, 1 to 32.
+    pub in_flight: usize,
+    /// Summaries in a batch, about.
+    pub batch: usize,
+    /// Summaries of the backlog in a second, at most; 0 sets no bound.
+    pub catch_up: u32,
+    /// Fresh summaries are sent once in this time, every gateway at a moment of its own, so that a fleet does not come all at once. "0s" sends at once.
+    pub jitter: Span,
+    /// How often the cloud hears from a gateway that has nothing to send.
+    pub heartbeat: Span,
+    /// How long a push may take.
+    pub timeout: Span,
+    /// How long it is remembered what was sent. A shard of the cloud that is restored from a younger backup is sent what it lacks; for an older one everything that is kept is sent again.
+    pub retain_after_ack: Span,
+}
+
+/// What goes first after an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Fresh summaries, the backlog beside them.
+    LiveFirst,
+    /// The oldest.
+    InOrder,
+}
+
+/// For endpoints with https.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UplinkTls {
+    /// Certificates that sign the cloud's one, in PEM; empty means the system's.
+    pub ca: PathBuf,
+    /// This gateway's certificate, in PEM, if the cloud asks for one; empty means none.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
 /// Bounds on what is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -347,6 +395,25 @@ impl Default for Retention {
     }
 }
 
+impl Default for Uplink {
+    fn default() -> Self {
+        Uplink {
+            endpoints: Vec::new(),
+            balance: Balance::RoundRobin,
+            order: Order::LiveFirst,
+            token_file: PathBuf::new(),
+            tls: UplinkTls::default(),
+            in_flight: 4,
+            batch: 5_000,
+            catch_up: 20_000,
+            jitter: Span::seconds(30),
+            heartbeat: Span::seconds(30),
+            timeout: Span::seconds(30),
+            retain_after_ack: Span::days(7),
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits { devices: 10_000, series: 100_000, rejects: 10_000, retained: 10_000, retained_memory: Size::mib(16) }
@@ -365,8 +432,9 @@ pub fn default_ingest() -> Vec<Ingest> {
     vec![rule("devices/{device}/{metric}"), rule("devices/{device}")]
 }
 
-impl Config {
-    /// Everything that each field's type allows and sense does not.
+impl Options for Config {
+    const DEFAULT_FILE: &'static str = "tidegate.toml";
+
     fn validate(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
         let mut wrong = |key: &str, what: String| problems.push((key.to_owned(), what));
@@ -436,6 +504,23 @@ impl Config {
         if self.limits.series > SERIES_MAX {
             wrong("limits.series", format!("is above {SERIES_MAX}, the most that the archive can number"));
         }
+        for endpoint in &self.uplink.endpoints {
+            if let Err(e) = endpoint.parse::<Endpoint>() {
+                wrong("uplink.endpoints", e.to_string());
+            }
+        }
+        if !(1..=32).contains(&self.uplink.in_flight) {
+            wrong("uplink.in_flight", format!("{} is not between 1 and 32", self.uplink.in_flight));
+        }
+        if !(1..=50_000).contains(&self.uplink.batch) {
+            wrong("uplink.batch", format!("{} is not between 1 and 50000", self.uplink.batch));
+        }
+        if self.uplink.heartbeat.micros() < 1_000_000 {
+            wrong("uplink.heartbeat", "is shorter than 1s".into());
+        }
+        if self.uplink.tls.cert.as_os_str().is_empty() != self.uplink.tls.key.as_os_str().is_empty() {
+            wrong("uplink.tls.cert", "needs uplink.tls.key beside it, and the other way round".into());
+        }
         if let Err(what) = self.zone() {
             wrong("time.zone", what);
         }
@@ -444,7 +529,9 @@ impl Config {
         }
         problems
     }
+}
 
+impl Config {
     /// The zone of local stamps.
     pub fn zone(&self) -> Result<TimeZone, String> {
         match self.time.zone.as_str() {
@@ -465,6 +552,33 @@ impl Config {
         given.iter().enumerate().map(compile).collect::<Result<_, _>>().map(Rules)
     }
 
+    /// How summaries are sent; `None` without a cloud.
+    pub fn uplink(&self) -> Result<Option<UplinkOptions>, String> {
+        let uplink = &self.uplink;
+        if uplink.endpoints.is_empty() {
+            return Ok(None);
+        }
+        let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+        let token = given(&uplink.token_file).map(|path| {
+            let text = std::fs::read_to_string(&path);
+            text.map(|text| text.trim().to_owned()).map_err(|e| format!("uplink.token_file {}: {e}", path.display()))
+        });
+        let endpoints: Result<Vec<Endpoint>, _> = uplink.endpoints.iter().map(|text| text.parse()).collect();
+        Ok(Some(UplinkOptions {
+            endpoints: endpoints.map_err(|e| e.to_string())?,
+            balance: uplink.balance,
+            in_order: uplink.order == Order::InOrder,
+            token: token.transpose()?,
+            tls: Tls { ca: given(&uplink.tls.ca), identity: given(&uplink.tls.cert).zip(given(&uplink.tls.key)) },
+            in_flight: uplink.in_flight,
+            batch: uplink.batch,
+            catch_up: uplink.catch_up,
+            jitter: uplink.jitter.0,
+            heartbeat: uplink.heartbeat.0,
+            timeout: uplink.timeout.0,
+        }))
+    }
+
     /// The users file.
     pub fn users_file(&self) -> PathBuf {
         self.gateway.data_dir.join(&self.auth.users)
@@ -477,19 +591,6 @@ impl Config {
             n => n,
         }
     }
-}
-
-/// Reads a listen address; `None` means the listener is off.
-pub fn address(listen: &str) -> Result<Option<SocketAddr>, String> {
-    if listen.is_empty() {
-        return Ok(None);
-    }
-    let named = listen.replace("localhost:", "127.0.0.1:");
-    named.parse().map(Some).map_err(|_| {
-        format!(
-            "{listen:?} is no address and port: write for example \"127.0.0.1:1883\", \"0.0.0.0:1883\" or \"[::]:1883\""
-        )
-    })
 }
 
 #[cfg(test)]

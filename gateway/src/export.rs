@@ -8,9 +8,10 @@
 use crate::archive::read::{Raw, Wanted};
 use crate::archive::{DAY_US, day};
 use crate::journal::{ReadError, schema};
-use crate::query::Range;
 use crate::readings::Points;
-use crate::table::{ReadingsBuilder, TableError, parquet_writer, readings_schema};
+use crate::table::{ReadingsBuilder, readings_schema};
+use daemon::aggregates::Range;
+use daemon::table::{TableError, parquet_writer};
 use model::time;
 use parquet::arrow::ArrowWriter;
 use rusqlite::Connection;

@@ -13,21 +13,16 @@ mod devices;
 mod ingest;
 /// `/v1/live`.
 mod live;
-/// Query parameters.
-mod params;
 /// `/v1/readings`.
 mod readings;
 /// `/v1/rejects`.
 mod rejects;
-/// Answers and errors.
-mod reply;
 /// `/v1/status`, health, `/metrics`, `/openapi.json`.
 mod status;
 
 use crate::archive::retire::Growth;
 use crate::journal::Intake;
 use crate::listen::admit::Admission;
-use crate::listen::auth::Auth;
 use crate::listen::mqtt::retained::Retained;
 use crate::listen::mqtt::router::Router as Subscriptions;
 use crate::live::Live;
@@ -39,8 +34,10 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post, put};
+use cloud_sync::uplink::{Identity, Status as UplinkStatus};
+use daemon::auth::Auth;
+use daemon::http::reply::Problem;
 pub(crate) use ingest::INGEST_UNIT_BYTES;
-use reply::Problem;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -51,10 +48,8 @@ use tokio_util::sync::CancellationToken;
 /// Facts about this gateway for `/v1/status`.
 #[derive(Debug, Clone)]
 pub struct About {
-    /// `gateway.id`.
-    pub id: String,
-    /// The store's incarnation.
-    pub incarnation: String,
+    /// The gateway's id and the store's incarnation.
+    pub identity: Identity,
     /// When it started.
     pub started_us: i64,
     /// Bound addresses by listener.
@@ -93,6 +88,8 @@ pub struct Site {
     pub ingest_units: usize,
     /// `http.max_live`.
     pub live_max: usize,
+    /// How the uplink does, if there is one.
+    pub uplink: Option<Arc<UplinkStatus>>,
     /// For the status.
     pub about: About,
     /// How the store grows.

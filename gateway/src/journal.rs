@@ -9,9 +9,6 @@
 /// Readings of one commit as bytes.
 pub mod batch;
 
-/// Numbers as whole numbers of their last decimal.
-pub(crate) mod decimal;
-
 /// What batches and chunks have in common.
 pub(crate) mod seal;
 
@@ -33,10 +30,15 @@ pub mod writer;
 /// What the writer does besides readings.
 pub(crate) mod steps;
 
+/// What has changed among summaries, for the uplink.
+pub mod changes;
+
 /// What a restart puts back.
 pub mod recover;
 
 use crate::readings::Readings;
+use changes::Change;
+use cloud_sync::uplink::Saved;
 pub use intake::{Intake, Parcel};
 use model::{Micros, Summary};
 use std::sync::Arc;
@@ -145,6 +147,8 @@ pub enum Step {
         rows: Vec<Rollup>,
         /// Ids of those that they make superfluous.
         remove: Vec<i64>,
+        /// The length of the windows that have come to something else, with their series and starts.
+        changed: (Micros, Vec<(u32, Micros)>),
     },
     /// Removes rows of the table of summaries that have been folded.
     RemoveSummaries {
@@ -194,6 +198,20 @@ pub enum Step {
     },
     /// Removes summaries for good.
     RetireRollups(Vec<i64>),
+    /// Makes what is there already a change for the uplink.
+    Changes(Vec<Change>),
+    /// Whether all that was there already has become a change.
+    Filling {
+        /// It has.
+        done: bool,
+    },
+    /// How far the uplink has got.
+    Uplink {
+        /// What is kept.
+        saved: Saved,
+        /// Acknowledged changes that were made before may be forgotten.
+        until_us: Micros,
+    },
     /// Gives unused pages back to the filesystem.
     Vacuum {
         /// At most so many.
@@ -208,6 +226,7 @@ impl Step {
             Step::Windows { .. } | Step::Revised(_) | Step::RemoveSummaries { .. } => Cause::Summaries,
             Step::Rollups { .. } | Step::RetireRollups(_) => Cause::Rollups,
             Step::Snapshot => Cause::Snapshot,
+            Step::Changes(_) | Step::Filling { .. } | Step::Uplink { .. } => Cause::Uplink,
             _ => Cause::Archive,
         }
     }
@@ -228,16 +247,25 @@ pub enum Cause {
     Snapshot,
     /// Rejects, retained messages, packet identifiers.
     Messages,
+    /// What is to be sent to the cloud, and what has been.
+    Uplink,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 6] =
-        [Cause::Journal, Cause::Archive, Cause::Summaries, Cause::Rollups, Cause::Snapshot, Cause::Messages];
+    pub const ALL: [Cause; 7] = [
+        Cause::Journal,
+        Cause::Archive,
+        Cause::Summaries,
+        Cause::Rollups,
+        Cause::Snapshot,
+        Cause::Messages,
+        Cause::Uplink,
+    ];
 
     /// As metrics name it.
     pub fn name(self) -> &'static str {
-        ["journal", "archive", "summaries", "rollups", "snapshot", "messages"][self as usize]
+        ["journal", "archive", "summaries", "rollups", "snapshot", "messages", "uplink"][self as usize]
     }
 }
 

@@ -36,6 +36,9 @@ pub mod archive;
 /// Which window, when it closes, what is late.
 pub mod window;
 
+/// The store as the uplink to the cloud sees it.
+pub mod uplink;
+
 /// What happens now, for those who watch.
 pub mod live;
 

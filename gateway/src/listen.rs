@@ -8,9 +8,6 @@
 /// From decoded names to series and times: the one door for all protocols.
 pub mod admit;
 
-/// Who may come in.
-pub mod auth;
-
 /// MQTT 3.1.1 and 5.0.
 pub mod mqtt;
 

@@ -2,23 +2,18 @@
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use daemon::aggregates::{Range, parse_time};
+use daemon::auth::verbs::UserVerb;
+use daemon::lifecycle::{BAD_USE, Common, obey_signals};
 use gateway::app::{App, AppError};
 use gateway::clock::Clock;
-use gateway::config::{self, Config};
+use gateway::config::Config;
 use gateway::doctor;
 use gateway::export::{self, Format};
 use gateway::journal::schema;
-use gateway::listen::auth::Users;
-use gateway::query::{Range, parse_time};
-use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
-
-/// Exit code for a bad command line or configuration.
-const BAD_USE: u8 = 2;
 
 /// Edge IoT gateway: sensors in over MQTT, CoAP and HTTP, aggregates out over HTTP.
 #[derive(Debug, Parser)]
@@ -28,25 +23,6 @@ struct Arguments {
     common: Common,
     #[command(subcommand)]
     verb: Option<Verb>,
-}
-
-#[derive(Debug, Args)]
-struct Common {
-    /// The configuration; without it ./tidegate.toml if there is one, else the defaults.
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Sets one key, for example mqtt.listen=127.0.0.1:2883; repeats.
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
-    sets: Vec<String>,
-    /// The form of the log on standard error.
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,30 +73,11 @@ enum ExportFormat {
     Csv,
 }
 
-#[derive(Debug, Subcommand)]
-enum UserVerb {
-    /// Add a user, or change a password; it is read from the terminal or from standard input.
-    Add {
-        /// The user's name.
-        name: String,
-        /// Make a bearer token instead of a password and print it, once.
-        #[arg(long)]
-        token: bool,
-    },
-    /// Remove a user.
-    Remove {
-        /// The user's name.
-        name: String,
-    },
-    /// List the users.
-    List,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_log(arguments.common.log_format);
+    arguments.common.start_log();
     bound_polars_threads();
-    let config = match load(&arguments.common) {
+    let config = match arguments.common.load::<Config>() {
         Ok(config) => config,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
@@ -136,7 +93,7 @@ fn main() -> ExitCode {
         Verb::Export(arguments) => export(&config, &arguments),
         Verb::Backup { file } => backup(&config, &file),
         Verb::Doctor { salvage } => doctor(&config, salvage.as_deref()),
-        Verb::User { verb } => user(&config, verb),
+        Verb::User { verb } => verb.run(&config.users_file()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -145,21 +102,6 @@ fn main() -> ExitCode {
             let bad_use = matches!(error.downcast_ref(), Some(AppError::Exposed(_)));
             ExitCode::from(if bad_use { BAD_USE } else { 1 })
         }
-    }
-}
-
-fn load(common: &Common) -> Result<Config, Vec<config::Problem>> {
-    // TIDEGATE_TEST_... are for the tests' own knobs, which are no configuration.
-    let environment = std::env::vars().filter(|(name, _)| !name.starts_with("TIDEGATE_TEST_"));
-    config::load(common.config.as_deref(), environment, &common.sets)
-}
-
-fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        LogFormat::Json => log.json().init(),
     }
 }
 
@@ -175,6 +117,8 @@ fn bound_polars_threads() {
 }
 
 fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    // The way to the cloud looks for it here.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -187,7 +131,7 @@ fn run(config: Config, common: Common) -> anyhow::Result<()> {
         }
         let shutdown = CancellationToken::new();
         let reload = app.reloader();
-        tokio::spawn(obey_signals(shutdown.clone(), move || match load(&common) {
+        tokio::spawn(obey_signals(shutdown.clone(), move || match common.load::<Config>() {
             Ok(config) => {
                 reload(&config);
                 tracing::info!("users and ingest rules read again");
@@ -201,30 +145,6 @@ fn run(config: Config, common: Common) -> anyhow::Result<()> {
     // A question that still runs must not hold up the end.
     runtime.shutdown_background();
     served
-}
-
-/// SIGTERM and SIGINT drain, the second one exits at once, SIGHUP reads again.
-async fn obey_signals(shutdown: CancellationToken, reload: impl Fn()) {
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
-        tracing::error!("signals cannot be heard");
-        return;
-    };
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {
-                reload();
-                continue;
-            }
-        }
-        if shutdown.is_cancelled() {
-            std::process::exit(1);
-        }
-        tracing::info!("stopping; a second signal stops at once");
-        shutdown.cancel();
-    }
 }
 
 fn export(config: &Config, arguments: &Export) -> anyhow::Result<()> {
@@ -282,43 +202,4 @@ fn doctor(config: &Config, salvage: Option<&Path>) -> anyhow::Result<()> {
         ),
     }
     Ok(())
-}
-
-fn user(config: &Config, verb: UserVerb) -> anyhow::Result<()> {
-    let path = config.users_file();
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-    }
-    let mut users = Users::read(&path)?;
-    match verb {
-        UserVerb::List => {
-            users.users.keys().for_each(|name| println!("{name}"));
-            return Ok(());
-        }
-        UserVerb::Remove { name } => {
-            users.users.remove(&name).with_context(|| format!("there is no user {name:?}"))?;
-            println!("removed {name}");
-        }
-        UserVerb::Add { name, token: true } => println!("{}", users.new_token(&name)?),
-        UserVerb::Add { name, token: false } => {
-            let password = read_password()?;
-            anyhow::ensure!(!password.is_empty(), "the password is empty");
-            users.set_password(&name, password.as_bytes())?;
-            println!("added {name}");
-        }
-    }
-    users.write(&path)?;
-    Ok(())
-}
-
-fn read_password() -> anyhow::Result<String> {
-    let stdin = std::io::stdin();
-    if stdin.is_terminal() {
-        let first = rpassword::prompt_password("Password: ")?;
-        anyhow::ensure!(first == rpassword::prompt_password("Again: ")?, "the two are not the same");
-        return Ok(first);
-    }
-    let mut line = String::new();
-    stdin.lock().read_line(&mut line).context("no password on standard input")?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }

@@ -5,6 +5,8 @@
 
 use crate::decode::Reason;
 use crate::journal::Cause;
+use cloud_sync::uplink::Snapshot;
+use model::time::SECOND_US;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -54,7 +56,10 @@ pub struct Metrics {
     pub commits: Counter,
     /// From the start of a transaction to its fsync.
     pub commit_seconds: Histogram,
-    written: [Counter; 6],
+    written: [Counter; 7],
+    uplink_backlog: Gauge,
+    uplink_oldest_s: Gauge,
+    uplink_sent: [Counter; 4],
     /// How often it was looked at what is too old, or too much.
     pub retention_passes: Counter,
     retired: Family<Labels, Counter>,
@@ -152,6 +157,22 @@ impl Default for Metrics {
         for reason in Reason::ALL {
             let _ = rejects.get_or_create(&vec![("reason", reason.as_str())]);
         }
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(format!("tidegate_uplink_{name}"), help, gauge.clone());
+            gauge
+        };
+        let uplink_backlog = gauge("backlog", "Changes to summaries that the cloud has not acknowledged");
+        let uplink_oldest_s = gauge("oldest_seconds", "Age of the oldest of them");
+        let uplink_sent = ["summaries", "batches", "bytes", "failures"].map(|name| {
+            let counter = Counter::default();
+            registry.register(
+                format!("tidegate_uplink_{name}"),
+                "Sent to the cloud and acknowledged, or failed",
+                counter.clone(),
+            );
+            counter
+        });
         Metrics {
             registry,
             messages,
@@ -165,6 +186,9 @@ impl Default for Metrics {
             commits,
             commit_seconds,
             written,
+            uplink_backlog,
+            uplink_oldest_s,
+            uplink_sent,
             retired,
             sealed_late,
             retention_passes,
@@ -197,6 +221,16 @@ impl Metrics {
     pub fn written(&self, cause: Cause, bytes: u64) -> u64 {
         self.written[cause as usize].inc_by(bytes);
         bytes
+    }
+
+    /// Takes over how the uplink does.
+    pub fn note_uplink(&self, uplink: &Snapshot, now_us: i64) {
+        self.uplink_backlog.set(uplink.backlog as i64);
+        self.uplink_oldest_s.set(uplink.oldest_us.map_or(0, |us| (now_us - us).max(0) / SECOND_US));
+        let sent = [uplink.summaries, uplink.batches, uplink.bytes, uplink.failures];
+        for (counter, sent) in self.uplink_sent.iter().zip(sent) {
+            counter.inc_by(sent.saturating_sub(counter.get()));
+        }
     }
 
     /// Counts rows that go for good.

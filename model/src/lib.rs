@@ -22,6 +22,9 @@ pub mod summary;
 /// The grammar of a question: windows, statistics, globs.
 pub mod aggregate;
 
+/// Numbers as whole numbers of their last decimal.
+pub mod decimal;
+
 /// Whole numbers in few bytes.
 pub mod varint;
 

@@ -285,7 +285,8 @@ fn base(scale: i8) -> f64 {
 }
 
 impl Mapping {
-    fn index(self, magnitude: f64) -> i32 {
+    /// The bucket of a magnitude.
+    pub fn index(self, magnitude: f64) -> i32 {
         match self {
             Mapping::Exponential { scale } => {
                 ((magnitude.log2() * f64::exp2(f64::from(scale))).ceil() as i32).saturating_sub(1)

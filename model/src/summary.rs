@@ -80,6 +80,16 @@ impl Summary {
         self.sketch.quantile(q).map(|v| v.clamp(self.min, self.max))
     }
 
+    /// Adds the summary of other readings, also if either has none: then its first and last mean
+    /// nothing.
+    pub fn add(&mut self, other: &Summary) {
+        if self.is_empty() {
+            self.clone_from(other);
+        } else if !other.is_empty() {
+            self.merge(other);
+        }
+    }
+
     /// Adds the summary of other readings of the same series.
     pub fn merge(&mut self, other: &Summary) {
         self.m2 = match (self.mean(), other.mean()) {

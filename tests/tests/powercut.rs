@@ -4,11 +4,12 @@
 //! closes windows all the while. Then its power is cut at every kind of moment, and each time
 //! another gateway has to find a whole store with everything that clients had been told is kept.
 
+use daemon::config::{Size, Span};
 use gateway::app::App;
 use gateway::archive::levels::each_summary;
 use gateway::archive::read::{Raw, Wanted};
 use gateway::clock::Clock;
-use gateway::config::{Config, Size, Span};
+use gateway::config::Config;
 use gateway::journal::{ReadError, schema};
 use gateway::window::dirty::read_blob;
 use gateway::window::revise::Stretch;

@@ -5,7 +5,7 @@
 //! deltas. docs/decisions/0004 has the measurements that chose `pco`.
 
 use crate::journal::batch::BatchError::{self, Inconsistent};
-use crate::journal::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
+use model::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use model::varint;
 use pco::ChunkConfig;
 use pco::standalone::{simple_compress, simple_decompress};
@@ -63,7 +63,7 @@ pub(super) fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, Ba
     }
     let power = power(decimals).ok_or(Inconsistent)?;
     let mut numbers: Vec<f64> = take_whole(rest, rows)?.into_iter().map(|whole| whole as f64 / power).collect();
-    take_unsuited(rest, &mut numbers)?;
+    take_unsuited(rest, &mut numbers).ok_or(Inconsistent)?;
     Ok(numbers)
 }
 

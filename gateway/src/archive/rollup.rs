@@ -10,8 +10,8 @@
 
 use super::column::{put_numbers, put_whole, take_numbers, take_whole};
 use crate::journal::batch::BatchError::{self, Inconsistent};
-use crate::journal::decimal::{RAW, choose_decimals, power, put_unsuited, take_unsuited};
 use crate::journal::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
+use model::decimal::{RAW, choose_decimals, power, put_unsuited, take_unsuited, whole_square, whole_sum};
 use model::sketch::Plain;
 use model::{Micros, Sketch, Summary, Value, varint};
 
@@ -154,10 +154,10 @@ fn take_moments(rest: &mut &[u8], counts: &[i64], decimals: u8) -> Result<(Vec<f
     }
     let power = power(decimals).ok_or(Inconsistent)?;
     let mut sums: Vec<f64> = take_whole(rest, rows)?.into_iter().map(|whole| whole as f64 / power).collect();
-    take_unsuited(rest, &mut sums)?;
+    take_unsuited(rest, &mut sums).ok_or(Inconsistent)?;
     let square = |(whole, &count): (i64, &i64)| whole as f64 / (count.max(1) as f64 * power * power);
     let mut squares: Vec<f64> = take_whole(rest, rows)?.into_iter().zip(counts).map(square).collect();
-    take_unsuited(rest, &mut squares)?;
+    take_unsuited(rest, &mut squares).ok_or(Inconsistent)?;
     Ok((sums, squares))
 }
 
@@ -177,32 +177,6 @@ fn put_nearly_whole(out: &mut Vec<u8>, column: &[Option<i64>], raw: impl Fn(usiz
         .collect();
     put_whole(out, &whole);
     put_unsuited(out, &unsuited);
-}
-
-/// The sum in units of the last decimal, if that is within a thousandth of the error that an
-/// answer may have.
-fn whole_sum(summary: &Summary, power: f64) -> Option<i64> {
-    if summary.count == 0 {
-        return Some(0);
-    }
-    let magnitude = summary.count as f64 * summary.min.abs().max(summary.max.abs());
-    nearly_whole(summary.sum * power, magnitude * power * 1e-12)
-}
-
-/// The sum of squares times the count in units of the square of the last decimal, likewise: an
-/// error of it moves the standard deviation by half of it over count, n - 1 and deviation.
-fn whole_square(summary: &Summary, power: f64) -> Option<i64> {
-    let Some(stddev) = summary.stddev() else { return Some(0) };
-    let count = summary.count as f64;
-    let largest = summary.min.abs().max(summary.max.abs());
-    let scale = count * power * power;
-    let allowed = (2.0 * stddev * (count - 1.0) * largest * 1e-12).max(largest * largest * 1e-24 * count);
-    nearly_whole(summary.m2 * scale, allowed * scale)
-}
-
-fn nearly_whole(n: f64, allowed: f64) -> Option<i64> {
-    let whole = n.round();
-    (whole.abs() < 9e15 && (whole - n).abs() <= allowed).then_some(whole as i64)
 }
 
 /// Sketches with the default mapping as columns of all their buckets, the others one by one.

@@ -1,6 +1,7 @@
 //! What a person sees who wrote the configuration.
 
 use super::*;
+use daemon::config::load;
 use expect_test::{Expect, expect};
 use std::io::Write;
 
@@ -15,7 +16,7 @@ fn problems(file: &str, environment: &[(&str, &str)], sets: &[&str], want: Expec
     on_disk.write_all(file.as_bytes()).unwrap();
     let environment: Vec<_> = environment.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
     let sets: Vec<_> = sets.iter().map(|s| s.to_string()).collect();
-    let found = load(Some(on_disk.path()), environment, &sets).expect_err("there are problems");
+    let found = load::<Config>(Some(on_disk.path()), environment, &sets).expect_err("there are problems");
     let name = on_disk.path().display().to_string();
     let text: String = found.iter().map(|p| format!("{p}\n").replace(&name, "FILE")).collect();
     want.assert_eq(&text);
@@ -23,7 +24,7 @@ fn problems(file: &str, environment: &[(&str, &str)], sets: &[&str], want: Expec
 
 #[test]
 fn the_shipped_file_equals_the_defaults() {
-    let shipped = load(Some(std::path::Path::new(SHIPPED)), none(), &[]).unwrap();
+    let shipped = load::<Config>(Some(std::path::Path::new(SHIPPED)), none(), &[]).unwrap();
     assert_eq!(shipped, Config { ingest: default_ingest(), ..Config::default() });
 }
 
@@ -47,7 +48,7 @@ fn command_line_beats_environment_beats_file() {
     )
     .unwrap();
     let environment = ["MQTT", "HTTP"].map(|s| (format!("TIDEGATE_{s}__LISTEN"), "127.0.0.1:2".to_owned()));
-    let config = load(Some(file.path()), environment, &["mqtt.listen=127.0.0.1:3".into()]).unwrap();
+    let config: Config = load(Some(file.path()), environment, &["mqtt.listen=127.0.0.1:3".into()]).unwrap();
     assert_eq!(config.mqtt.listen, "127.0.0.1:3");
     assert_eq!(config.http.listen, "127.0.0.1:2");
     assert_eq!(config.coap.listen, "127.0.0.1:1");

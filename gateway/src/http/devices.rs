@@ -1,8 +1,6 @@
 //! `/v1/devices`: who is there, with the latest value of each metric.
 
 use super::ingest::commit;
-use super::params::{Asked, Params};
-use super::reply::{Accept, JsonValue, Problem, TEXTS, csv, csv_value, cursor, json};
 use super::{Shared, Site};
 use crate::catalog::{Latest, Series};
 use crate::journal::Parcel;
@@ -10,6 +8,8 @@ use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use daemon::http::params::{Asked, Params};
+use daemon::http::reply::{Accept, JsonValue, Problem, TEXTS, csv, csv_value, cursor, json};
 use model::aggregate::glob;
 use model::{Micros, time};
 use serde::{Serialize, Serializer};

@@ -1,7 +1,5 @@
 //! `POST /v1/readings` and `POST /api/v2/write`: readings over HTTP, answered after their commit.
 
-use super::params::Params;
-use super::reply::{Problem, json};
 use super::{Shared, Site};
 use crate::decode::line::{self, Precision};
 use crate::decode::posted::{self, Body as Kind};
@@ -13,6 +11,8 @@ use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use daemon::http::params::Params;
+use daemon::http::reply::{Problem, json};
 use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use std::io::Read;

@@ -5,15 +5,15 @@
 //! many it missed.
 
 use super::Shared;
-use super::params::Params;
-use super::reply::{JsonValue, Problem};
 use crate::catalog::Series;
 use crate::journal::{Committed, SummaryRow};
 use crate::live::Event;
-use crate::query::Filter;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::sse::{self, KeepAlive, Sse};
+use daemon::aggregates::Filter;
+use daemon::http::params::Params;
+use daemon::http::reply::{JsonValue, Problem};
 use futures_util::stream::{self, Stream, StreamExt};
 use model::time;
 use serde_json::json;

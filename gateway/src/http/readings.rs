@@ -1,12 +1,12 @@
 //! `GET /v1/readings`: the readings of a range.
 
-use super::params::Asked;
-use super::reply::{Accept, JsonValue, Problem, TABLES, csv, csv_value, cursor, json, table};
 use super::{Shared, ask};
 use crate::query::readings::{Page, Row};
 use crate::table::of_readings;
 use axum::extract::State;
 use axum::response::Response;
+use daemon::http::params::Asked;
+use daemon::http::reply::{Accept, JsonValue, Problem, TABLES, csv, csv_value, cursor, json, table};
 use model::time;
 use serde::{Serialize, Serializer};
 

@@ -1,11 +1,11 @@
 //! `GET /v1/rejects`: the newest undecodable messages.
 
-use super::params::Asked;
-use super::reply::{Accept, Problem, TEXTS, csv, cursor, json};
 use super::{Shared, ask};
 use crate::query::QueryError;
 use axum::extract::State;
 use axum::response::Response;
+use daemon::http::params::Asked;
+use daemon::http::reply::{Accept, Problem, TEXTS, csv, cursor, json};
 use model::time;
 use rusqlite::params;
 use serde::Serialize;

@@ -1,7 +1,5 @@
 //! `/v1/status`, health, `/metrics`, `/openapi.json`.
 
-use super::params::Params;
-use super::reply::{Problem, json, with_type};
 use super::{Shared, ask};
 use crate::archive::retire::room;
 use crate::clock::Quality;
@@ -10,6 +8,9 @@ use crate::metrics::Usage;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
+use cloud_sync::uplink::Snapshot;
+use daemon::http::params::Params;
+use daemon::http::reply::{Problem, json, with_type};
 use model::time;
 use serde_json::{Map, json};
 use std::sync::PoisonError;
@@ -47,8 +48,8 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
     let written: Map<String, serde_json::Value> =
         metrics.written_by_cause().map(|(cause, bytes)| (cause.to_owned(), json!(bytes))).collect();
     Ok(json(&json!({
-        "id": site.about.id,
-        "incarnation": site.about.incarnation,
+        "id": site.about.identity.gateway,
+        "incarnation": site.about.identity.incarnation.to_string(),
         "version": env!("CARGO_PKG_VERSION"),
         "started": time::format(site.about.started_us),
         "uptime_s": (now_us - site.about.started_us) / time::SECOND_US,
@@ -81,12 +82,33 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
             "dirty": metrics.windows_dirty.get(),
             "lag_s": metrics.window_lag_s.get(),
         },
+        "uplink": site.uplink.as_ref().map(|status| uplink(&status.get(), now_us)),
         "process": {
             "resident_bytes": usage.resident_bytes,
             "cpu_s": usage.cpu_s,
             "written_bytes": usage.written_bytes,
         },
     })))
+}
+
+/// How the uplink does.
+fn uplink(status: &Snapshot, now_us: i64) -> serde_json::Value {
+    let age_s = |us: i64| (now_us - us).max(0) / time::SECOND_US;
+    let endpoints: Vec<_> =
+        status.endpoints.iter().map(|endpoint| json!({"url": endpoint.url, "breaker": endpoint.state})).collect();
+    json!({
+        "backlog": status.backlog,
+        "oldest_unsent": status.oldest_us.map(time::format),
+        "oldest_unsent_age_s": status.oldest_us.map(age_s),
+        "last_answer": status.last_answer_us.map(time::format),
+        "last_error": status.last_error,
+        "summaries": status.summaries,
+        "batches": status.batches,
+        "bytes": status.bytes,
+        "failures": status.failures,
+        "replays": status.replays,
+        "endpoints": endpoints,
+    })
 }
 
 /// `GET /healthz`: the process answers.
@@ -108,6 +130,9 @@ pub(super) async fn readyz(State(site): State<Shared>) -> Result<&'static str, P
 /// `GET /metrics`, Prometheus text.
 pub(super) async fn metrics(State(site): State<Shared>) -> Response {
     site.metrics.queue_bytes.set(site.intake.depth() as i64);
+    if let Some(status) = &site.uplink {
+        site.metrics.note_uplink(&status.get(), site.engine.now_us());
+    }
     with_type(site.metrics.text(), "application/openmetrics-text; version=1.0.0; charset=utf-8")
 }
 

@@ -6,9 +6,9 @@
 //! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what
 //! was encoded to the bit, and damaged bytes are an error, never other readings.
 
-use super::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use super::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
 use crate::readings::Readings;
+use model::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use model::varint;
 use std::borrow::Cow;
 
@@ -124,7 +124,7 @@ fn take_numbers(rest: &mut &[u8], rows: usize) -> Result<Vec<f64>, BatchError> {
         previous = previous.wrapping_add(varint::take_signed(rest).ok_or(Inconsistent)?);
         numbers.push(previous as f64 / power);
     }
-    take_unsuited(rest, &mut numbers)?;
+    take_unsuited(rest, &mut numbers).ok_or(Inconsistent)?;
     Ok(numbers)
 }
 

@@ -16,7 +16,7 @@ const VERSION: i32 = MIGRATIONS.len() as i32;
 const FILE: &str = "tidegate.db";
 
 /// What each version added to the one before; the first makes a store out of an empty file.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 const VERSION_1: &str = "
 -- Facts about the store itself: id, incarnation, created_us, replay_from.
@@ -85,6 +85,14 @@ CREATE VIEW rollups AS
         datetime(r.from_us / 1000000, 'unixepoch') AS from_utc, datetime(r.to_us / 1000000, 'unixepoch') AS to_utc
     FROM rollup r JOIN series s ON s.id = (r.id >> 16) & 33554431 JOIN device d ON d.id = s.device
         JOIN level l ON l.id = r.id & 65535;
+";
+
+const VERSION_4: &str = "
+-- What the uplink sends: windows that have come to something, see journal/changes.rs.
+CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, made_us INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+-- Which changes a batch has carried to the cloud, from and to (exclusive).
+CREATE TABLE sent (batch INTEGER PRIMARY KEY, from_change INTEGER NOT NULL, to_change INTEGER NOT NULL) STRICT;
+CREATE INDEX sent_to ON sent (to_change);
 ";
 
 /// Why a store cannot be opened.
@@ -207,7 +215,10 @@ pub fn backup(path: &Path, to: &Path) -> std::io::Result<()> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.busy_timeout(Duration::from_secs(5))?;
         connection.execute("VACUUM INTO ?1", [beside.to_string_lossy()])?;
-        Ok(())
+        // A copy that is used goes its own way: it must not pass for this store.
+        let copy = Connection::open(&beside)?;
+        copy.execute_batch("PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL")?;
+        set_meta(&copy, "copied", 1)
     };
     let _ = std::fs::remove_file(&beside);
     copy().map_err(std::io::Error::other)?;

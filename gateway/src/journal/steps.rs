@@ -7,6 +7,7 @@
 use super::schema::set_meta;
 use super::{Chunk, ReadError, Rollup, Step, SummaryRow};
 use crate::archive::rollup::Folded;
+use cloud_sync::uplink::Saved;
 use model::{Micros, Sketch, Summary, Value};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -23,7 +24,7 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
             return Ok(bytes + dirty.len() as u64);
         }
         Step::Revised(rows) => return write_summaries(db, rows),
-        Step::Rollups { rows, remove } => {
+        Step::Rollups { rows, remove, .. } => {
             delete(db, "DELETE FROM rollup WHERE id = ?1", remove)?;
             return write_rollups(db, rows);
         }
@@ -31,7 +32,9 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
             db.prepare_cached("DELETE FROM summary WHERE length_us = ?1 AND start_us < ?2")?
                 .execute([length_us, until_us])?;
         }
-        Step::Barrier | Step::Snapshot => {}
+        Step::Barrier | Step::Snapshot | Step::Changes(_) => {}
+        Step::Filling { done } => set_meta(db, "recording", if *done { "all" } else { "new" })?,
+        Step::Uplink { saved, until_us } => return write_uplink(db, saved, *until_us),
         Step::Begin { seq } => set_meta(db, "folding_seq", seq)?,
         Step::Chunks(chunks) => return write_chunks(db, chunks),
         Step::Count { seq } => set_meta(db, "archived_seq", seq)?,
@@ -60,6 +63,19 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
         }
     }
     Ok(0)
+}
+
+/// Old changes are forgotten only when they are acknowledged, and batches with their changes.
+fn write_uplink(db: &Connection, saved: &Saved, until_us: Micros) -> rusqlite::Result<u64> {
+    set_meta(db, "uplink", &saved.state)?;
+    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO sent VALUES (?1, ?2, ?3)")?;
+    for (batch, changes) in &saved.sent {
+        insert.execute([*batch as i64, changes.start as i64, changes.end as i64])?;
+    }
+    db.prepare_cached("DELETE FROM change WHERE id < ?1 AND made_us < ?2")?
+        .execute([saved.done_below as i64, until_us])?;
+    db.prepare_cached("DELETE FROM sent WHERE to_change <= (SELECT coalesce(min(id), 0) FROM change)")?.execute([])?;
+    Ok(saved.state.len() as u64 + saved.sent.len() as u64 * 16)
 }
 
 fn write_chunks(db: &Connection, chunks: &[Chunk]) -> rusqlite::Result<u64> {

@@ -7,6 +7,7 @@
 //! is folded back by another thread; this one only does the small rest.
 
 use super::batch;
+use super::changes::Recorder;
 use super::handover;
 use super::intake::{Intake, Load, Parcel};
 use super::pace::Pace;
@@ -61,6 +62,8 @@ pub struct Writer {
     pub wal_max: u64,
     /// `limits.rejects`.
     pub rejects_max: usize,
+    /// For the uplink, if there is one.
+    pub recorder: Option<Recorder>,
     /// Slows every commit; only tests set it.
     pub slow: Duration,
 }
@@ -161,7 +164,7 @@ impl Writer {
     }
 
     /// Commits; on a full disk waits for space and tries again.
-    fn commit_patiently(&self, load: &mut Load, received_us: i64, state: &mut State) -> Result<(), WriteError> {
+    fn commit_patiently(&mut self, load: &mut Load, received_us: i64, state: &mut State) -> Result<(), WriteError> {
         let births = self.catalog.take_births();
         loop {
             let many = SNAPSHOT_EVERY_READINGS.max(self.catalog.counts().1 as u64 * 10);
@@ -197,11 +200,18 @@ impl Writer {
         }
     }
 
-    fn commit(&self, load: &Load, births: &[Birth], received_us: i64, snapshot: bool) -> rusqlite::Result<u64> {
+    fn commit(&mut self, load: &Load, births: &[Birth], received_us: i64, snapshot: bool) -> rusqlite::Result<u64> {
         let db = &self.store.connection;
         let mut bytes = 0;
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         write_births(db, births, received_us)?;
+        if let Some(recorder) = &mut self.recorder {
+            let labelled = births.iter().filter_map(|birth| match birth {
+                Birth::Labels(device) => Some(device.id),
+                _ => None,
+            });
+            bytes += self.metrics.written(Cause::Uplink, recorder.labels(db, labelled.collect(), received_us)?);
+        }
         if snapshot {
             bytes += self.metrics.written(Cause::Snapshot, recover::write_snapshot(db, &self.catalog, self.last_seq)?);
         }
@@ -223,11 +233,17 @@ impl Writer {
                 step => write_step(db, step)?,
             };
             bytes += self.metrics.written(step.cause(), written);
+            if let Some(recorder) = &mut self.recorder {
+                bytes += self.metrics.written(Cause::Uplink, recorder.record(db, step, received_us)?);
+            }
         }
         if !self.slow.is_zero() {
             std::thread::sleep(self.slow);
         }
         db.prepare_cached("COMMIT")?.execute([])?;
+        if let Some(recorder) = &self.recorder {
+            recorder.committed();
+        }
         Ok(bytes)
     }
 

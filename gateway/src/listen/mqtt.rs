@@ -41,11 +41,11 @@ mod stream;
 
 use super::Desk;
 use super::admit::Admission;
-use super::auth::Auth;
 use crate::journal::Intake;
 use budget::Budget;
 pub use clients::Clients;
 use connection::Connection;
+use daemon::auth::Auth;
 use retained::{Publication, Retained};
 use router::Router;
 pub use serve::Thread;

@@ -5,94 +5,29 @@
 //! window of a single group that does not fit is computed from parts, whose quantiles come
 //! from sketches, and the answer says so.
 
-/// Rows, from cells.
-mod answer;
-
 /// Series that are answered together.
 mod group;
 
 /// Which days are answered from summaries.
 mod plan;
 
-use super::{Engine, Filter, QueryError, Range};
+use super::{Engine, QueryError};
 use crate::archive::DAY_US;
 use crate::archive::day;
 use crate::archive::read::{Raw, Tail, Wanted};
 use crate::archive::rollup::Folded;
 use crate::readings::Points;
 use crate::window::cut::{Cut, Cuts, Needs, windows};
-pub use answer::{Answer, Row, is_count};
-use answer::{Cell, Sink};
+use daemon::aggregates::answer::{Cell, Cells, Sink};
+use daemon::aggregates::{Answer, Question, Range, Starts};
 use group::Group;
-pub use group::GroupBy;
 use model::Micros;
-use model::aggregate::{Stat, Window};
+use model::aggregate::Stat;
 use model::time::{SECOND_US, window_start};
 use plan::{FoldedDay, Plan};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-
-/// What is asked.
-#[derive(Debug, Clone)]
-pub struct Question {
-    /// Of which series.
-    pub filter: Filter,
-    /// Over which range.
-    pub range: Range,
-    /// In which windows, clipped at the range's edges.
-    pub window: Window,
-    /// From one window's start to the next, for windows that overlap or leave gaps.
-    pub every_us: Option<Micros>,
-    /// Which statistics.
-    pub stats: Vec<Stat>,
-    /// What is answered together.
-    pub group_by: Vec<GroupBy>,
-    /// Also windows without readings.
-    pub fill: bool,
-    /// At most so many rows.
-    pub limit: usize,
-    /// Only rows behind this one: its group and the start of its window.
-    pub after: Option<(Vec<Option<String>>, Micros)>,
-}
-
-impl Question {
-    fn quantiles(&self) -> Vec<f64> {
-        let quantile = |stat: &Stat| match stat {
-            Stat::Quantile(q) => Some(*q),
-            _ => None,
-        };
-        self.stats.iter().filter_map(quantile).collect()
-    }
-
-    fn needs(&self) -> Needs {
-        Needs {
-            spread: self.stats.contains(&Stat::Stddev),
-            extremes: self.stats.iter().any(|stat| matches!(stat, Stat::Min | Stat::Max)),
-        }
-    }
-
-    /// The length of a window and the way to the next; `None` for one window over all.
-    fn grid(&self) -> Option<(Micros, Micros)> {
-        match self.window {
-            Window::All => None,
-            Window::Tumbling(length_us) => Some((length_us, self.every_us.unwrap_or(length_us))),
-        }
-    }
-
-    /// The start of the first window that touches the range.
-    fn first_start_us(&self) -> Micros {
-        let Some((length_us, every_us)) = self.grid() else { return self.range.from_us };
-        window_start(self.range.from_us - length_us, every_us) + every_us
-    }
-}
-
-/// Windows that start in `[from_us, to_us)`.
-#[derive(Debug, Clone, Copy)]
-struct Starts {
-    from_us: Micros,
-    to_us: Micros,
-}
 
 /// Rows of one aggregation in Polars: enough for its fixed costs, little for the memory.
 const LOT_ROWS: usize = 128 << 10;
@@ -102,8 +37,6 @@ const SPLIT_LEAST_US: Micros = 60 * SECOND_US;
 const CELLS_MAX: usize = 50_000;
 /// Groups that share a lot, if their windows are few.
 const LOT_GROUPS: usize = 256;
-
-type Cells = BTreeMap<(usize, Micros), Cell>;
 
 /// One question on its way.
 struct Task<'a> {
@@ -122,7 +55,7 @@ impl Engine {
     pub fn aggregates(&self, question: &Question) -> Result<Answer, QueryError> {
         let mut groups = self.groups(question);
         if let Some((key, _)) = &question.after {
-            groups.retain(|group| group.is_at_or_behind(key));
+            groups.retain(|group| group.head.is_at_or_behind(key));
         }
         let mut sink = Sink::new(question);
         if groups.is_empty() {
@@ -141,7 +74,7 @@ impl Engine {
             let task = Task { question, quantiles: question.quantiles(), raw: &raw, tail, days, plan, rows_max };
             // Of the group that the page before ended in, only the rest.
             let (first, from_us) = match &question.after {
-                Some((key, start_us)) if groups[0].is(key) => (1, start_us.saturating_add(1)),
+                Some((key, start_us)) if groups[0].head.is(key) => (1, start_us.saturating_add(1)),
                 _ => (0, Micros::MIN),
             };
             let (begun, whole) = groups.split_at(first);
@@ -180,7 +113,7 @@ impl Task<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         if let Some(cells) = self.cells(groups, starts)? {
-            return Ok(sink.take(groups, starts, cells));
+            return Ok(sink.take(groups.iter().map(|group| &group.head), starts, cells));
         }
         if groups.len() > 1 {
             let (left, right) = groups.split_at(groups.len() / 2);
@@ -204,7 +137,11 @@ impl Task<'_> {
             None => {
                 let cell = self.in_parts(&groups[0], self.span(starts))?;
                 let key = (0, first_us);
-                Ok(sink.take(groups, starts, cell.map(|cell| (key, cell)).into_iter().collect()))
+                Ok(sink.take(
+                    groups.iter().map(|group| &group.head),
+                    starts,
+                    cell.map(|cell| (key, cell)).into_iter().collect(),
+                ))
             }
         }
     }
@@ -478,7 +415,7 @@ impl<'a> Lot<'a> {
     fn flush(&mut self) -> Result<bool, QueryError> {
         let cuts = std::mem::take(&mut self.cuts);
         let Lot { task, places, cells, numbers, .. } = self;
-        cuts.aggregate(task.question.needs(), |cut| {
+        cuts.aggregate(needs(task.question), |cut| {
             let (group, several) = places[cut.series as usize];
             *numbers += add(cells, (group, cut.start_us), cut, &task.quantiles, several);
         })?;
@@ -497,6 +434,14 @@ impl<'a> Lot<'a> {
         let quantiles = &self.task.quantiles;
         self.cells.values_mut().for_each(|cell| cell.settle(quantiles));
         Ok(Some(self.cells))
+    }
+}
+
+/// What the question needs besides counts and sums.
+fn needs(question: &Question) -> Needs {
+    Needs {
+        spread: question.stats.contains(&Stat::Stddev),
+        extremes: question.stats.iter().any(|stat| matches!(stat, Stat::Min | Stat::Max)),
     }
 }
 

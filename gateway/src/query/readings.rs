@@ -3,12 +3,13 @@
 //! Day by day in the order asked for, until the page is full: memory is bounded by the limit
 //! and a day of one series.
 
-use super::{Engine, Filter, QueryError, Range, ranks};
+use super::{Engine, QueryError, ranks};
 use crate::archive::read::{Raw, Wanted};
 use crate::archive::{DAY_US, day};
 use crate::catalog::Series;
 use crate::journal::ReadError;
 use crate::window::cut::Cuts;
+use daemon::aggregates::{Filter, Range};
 use model::time::{FIRST_US, LAST_US};
 use model::{Micros, Value};
 use std::collections::{BTreeMap, BTreeSet};

@@ -142,6 +142,8 @@ struct Day<'a> {
 struct Pending {
     recent: Vec<SummaryRow>,
     rollups: Vec<Rollup>,
+    /// The windows in rollups that have come to something else, by series and start.
+    changed: Vec<(u32, Micros)>,
     remove: Vec<i64>,
     bytes: usize,
     open_series: u32,
@@ -277,6 +279,7 @@ impl Reviser {
             let whole = folding || self.lacks_a_level(raw, place, pending)?;
             if whole || !day.changed.is_empty() {
                 self.fold(raw, &day, whole, pending)?;
+                pending.changed.extend(changed.iter().map(|row| (row.series, row.start_us)));
             }
         }
         revised.windows += changed.len() as u64;
@@ -461,8 +464,9 @@ impl Reviser {
             self.intake.commit(Step::Revised(recent), &self.stop)?;
         }
         let (rows, remove) = (std::mem::take(&mut pending.rollups), std::mem::take(&mut pending.remove));
+        let changed = (self.levels.base.length_us, std::mem::take(&mut pending.changed));
         if !rows.is_empty() {
-            self.intake.commit(Step::Rollups { rows, remove }, &self.stop)?;
+            self.intake.commit(Step::Rollups { rows, remove, changed }, &self.stop)?;
         }
         pending.bytes = 0;
         Ok(())

@@ -6,15 +6,14 @@
 //! not been worked in yet, and no quantiles unless reading everything would take too long; or
 //! where the readings are retired, and then the answer says so.
 
-use super::Question;
 use crate::archive::levels::{Level, Levels, sealed_days};
 use crate::archive::read::Raw;
 use crate::archive::rollup::Folded;
 use crate::archive::{DAY_US, day};
 use crate::journal::{ReadError, schema};
-use crate::query::Range;
 use crate::readings::Points;
 use crate::window::dirty::read_blob;
+use daemon::aggregates::{Question, Range};
 use model::Micros;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -6,7 +6,9 @@
 //! made to be slow; a password that was right is remembered as a keyed hash until the file is
 //! read anew. Deliberately absent: who may speak for which device.
 
-use super::lock;
+/// The command line.
+pub mod verbs;
+
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash};
 use base64::Engine;
@@ -15,7 +17,7 @@ use blake2::{Blake2s256, Digest};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::Semaphore;
 
 /// How many passwords are checked at once; each takes 19 MiB and tens of milliseconds.
@@ -121,6 +123,10 @@ impl Users {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn token_hash(token: &str) -> String {
     URL_SAFE_NO_PAD.encode(Blake2s256::digest(token.as_bytes()))
 }
@@ -207,21 +213,26 @@ impl Auth {
 
     /// Checks the value of an HTTP `Authorization` header, Basic or Bearer.
     pub async fn authorization(&self, header: &str) -> bool {
-        let Some((scheme, value)) = header.split_once(' ') else { return false };
+        self.who(header).await.is_some()
+    }
+
+    /// Whose the value of an HTTP `Authorization` header is, if it is right.
+    pub async fn who(&self, header: &str) -> Option<String> {
+        let (scheme, value) = header.split_once(' ')?;
         // "Token" is what InfluxDB clients write.
         if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("token") {
             let hash = token_hash(value.trim());
-            return self.users().users.values().any(|user| user.token.as_deref() == Some(&hash));
+            let users = self.users();
+            let mut named = users.users.iter();
+            return named.find(|(_, user)| user.token.as_deref() == Some(&hash)).map(|(name, _)| name.clone());
         }
         if !scheme.eq_ignore_ascii_case("basic") {
-            return false;
+            return None;
         }
-        let Ok(pair) = STANDARD.decode(value.trim()) else { return false };
-        let Some(colon) = pair.iter().position(|&b| b == b':') else { return false };
-        match std::str::from_utf8(&pair[..colon]) {
-            Ok(name) => self.password(name, &pair[colon + 1..]).await,
-            Err(_) => false,
-        }
+        let pair = STANDARD.decode(value.trim()).ok()?;
+        let colon = pair.iter().position(|&b| b == b':')?;
+        let name = std::str::from_utf8(&pair[..colon]).ok()?;
+        self.password(name, &pair[colon + 1..]).await.then(|| name.to_owned())
     }
 }
 

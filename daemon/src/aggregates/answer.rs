@@ -3,11 +3,11 @@
 //! Arrives: cells, by group and start. Leaves: at most `limit` rows in that order, windows
 //! clipped at the range's edges, those without readings filled in if that is asked for.
 
-use super::group::{Group, GroupKey};
-use super::{Cells, Question, Starts};
+use super::{GroupKey, Question, Starts};
 use model::aggregate::Stat;
 use model::sketch::nearest_rank;
 use model::{Micros, Summary, Value};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -28,6 +28,30 @@ pub struct Row {
     pub resolution_us: Option<Micros>,
     window_us: Micros,
 }
+
+/// What is answered together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// What its members share, in the order of [`Question::group_by`].
+    pub key: GroupKey,
+    /// Windows that end here or before are complete.
+    pub complete_until_us: Micros,
+}
+
+impl Head {
+    /// True if this is the group of a cursor.
+    pub fn is(&self, key: &[Option<String>]) -> bool {
+        self.key.iter().map(|part| part.as_deref()).eq(key.iter().map(|part| part.as_deref()))
+    }
+
+    /// True for the group of a cursor and those that follow it.
+    pub fn is_at_or_behind(&self, key: &[Option<String>]) -> bool {
+        self.key.iter().map(|part| part.as_deref()).ge(key.iter().map(|part| part.as_deref()))
+    }
+}
+
+/// Cells by group, counted within a lot, and the start of the window.
+pub type Cells = BTreeMap<(usize, Micros), Cell>;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,12 +74,12 @@ impl Answer {
 
 /// What a window comes to.
 #[derive(Debug, Clone)]
-pub(super) struct Cell {
+pub struct Cell {
     summary: Summary,
     /// In the order of the quantiles asked; `None` if they come from the sketch.
     quantiles: Option<Vec<f64>>,
     /// Of all series of the group, as long as quantiles are still to be found.
-    pub(super) numbers: Vec<f64>,
+    pub numbers: Vec<f64>,
     /// The sketch of the summary holds what is not among the numbers.
     sketched: bool,
     /// Some of its readings are retired: the longest windows that it was put together from.
@@ -64,17 +88,17 @@ pub(super) struct Cell {
 
 impl Cell {
     /// From readings; the sketch is empty, the numbers may be left out if nobody asks for them.
-    pub(super) fn of_numbers(summary: Summary, numbers: Vec<f64>) -> Self {
+    pub fn of_numbers(summary: Summary, numbers: Vec<f64>) -> Self {
         Cell { summary, quantiles: None, numbers, sketched: false, resolution_us: None }
     }
 
     /// From a summary with its sketch; its readings are retired if there is a resolution.
-    pub(super) fn of_sketch(summary: Summary, resolution_us: Option<Micros>) -> Self {
+    pub fn of_sketch(summary: Summary, resolution_us: Option<Micros>) -> Self {
         Cell { summary, quantiles: None, numbers: Vec::new(), sketched: true, resolution_us }
     }
 
     /// Adds the cell of other readings.
-    pub(super) fn merge(&mut self, mut other: Cell) {
+    pub fn merge(&mut self, mut other: Cell) {
         self.summary.merge(&other.summary);
         self.numbers.append(&mut other.numbers);
         self.sketched |= other.sketched;
@@ -82,7 +106,7 @@ impl Cell {
     }
 
     /// Nothing more comes: the quantiles can be found.
-    pub(super) fn settle(&mut self, quantiles: &[f64]) {
+    pub fn settle(&mut self, quantiles: &[f64]) {
         let mut numbers = std::mem::take(&mut self.numbers);
         if self.sketched {
             self.summary.sketch.extend(numbers);
@@ -102,7 +126,7 @@ fn exact(numbers: &mut [f64], quantiles: &[f64]) -> Vec<f64> {
 }
 
 /// Rows on their way.
-pub(super) struct Sink<'a> {
+pub struct Sink<'a> {
     question: &'a Question,
     rows: Vec<Row>,
     more: bool,
@@ -110,28 +134,35 @@ pub(super) struct Sink<'a> {
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(question: &'a Question) -> Self {
+    /// Rows for a question.
+    pub fn new(question: &'a Question) -> Self {
         Sink { question, rows: Vec::new(), more: false, quantile_error: None }
     }
 
-    pub(super) fn finish(self) -> Answer {
+    /// The answer.
+    pub fn finish(self) -> Answer {
         Answer { rows: self.rows, more: self.more, quantile_error: self.quantile_error }
     }
 
     /// Takes the windows of some groups that start among `starts`; breaks when it is full.
-    pub(super) fn take(&mut self, groups: &[Group], starts: Starts, cells: Cells) -> ControlFlow<()> {
+    pub fn take<'h>(
+        &mut self,
+        heads: impl IntoIterator<Item = &'h Head>,
+        starts: Starts,
+        cells: Cells,
+    ) -> ControlFlow<()> {
         let mut cells = cells.into_iter().peekable();
-        for (at, group) in groups.iter().enumerate() {
+        for (at, head) in heads.into_iter().enumerate() {
             let mut empty = self.empty_windows(starts);
             while let Some(((_, start_us), cell)) = cells.next_if(|((group, _), _)| *group == at) {
                 while let Some(before_us) = empty.next_if(|&empty_us| empty_us < start_us) {
-                    self.put(group, before_us, None)?;
+                    self.put(head, before_us, None)?;
                 }
                 empty.next_if_eq(&start_us);
-                self.put(group, start_us, Some(cell))?;
+                self.put(head, start_us, Some(cell))?;
             }
             for start_us in empty {
-                self.put(group, start_us, None)?;
+                self.put(head, start_us, None)?;
             }
         }
         ControlFlow::Continue(())
@@ -150,7 +181,7 @@ impl<'a> Sink<'a> {
         windows.peekable()
     }
 
-    fn put(&mut self, group: &Group, window_us: Micros, cell: Option<Cell>) -> ControlFlow<()> {
+    fn put(&mut self, head: &Head, window_us: Micros, cell: Option<Cell>) -> ControlFlow<()> {
         if self.rows.len() >= self.question.limit {
             self.more = true;
             return ControlFlow::Break(());
@@ -171,11 +202,11 @@ impl<'a> Sink<'a> {
             self.quantile_error = Some(summary.sketch.error().max(self.quantile_error.unwrap_or(0.0)));
         }
         self.rows.push(Row {
-            group: group.key.clone(),
+            group: head.key.clone(),
             start_us,
             end_us,
             values: values(&self.question.stats, cell.as_ref()),
-            complete: end_us <= group.complete_until_us,
+            complete: end_us <= head.complete_until_us,
             resolution_us,
             window_us,
         });

@@ -13,21 +13,21 @@ use serde::{Serialize, Serializer};
 
 /// An error as RFC 9457 has it.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub struct Problem {
     status: StatusCode,
     detail: String,
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Problem { status, detail: detail.into() }
     }
 
-    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+    pub fn bad_request(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    pub(super) fn stopping() -> Self {
+    pub fn stopping() -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is shutting down; try again when it is back")
     }
 }
@@ -56,7 +56,7 @@ impl IntoResponse for Problem {
 
 /// The forms an answer can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Accept {
+pub enum Accept {
     Json,
     Csv,
     Arrow,
@@ -64,9 +64,9 @@ pub(super) enum Accept {
 }
 
 /// Lists that people read.
-pub(super) const TEXTS: &[Accept] = &[Accept::Json, Accept::Csv];
+pub const TEXTS: &[Accept] = &[Accept::Json, Accept::Csv];
 /// Lists that dataframe tools read too.
-pub(super) const TABLES: &[Accept] = &[Accept::Json, Accept::Csv, Accept::Arrow, Accept::Parquet];
+pub const TABLES: &[Accept] = &[Accept::Json, Accept::Csv, Accept::Arrow, Accept::Parquet];
 
 const ARROW_TYPE: &str = "application/vnd.apache.arrow.stream";
 const PARQUET_TYPE: &str = "application/vnd.apache.parquet";
@@ -83,7 +83,7 @@ impl Accept {
 }
 
 /// The form that a request accepts, of those that there are.
-pub(super) fn accept(headers: &HeaderMap, forms: &[Accept]) -> Result<Accept, Problem> {
+pub fn accept(headers: &HeaderMap, forms: &[Accept]) -> Result<Accept, Problem> {
     let Some(accepted) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
         return Ok(Accept::Json);
     };
@@ -103,19 +103,19 @@ pub(super) fn accept(headers: &HeaderMap, forms: &[Accept]) -> Result<Accept, Pr
 }
 
 /// An answer in JSON.
-pub(super) fn json(value: &impl Serialize) -> Response {
+pub fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => with_type(body, "application/json"),
         Err(e) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()).into_response(),
     }
 }
 
-pub(super) fn with_type(body: impl Into<Body>, content_type: &'static str) -> Response {
+pub fn with_type(body: impl Into<Body>, content_type: &'static str) -> Response {
     ([(header::CONTENT_TYPE, content_type)], body.into()).into_response()
 }
 
 /// An answer in CSV (RFC 4180); the cursor of the next page stands in the `Link` header.
-pub(super) fn csv(head: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> Response {
+pub fn csv(head: &[&str], rows: impl Iterator<Item = Vec<String>>, next: Option<&str>) -> Response {
     let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
     // Writing to memory cannot fail, and all rows are as long as the head.
     let _ = writer.write_record(head);
@@ -124,11 +124,7 @@ pub(super) fn csv(head: &[&str], rows: impl Iterator<Item = Vec<String>>, next: 
 }
 
 /// A table for dataframe tools; the cursor of the next page stands in the `Link` header.
-pub(super) fn table(
-    table: Result<RecordBatch, TableError>,
-    form: Accept,
-    next: Option<&str>,
-) -> Result<Response, Problem> {
+pub fn table(table: Result<RecordBatch, TableError>, form: Accept, next: Option<&str>) -> Result<Response, Problem> {
     let encode = if form == Accept::Parquet { to_parquet } else { to_arrow };
     let bytes = table.and_then(|table| encode(&table));
     let bytes = bytes.map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
@@ -144,7 +140,7 @@ fn with_next(mut response: Response, next: Option<&str>) -> Response {
 }
 
 /// A value as CSV shows it; nothing is an empty field.
-pub(super) fn csv_value(value: Option<&Value>, whole: bool) -> String {
+pub fn csv_value(value: Option<&Value>, whole: bool) -> String {
     match value {
         None => String::new(),
         Some(Value::Number(n)) if whole => format!("{n:.0}"),
@@ -155,7 +151,7 @@ pub(super) fn csv_value(value: Option<&Value>, whole: bool) -> String {
 }
 
 /// A value as JSON shows it.
-pub(super) struct JsonValue<'a>(pub(super) Option<&'a Value>, pub(super) bool);
+pub struct JsonValue<'a>(pub Option<&'a Value>, pub bool);
 
 impl Serialize for JsonValue<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
@@ -170,12 +166,12 @@ impl Serialize for JsonValue<'_> {
 }
 
 /// A place to go on from, which its receiver need not understand.
-pub(super) fn cursor(place: &impl Serialize) -> String {
+pub fn cursor(place: &impl Serialize) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(place).unwrap_or_default())
 }
 
 /// Reads a cursor back.
-pub(super) fn read_cursor<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+pub fn read_cursor<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok();
     let place = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     place.ok_or_else(|| Problem::bad_request("cursor is not one that this resource gave: pass back `next` as it came"))

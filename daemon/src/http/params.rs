@@ -1,7 +1,7 @@
 //! Query parameters: each known by name, unknown ones are errors.
 
 use super::reply::{Accept, Problem, accept, read_cursor};
-use crate::query::{Filter, Range, parse_time};
+use crate::aggregates::{Filter, Range, parse_time};
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
@@ -11,13 +11,13 @@ use std::str::FromStr;
 
 /// The parameters of a request.
 #[derive(Debug)]
-pub(super) struct Params {
+pub struct Params {
     pairs: Vec<(String, String)>,
 }
 
 /// What a request asks for: its query and the forms that it accepts, not yet read.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub struct Asked {
     query: Option<String>,
     headers: HeaderMap,
 }
@@ -32,7 +32,7 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 
 impl Asked {
     /// Its parameters, of those that are known, and the form of the answer.
-    pub(super) fn read(&self, known: &[&str], forms: &[Accept]) -> Result<(Params, Accept), Problem> {
+    pub fn read(&self, known: &[&str], forms: &[Accept]) -> Result<(Params, Accept), Problem> {
         Ok((Params::read(self.query.as_deref(), known)?, accept(&self.headers, forms)?))
     }
 }
@@ -44,7 +44,7 @@ const BEGINNING_US: i64 = 0;
 
 impl Params {
     /// Reads a query string that may hold `known` parameters.
-    pub(super) fn read(query: Option<&str>, known: &[&str]) -> Result<Self, Problem> {
+    pub fn read(query: Option<&str>, known: &[&str]) -> Result<Self, Problem> {
         let pairs: Vec<(String, String)> =
             form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
         match pairs.iter().find(|(name, _)| !known.contains(&name.as_str())) {
@@ -57,7 +57,7 @@ impl Params {
     }
 
     /// All values of a parameter that may repeat.
-    pub(super) fn all(&self, name: &str) -> Vec<String> {
+    pub fn all(&self, name: &str) -> Vec<String> {
         self.pairs
             .iter()
             .filter(|(key, value)| key == name && !value.is_empty())
@@ -66,18 +66,18 @@ impl Params {
     }
 
     /// The value of a parameter.
-    pub(super) fn one(&self, name: &str) -> Option<&str> {
+    pub fn one(&self, name: &str) -> Option<&str> {
         self.pairs.iter().rev().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
     }
 
     /// The value of a parameter, parsed.
-    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<Option<T>, Problem> {
+    pub fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<Option<T>, Problem> {
         let parse = |text: &str| text.parse().map_err(|e| Problem::bad_request(format!("{name}: {e}")));
         self.one(name).map(parse).transpose()
     }
 
     /// `limit`, from 1 to `most`.
-    pub(super) fn limit(&self, default: usize, most: usize) -> Result<usize, Problem> {
+    pub fn limit(&self, default: usize, most: usize) -> Result<usize, Problem> {
         match self.parsed::<usize>("limit")? {
             Some(limit) if limit == 0 || limit > most => {
                 Err(Problem::bad_request(format!("limit: {limit} is not between 1 and {most}")))
@@ -87,17 +87,17 @@ impl Params {
     }
 
     /// `cursor`.
-    pub(super) fn cursor<T: DeserializeOwned>(&self) -> Result<Option<T>, Problem> {
+    pub fn cursor<T: DeserializeOwned>(&self) -> Result<Option<T>, Problem> {
         self.one("cursor").map(read_cursor).transpose()
     }
 
     /// `device` and `metric`.
-    pub(super) fn filter(&self) -> Filter {
+    pub fn filter(&self) -> Filter {
         Filter { devices: self.all("device"), metrics: self.all("metric") }
     }
 
     /// `from` and `to`; without them, everything there is.
-    pub(super) fn range(&self, now_us: i64) -> Result<Range, Problem> {
+    pub fn range(&self, now_us: i64) -> Result<Range, Problem> {
         let time = |name: &str| {
             let parse = |text| parse_time(text, now_us).map_err(|e| Problem::bad_request(format!("{name}: {e}")));
             self.one(name).map(parse).transpose()

@@ -3,8 +3,8 @@
 //! `--set` beats the environment, which beats the file, which beats the defaults. Every key is
 //! tried alone against the defaults, so that one run names every problem.
 
-use super::Config;
-use serde::Deserialize;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -37,17 +37,25 @@ struct Setting {
 }
 
 const ENVIRONMENT: &str = "TIDEGATE_";
-const DEFAULT_FILE: &str = "tidegate.toml";
 
-/// Loads `file` (or `./tidegate.toml` if there is one), the environment and `--set` pairs.
-pub fn load(
+/// The options of a daemon; its defaults are those of the file that is shipped with it.
+pub trait Options: Default + Serialize + DeserializeOwned {
+    /// Read from the working directory if no other file is named.
+    const DEFAULT_FILE: &'static str;
+
+    /// What is wrong with values that are well formed: keys and remedies.
+    fn validate(&self) -> Vec<(String, String)>;
+}
+
+/// Loads `file` (or the default file if there is one), the environment and `--set` pairs.
+pub fn load<C: Options>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
     sets: &[String],
-) -> Result<Config, Vec<Problem>> {
+) -> Result<C, Vec<Problem>> {
     let mut problems = Vec::new();
     let mut settings = Vec::new();
-    let default_file = PathBuf::from(DEFAULT_FILE);
+    let default_file = PathBuf::from(C::DEFAULT_FILE);
     match file {
         Some(file) => from_file(file, &mut settings, &mut problems),
         None if default_file.exists() => from_file(&default_file, &mut settings, &mut problems),
@@ -57,11 +65,11 @@ pub fn load(
     environment.sort();
     for (name, text) in environment {
         let key = name[ENVIRONMENT.len()..].to_lowercase().replace("__", ".");
-        settings.push(from_text(format!("environment variable {name}"), &key, &text));
+        settings.push(from_text::<C>(format!("environment variable {name}"), &key, &text));
     }
     for set in sets {
         match set.split_once('=') {
-            Some((key, text)) => settings.push(from_text("--set".into(), key.trim(), text)),
+            Some((key, text)) => settings.push(from_text::<C>("--set".into(), key.trim(), text)),
             None => problems.push(Problem {
                 place: "--set".into(),
                 key: set.clone(),
@@ -72,8 +80,8 @@ pub fn load(
     merge(settings, problems)
 }
 
-fn merge(settings: Vec<Setting>, mut problems: Vec<Problem>) -> Result<Config, Vec<Problem>> {
-    let defaults = Table::try_from(Config::default()).expect("the defaults are TOML");
+fn merge<C: Options>(settings: Vec<Setting>, mut problems: Vec<Problem>) -> Result<C, Vec<Problem>> {
+    let defaults = Table::try_from(C::default()).expect("the defaults are TOML");
     let mut merged = defaults.clone();
     for setting in &settings {
         let problem = |what| Problem { place: setting.place.clone(), key: setting.path.join("."), what };
@@ -83,12 +91,12 @@ fn merge(settings: Vec<Setting>, mut problems: Vec<Problem>) -> Result<Config, V
         }
         let mut alone = defaults.clone();
         put(&mut alone, &setting.path, setting.value.clone());
-        match Config::deserialize(alone) {
+        match C::deserialize(alone) {
             Ok(_) => put(&mut merged, &setting.path, setting.value.clone()),
             Err(e) => problems.push(problem(e.message().trim().replace('\n', " "))),
         }
     }
-    let config = Config::deserialize(merged).map_err(|e| {
+    let config = C::deserialize(merged).map_err(|e| {
         vec![Problem { place: "configuration".into(), key: String::new(), what: e.message().to_owned() }]
     })?;
     for (key, what) in config.validate() {
@@ -142,9 +150,9 @@ fn keys(table: &Table, prefix: &str, out: &mut Vec<String>) {
 }
 
 /// A text from the environment or the command line, read as what the key's default is.
-fn from_text(place: String, key: &str, text: &str) -> Setting {
+fn from_text<C: Options>(place: String, key: &str, text: &str) -> Setting {
     let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-    let defaults = Table::try_from(Config::default()).expect("the defaults are TOML");
+    let defaults = Table::try_from(C::default()).expect("the defaults are TOML");
     let mut at = Some(&Value::Table(defaults.clone())).cloned();
     for part in &path {
         at = at.and_then(|value| value.get(part).cloned());

@@ -1,0 +1,45 @@
+//! The cloud daemon, in the order in which data flows.
+//!
+//! A push comes in, its windows are routed by slot to the shards that own them, each commits,
+//! and only then is the push acknowledged. Questions scatter over the shards and merge. A map,
+//! shared by all daemons through a coordinator, says who owns which slot; the shards themselves
+//! refuse whoever acts on an older map.
+
+/// Opens, wires and orders everything.
+pub mod app;
+
+/// What a person can turn.
+pub mod config;
+
+/// Pushes come in, over gRPC and HTTP.
+pub mod intake;
+
+/// From windows to the shards that own them.
+pub mod router;
+
+/// Who owns which slot: the document that all daemons share.
+pub mod map;
+
+/// Where that document lives.
+pub mod coordinator;
+
+/// Windows as rows.
+pub mod row;
+
+/// Where rows live.
+pub mod shard;
+
+/// Questions over many shards.
+pub mod query;
+
+/// Slots change hands.
+pub mod mover;
+
+/// What is counted.
+pub mod metrics;
+
+/// Answers over HTTP.
+pub mod http;
+
+/// The verbs that talk to a running daemon.
+pub mod client;

@@ -1,0 +1,145 @@
+//! The verbs that talk to a running daemon.
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A running daemon's HTTP interface.
+pub struct Client {
+    url: String,
+    http: reqwest::Client,
+    token: Option<String>,
+}
+
+impl Client {
+    /// Of the daemon at `url`.
+    pub fn new(url: &str, token: Option<String>) -> Result<Self> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
+        Ok(Client { url: url.trim_end_matches('/').to_owned(), http, token })
+    }
+
+    async fn ask(&self, path: &str, body: Option<Value>) -> Result<Value> {
+        let url = format!("{}{path}", self.url);
+        let mut request = match &body {
+            Some(body) => self.http.post(&url).json(body),
+            None => self.http.get(&url),
+        };
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let response =
+            request.send().await.with_context(|| format!("{url} does not answer: is tidegate-cloud running?"))?;
+        let status = response.status();
+        let text = response.text().await?;
+        let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        if !status.is_success() {
+            bail!("{}", answer["detail"].as_str().unwrap_or(&text));
+        }
+        Ok(answer)
+    }
+
+    /// `shards list`.
+    pub async fn list(&self) -> Result<()> {
+        let answer = self.ask("/v1/shards", None).await?;
+        println!("{:<16} {:>6} {:>6} {:>7} {:>12} {:>14}  url", "shard", "weight", "slots", "share", "rows", "bytes");
+        for row in answer["rows"].as_array().into_iter().flatten() {
+            let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
+            let number = |key: &str| row[key].as_u64().map_or_else(|| "-".into(), |n| n.to_string());
+            let share = row["share"].as_f64().unwrap_or(0.0) * 100.0;
+            let up = if row["up"] == true { "" } else { "  DOWN: " };
+            let error = row["error"].as_str().unwrap_or("");
+            println!(
+                "{:<16} {:>6} {:>6} {share:>6.1}% {:>12} {:>14}  {}{up}{error}",
+                text("name"),
+                number("weight"),
+                number("slots"),
+                number("rows"),
+                number("bytes"),
+                text("url")
+            );
+        }
+        Ok(())
+    }
+
+    /// `shards add`, `shards drain`, `shards weight`, `shards remove`.
+    pub async fn change(&self, change: Value) -> Result<()> {
+        let answer = self.ask("/v1/shards", Some(change)).await?;
+        match answer["would_move"].as_u64() {
+            Some(0) => println!("done; nothing has to move"),
+            Some(n) => println!(
+                "done; {n} slots would move: see `tidegate-cloud rebalance --plan`, then run `tidegate-cloud rebalance`"
+            ),
+            None => println!("done"),
+        }
+        Ok(())
+    }
+
+    /// `placement DEVICE`.
+    pub async fn placement(&self, device: &str) -> Result<()> {
+        let device = [("device", device)];
+        let query = reqwest::Url::parse_with_params("http://x/v1/placement", &device)?;
+        let answer = self.ask(&format!("{}?{}", query.path(), query.query().unwrap_or_default()), None).await?;
+        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+        print!("{}: slot {}, {}, epoch {}", text("device"), answer["slot"], text("shard"), answer["epoch"]);
+        match answer["moving_to"].as_str() {
+            Some(to) => println!(", moving to {to}"),
+            None => println!(),
+        }
+        Ok(())
+    }
+
+    /// `rebalance --plan`: what would move, and why.
+    pub async fn plan(&self) -> Result<()> {
+        let shards = self.ask("/v1/shards", None).await?;
+        let rows: Vec<&Value> = shards["rows"].as_array().into_iter().flatten().collect();
+        let total: u64 = rows.iter().filter_map(|row| row["weight"].as_u64()).sum();
+        let slots: u64 = rows.iter().filter_map(|row| row["slots"].as_u64()).sum();
+        for row in &rows {
+            let (weight, has) = (row["weight"].as_u64().unwrap_or(0), row["slots"].as_u64().unwrap_or(0));
+            let wants = slots as f64 * weight as f64 / total.max(1) as f64;
+            println!(
+                "{}: weight {weight} of {total}, has {has} slots, shall have {wants:.0}",
+                row["name"].as_str().unwrap_or("?")
+            );
+        }
+        let moves = self.ask("/v1/moves", None).await?;
+        for row in moves["plan"].as_array().into_iter().flatten() {
+            let text = |key: &str| row[key].as_str().unwrap_or("?").to_owned();
+            println!("{} slots from {} to {}", row["slots"], text("from"), text("to"));
+        }
+        println!("{} of {slots} slots would move", moves["slots_to_go"]);
+        Ok(())
+    }
+
+    /// `rebalance`: starts it and shows how far it has got until it is done.
+    pub async fn rebalance(&self, wait: bool) -> Result<()> {
+        let moves = self.ask("/v1/moves", None).await?;
+        let total = moves["slots_to_go"].as_u64().unwrap_or(0);
+        self.ask("/v1/moves", Some(json!({}))).await?;
+        if !wait {
+            println!("{total} slots are to move: see `tidegate-cloud rebalance --plan` and /v1/moves");
+            return Ok(());
+        }
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} slots  {msg}  {elapsed}")
+            .expect("the template is right");
+        let bar = ProgressBar::new(total).with_style(style);
+        loop {
+            // A daemon that restarts meanwhile goes on.
+            match self.ask("/v1/moves", None).await {
+                Ok(moves) => {
+                    bar.set_position(total.saturating_sub(moves["slots_to_go"].as_u64().unwrap_or(0)));
+                    bar.set_message(moves["this_daemon"]["phase"].as_str().unwrap_or_default().to_owned());
+                    if moves["rebalancing"] == false {
+                        break;
+                    }
+                }
+                Err(e) => bar.set_message(e.to_string()),
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        bar.finish_with_message("done");
+        println!("{total} slots have moved");
+        Ok(())
+    }
+}

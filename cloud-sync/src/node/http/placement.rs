@@ -1,0 +1,184 @@
+//! `/v1/shards`, `/v1/placement`, `/v1/moves`.
+
+use super::Shared;
+use crate::node::map::{Map, Member};
+use crate::node::mover;
+use crate::node::router::View;
+use axum::Json;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use daemon::http::params::Params;
+use daemon::http::reply::{Problem, json};
+use model::check_name;
+use model::identity::{SLOTS, slot};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+fn unavailable(e: impl std::fmt::Display) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string())
+}
+
+/// `GET /v1/shards`: who there is, with what share.
+pub(super) async fn shards(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    site.router.refresh().await.map_err(unavailable)?;
+    let view = site.router.view();
+    let counts = view.map.table.counts();
+    let mut rows = Vec::new();
+    for (name, member) in &view.map.shards {
+        let size = match view.shard(name) {
+            Ok(shard) => shard.size().await,
+            Err(e) => Err(e),
+        };
+        let slots = counts.get(name).copied().unwrap_or(0);
+        rows.push(json!({
+            "name": name, "url": hidden(&member.url), "weight": member.weight, "slots": slots,
+            "share": slots as f64 / f64::from(SLOTS),
+            "rows": size.as_ref().ok().map(|size| size.0), "bytes": size.as_ref().ok().map(|size| size.1),
+            "up": size.is_ok(), "error": size.err().map(|e| e.to_string()),
+        }));
+    }
+    Ok(json(&json!({"map_version": view.version, "rows": rows})))
+}
+
+/// A URL without its password.
+fn hidden(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, rest)), Some((_, host))) => {
+            let user = rest.split([':', '@']).next().unwrap_or_default();
+            format!("{scheme}://{user}@{host}")
+        }
+        _ => url.to_owned(),
+    }
+}
+
+/// What is to become of a shard.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Change {
+    name: String,
+    /// Adds one, or replaces the place of one that is there.
+    url: Option<String>,
+    weight: Option<u32>,
+    #[serde(default)]
+    remove: bool,
+}
+
+/// `POST /v1/shards`: adds a shard, changes its weight (0 drains it), or removes one that is empty.
+/// Nothing moves until `POST /v1/moves`.
+pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change>) -> Result<Response, Problem> {
+    check_name(&change.name).map_err(|e| Problem::bad_request(format!("name: {e}")))?;
+    let router = &site.router;
+    for _ in 0..10 {
+        router.refresh().await.map_err(unavailable)?;
+        let view = router.view();
+        let map = changed(&view, &change).map_err(Problem::bad_request)?;
+        if let (Some(member), None) = (map.shards.get(&change.name), view.map.shards.get(&change.name)) {
+            // It must be there before the map names it.
+            router.open_shard(&change.name, member).await.map_err(|e| Problem::bad_request(e.to_string()))?;
+        }
+        if router.change(&view, &map).await.map_err(unavailable)? {
+            let view = router.view();
+            let plan = mover::plan(&view).map_err(|e| Problem::bad_request(e.to_string()))?;
+            return Ok(json(&json!({"map_version": view.version, "would_move": plan.len()})));
+        }
+    }
+    Err(unavailable("the map keeps changing: try again"))
+}
+
+fn changed(view: &View, change: &Change) -> Result<Map, String> {
+    let mut map = view.map.clone();
+    if change.remove {
+        let slots = map.table.counts().get(&change.name).copied().unwrap_or(0);
+        let transits = map.transits.values().filter(|transit| transit.to == change.name).count();
+        if slots + transits > 0 {
+            return Err(format!("{} still has {slots} slots: drain it and rebalance first", change.name));
+        }
+        map.shards.remove(&change.name).ok_or_else(|| format!("there is no shard {}", change.name))?;
+        map.leftovers.retain(|leftover| leftover.shard != change.name);
+        return Ok(map);
+    }
+    match map.shards.get_mut(&change.name) {
+        None => {
+            let url =
+                change.url.clone().ok_or_else(|| format!("there is no shard {}; give a url to add it", change.name))?;
+            map.shards.insert(change.name.clone(), Member { url, weight: change.weight.unwrap_or(1) });
+        }
+        Some(member) => {
+            if change.url.as_ref().is_some_and(|url| *url != member.url) {
+                return Err(format!(
+                    "{} is at another place already: add a shard with another name and drain this one",
+                    change.name
+                ));
+            }
+            member.weight = change.weight.unwrap_or(member.weight);
+        }
+    }
+    if map.weights().values().all(|&weight| weight == 0) {
+        return Err("one shard must keep a weight above 0".into());
+    }
+    Ok(map)
+}
+
+/// `GET /v1/placement?device=`: the slot of a device and who owns it.
+pub(super) async fn placement(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let params = Params::read(query.as_deref(), &["device"])?;
+    let device = params.one("device").ok_or_else(|| Problem::bad_request("device: which one?"))?;
+    check_name(device).map_err(|e| Problem::bad_request(format!("device: {e}")))?;
+    let view = site.router.view();
+    let at = slot(device);
+    let owner = view.map.table.slot(at);
+    let moving_to = view.map.transits.get(&at).map(|transit| transit.to.clone());
+    Ok(json(&json!({
+        "device": device, "slot": at, "shard": owner.owner, "epoch": owner.epoch, "moving_to": moving_to,
+        "map_version": view.version,
+    })))
+}
+
+/// What a plan moves, by pair of shards.
+fn by_pair(view: &View) -> Result<Vec<Value>, Problem> {
+    let plan = mover::plan(view).map_err(|e| Problem::bad_request(e.to_string()))?;
+    let mut pairs: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for change in &plan {
+        *pairs.entry((&change.from, &change.to)).or_default() += 1;
+    }
+    Ok(pairs.into_iter().map(|((from, to), slots)| json!({"from": from, "to": to, "slots": slots})).collect())
+}
+
+/// `GET /v1/moves`: what is on its way, what is to follow, how far it has got.
+pub(super) async fn moves(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    site.router.refresh().await.map_err(unavailable)?;
+    let view = site.router.view();
+    let progress = site.moves.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let transit = |transit: &crate::node::map::Transit| json!({"slot": transit.slot, "from": view.map.table.slot(transit.slot).owner, "to": transit.to});
+    let transits: Vec<Value> = view.map.transits.values().map(transit).collect();
+    let to_go: usize = mover::plan(&view).map_or(0, |plan| plan.len());
+    Ok(json(&json!({
+        "map_version": view.version, "rebalancing": view.map.rebalancing, "slots_to_go": to_go, "under_way": transits,
+        "plan": by_pair(&view)?, "leftovers": view.map.leftovers.len(),
+        "this_daemon": {
+            "leads": progress.leads, "phase": progress.phase, "slots_moved": progress.slots,
+            "rows_copied": progress.rows, "last_error": progress.last_error,
+        },
+    })))
+}
+
+/// `POST /v1/moves`: moves slots until shares are as the weights say.
+pub(super) async fn rebalance(State(site): State<Shared>) -> Result<Response, Problem> {
+    let router = &site.router;
+    for _ in 0..10 {
+        router.refresh().await.map_err(unavailable)?;
+        let view = router.view();
+        let plan = by_pair(&view)?;
+        let mut map = view.map.clone();
+        map.rebalancing = true;
+        if router.change(&view, &map).await.map_err(unavailable)? {
+            return Ok(json(&json!({"map_version": router.view().version, "plan": plan})));
+        }
+    }
+    Err(unavailable("the map keeps changing: try again"))
+}

@@ -1,0 +1,209 @@
+//! Pushes come in, over gRPC and HTTP.
+//!
+//! Arrives: push requests with credentials. Leaves: replies, after every shard that a batch
+//! touches has committed. Always holds: a gateway speaks only for itself; what is under way is
+//! bounded, and one more is asked to wait.
+
+use super::metrics::Metrics;
+use super::router::{PushFailure, Router};
+use super::shard::{Beat, Sender};
+use crate::uplink::Held;
+use crate::wire::proto::uplink_server::Uplink;
+use crate::wire::proto::{PushReply, PushRequest, ShardEcho};
+use crate::wire::{Batch, PACKED_MAX};
+use daemon::auth::Auth;
+use model::{Micros, check_name};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+/// How long a sender waits whom there is no room for.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a push is not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request cannot be understood.
+    Invalid(String),
+    /// Who sends is not known.
+    Unauthenticated(String),
+    /// Who sends may not send this.
+    Forbidden(String),
+    /// Another store sends under the same id.
+    Conflict(String),
+    /// Too much is under way.
+    Busy(Duration),
+    /// Try again.
+    Unavailable(String),
+}
+
+/// The door for pushes.
+pub struct Intake {
+    router: Arc<Router>,
+    auth: Arc<Auth>,
+    anonymous: bool,
+    room: Semaphore,
+    in_flight: u32,
+    metrics: Arc<Metrics>,
+}
+
+/// The time.
+#[expect(clippy::disallowed_methods, reason = "the cloud's one place")]
+pub fn now_us() -> Micros {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
+}
+
+impl Intake {
+    /// A door.
+    pub fn new(
+        router: Arc<Router>,
+        auth: Arc<Auth>,
+        anonymous: bool,
+        max_pushes: usize,
+        in_flight: u32,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Intake { router, auth, anonymous, room: Semaphore::new(max_pushes), in_flight, metrics }
+    }
+
+    /// Takes a push; `authorization` is the header's value.
+    pub async fn push(&self, authorization: Option<&str>, request: PushRequest) -> Result<PushReply, Refusal> {
+        let started = std::time::Instant::now();
+        let reply = self.try_push(authorization, request).await;
+        self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
+        if let Err(refusal) = &reply {
+            self.metrics.refused(refusal.name());
+            tracing::debug!("a push is refused: {refusal:?}");
+        }
+        reply
+    }
+
+    async fn try_push(&self, authorization: Option<&str>, request: PushRequest) -> Result<PushReply, Refusal> {
+        let from = request.sender.ok_or_else(|| Refusal::Invalid("the push has no sender".into()))?;
+        check_name(&from.gateway).map_err(|e| Refusal::Invalid(format!("gateway {:?}: {e}", from.gateway)))?;
+        self.check(authorization, &from.gateway).await?;
+        let _room = self.room.try_acquire().map_err(|_| Refusal::Busy(RETRY_AFTER))?;
+        let sender = Sender {
+            gateway: from.gateway.as_str().into(),
+            incarnation: from.incarnation,
+            starts: from.starts,
+            session: from.session,
+        };
+        let received_us = now_us();
+        if request.batch == 0 {
+            let heartbeat = request.heartbeat.unwrap_or_default();
+            let beat = Beat {
+                gateway: from.gateway,
+                seen_us: received_us,
+                now_us: heartbeat.now_us,
+                backlog: heartbeat.backlog,
+                oldest_us: heartbeat.oldest_us,
+                complete_us: heartbeat.complete_us,
+                version: from.version,
+                incarnation: from.incarnation,
+            };
+            let held = self.router.beat(&sender, beat).await.map_err(|failure| refusal(&failure))?;
+            return Ok(self.reply(held, false));
+        }
+        let bytes = request.summaries.len();
+        let decoded = tokio::task::spawn_blocking(move || Batch::decode(&request.summaries)).await;
+        let batch =
+            decoded.map_err(|e| Refusal::Unavailable(e.to_string()))?.map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let expected: HashMap<String, Held> = request
+            .expected
+            .into_iter()
+            .map(|echo| (echo.shard, Held { highest: echo.highest, recent: echo.recent }))
+            .collect();
+        match self.router.push(&sender, request.batch, &batch, &expected, received_us).await {
+            Ok(held) => {
+                self.metrics.summaries.inc_by(batch.summaries() as u64);
+                self.metrics.windows.inc_by(batch.windows.len() as u64);
+                self.metrics.bytes.inc_by(bytes as u64);
+                Ok(self.reply(held, false))
+            }
+            Err(PushFailure::Lacking(held)) => Ok(self.reply(held, true)),
+            Err(failure) => Err(refusal(&failure)),
+        }
+    }
+
+    async fn check(&self, authorization: Option<&str>, gateway: &str) -> Result<(), Refusal> {
+        if self.anonymous || !self.auth.has_users() {
+            return Ok(());
+        }
+        let remedy = "make one with `tidegate-cloud user add GATEWAY_ID --token` and give it to the gateway as uplink.token_file";
+        let who = match authorization {
+            Some(header) => self.auth.who(header).await,
+            None => None,
+        };
+        match who {
+            None => Err(Refusal::Unauthenticated(format!("no token, or not a right one: {remedy}"))),
+            Some(name) if name == gateway => Ok(()),
+            Some(name) => Err(Refusal::Forbidden(format!("the token is {name:?}'s, not {gateway:?}'s: {remedy}"))),
+        }
+    }
+
+    fn reply(&self, held: Vec<(String, Held)>, lacking: bool) -> PushReply {
+        let echo = |(shard, held): (String, Held)| ShardEcho { shard, highest: held.highest, recent: held.recent };
+        PushReply { shards: held.into_iter().map(echo).collect(), in_flight: self.in_flight, lacking }
+    }
+}
+
+fn refusal(failure: &PushFailure) -> Refusal {
+    match failure {
+        PushFailure::Unavailable(text) => Refusal::Unavailable(text.clone()),
+        PushFailure::Refused(text) => Refusal::Conflict(text.clone()),
+        PushFailure::Lacking(held) => Refusal::Unavailable(format!("{held:?}")),
+    }
+}
+
+impl Refusal {
+    /// As metrics name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Refusal::Invalid(_) => "invalid",
+            Refusal::Unauthenticated(_) => "unauthenticated",
+            Refusal::Forbidden(_) => "forbidden",
+            Refusal::Conflict(_) => "conflict",
+            Refusal::Busy(_) => "busy",
+            Refusal::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid(text) => Status::invalid_argument(text),
+            Refusal::Unauthenticated(text) => Status::unauthenticated(text),
+            Refusal::Forbidden(text) => Status::permission_denied(text),
+            Refusal::Conflict(text) => Status::failed_precondition(text),
+            Refusal::Unavailable(text) => Status::unavailable(text),
+            Refusal::Busy(after) => {
+                let mut status = Status::resource_exhausted("too many pushes at once: try again later");
+                let ms = (after.as_millis() as u64).into();
+                status.metadata_mut().insert("retry-after-ms", ms);
+                status
+            }
+        }
+    }
+}
+
+/// gRPC.
+pub struct Grpc(pub Arc<Intake>);
+
+impl Grpc {
+    /// The largest message that is read.
+    pub const MESSAGE_MAX: usize = PACKED_MAX + (1 << 20);
+}
+
+#[tonic::async_trait]
+impl Uplink for Grpc {
+    async fn push(&self, request: Request<PushRequest>) -> Result<Response<PushReply>, Status> {
+        let authorization = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let authorization = authorization.map(str::to_owned);
+        let reply = self.0.push(authorization.as_deref(), request.into_inner()).await?;
+        Ok(Response::new(reply))
+    }
+}

@@ -1,0 +1,368 @@
+//! From windows to the shards that own them.
+//!
+//! Arrives: batches. Leaves: one write for each shard, all committed, or an error. Always
+//! holds: a slot on its way is written at both its owners; a write that a shard refuses because
+//! of an old map is done again with a new one; nothing is acknowledged that not every shard has.
+
+use super::config::Config;
+use super::coordinator::{Coordinator, CoordinatorError};
+use super::map::{Map, MapError, Member};
+use super::row::{Key, Row, Version};
+use super::shard::sqlite::Sqlite;
+use super::shard::{Beat, Fence, Labelled, Sender, Shard, ShardError, State, Write};
+use crate::placement::{Epoch, PlacementError};
+use crate::uplink::Held;
+use crate::wire::Batch;
+use model::Micros;
+use model::identity::slot;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+/// How often a push is tried again with a newer map before its sender is asked to.
+const TRIES: u32 = 40;
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// Why the map cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The coordinator.
+    #[error(transparent)]
+    Coordinator(#[from] CoordinatorError),
+    /// The document.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// There are no shards.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// A shard cannot be opened.
+    #[error("shard {name}: {error}")]
+    Shard {
+        /// Which.
+        name: String,
+        /// Why.
+        error: ShardError,
+    },
+}
+
+/// Why a push is not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushFailure {
+    /// Try again.
+    Unavailable(String),
+    /// Shards lack what was acknowledged.
+    Lacking(Vec<(String, Held)>),
+    /// Another store sends under this id.
+    Refused(String),
+}
+
+/// The map and the shards of it, as of one version.
+pub struct View {
+    /// The document's version.
+    pub version: u64,
+    /// The document.
+    pub map: Map,
+    shards: HashMap<String, Arc<dyn Shard>>,
+}
+
+impl View {
+    /// A shard by name.
+    pub fn shard(&self, name: &str) -> Result<&Arc<dyn Shard>, ShardError> {
+        self.shards.get(name).ok_or_else(|| ShardError::Down("it is not open".into()))
+    }
+}
+
+/// Routes.
+pub struct Router {
+    coordinator: Arc<dyn Coordinator>,
+    data_dir: PathBuf,
+    view: RwLock<Arc<View>>,
+    refreshing: Mutex<()>,
+}
+
+impl Router {
+    /// Opens the map, made of the configured shards if there is none, and all its shards.
+    pub async fn open(config: &Config, coordinator: Arc<dyn Coordinator>) -> Result<Self, RouterError> {
+        if coordinator.read().await?.is_none() {
+            let map = Map::new(config.shards())?;
+            // If another daemon is quicker, its map counts.
+            coordinator.swap(None, &map.to_text()).await?;
+        }
+        let router = Router {
+            coordinator,
+            data_dir: config.cloud.data_dir.clone(),
+            view: RwLock::new(Arc::new(View { version: 0, map: Map::new(config.shards())?, shards: HashMap::new() })),
+            refreshing: Mutex::default(),
+        };
+        router.refresh().await?;
+        Ok(router)
+    }
+
+    /// The map as this daemon knows it.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where the map lives.
+    pub fn coordinator(&self) -> &Arc<dyn Coordinator> {
+        &self.coordinator
+    }
+
+    /// Reads the map again; true if it is another one.
+    pub async fn refresh(&self) -> Result<bool, RouterError> {
+        let _only = self.refreshing.lock().await;
+        let Some((version, text)) = self.coordinator.read().await? else {
+            return Err(CoordinatorError("the map has gone".into()).into());
+        };
+        let before = self.view();
+        if before.version == version {
+            return Ok(false);
+        }
+        let map = Map::of_text(&text)?;
+        let mut shards = HashMap::new();
+        for (name, member) in &map.shards {
+            let known = before.shards.get(name).filter(|_| before.map.shards.get(name) == Some(member));
+            let same_place = before.map.shards.get(name).is_some_and(|known| known.url == member.url);
+            let shard = match known.or_else(|| before.shards.get(name).filter(|_| same_place)) {
+                Some(shard) => Arc::clone(shard),
+                None => self.open_shard(name, member).await?,
+            };
+            shards.insert(name.clone(), shard);
+        }
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(View { version, map, shards });
+        Ok(true)
+    }
+
+    /// Changes the map; false if another daemon has changed it meanwhile. Its view is new afterwards.
+    pub async fn change(&self, view: &View, map: &Map) -> Result<bool, RouterError> {
+        let done = self.coordinator.swap(Some(view.version), &map.to_text()).await?;
+        self.refresh().await?;
+        Ok(done)
+    }
+
+    /// Opens a shard by its URL.
+    pub async fn open_shard(&self, name: &str, member: &Member) -> Result<Arc<dyn Shard>, RouterError> {
+        let failed = |error| RouterError::Shard { name: name.to_owned(), error };
+        match member.url.split_once(':') {
+            Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&self.data_dir.join(file)).map_err(failed)?)),
+            _ => Err(failed(ShardError::Down(format!(
+                "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
+                member.url
+            )))),
+        }
+    }
+
+    /// Makes shards know the slots that the map gives them. One that knows less than the map has
+    /// been restored, or is new: it takes what the gateways still have.
+    pub async fn settle(&self) -> Result<(), RouterError> {
+        let view = self.view();
+        for name in view.map.shards.keys() {
+            let failed = |error| RouterError::Shard { name: name.clone(), error };
+            let shard = view.shard(name).map_err(failed)?;
+            let known = shard.fences().await.map_err(failed)?;
+            let known: HashMap<u16, Fence> = known.into_iter().map(|fence| (fence.slot, fence)).collect();
+            let (mut behind, mut is_older) = (Vec::new(), false);
+            for (slot, epoch) in view.map.slots_of(name) {
+                if view.map.transits.contains_key(&slot) {
+                    continue;
+                }
+                let known = known.get(&slot);
+                // The last step of a move, not done yet.
+                let arrived = known.is_some_and(|fence| fence.state == State::Importing && fence.epoch + 1 == epoch);
+                if known.is_none_or(|fence| fence.epoch < epoch) {
+                    behind.push(Fence { slot, epoch, state: State::Open });
+                    is_older |= !arrived;
+                }
+            }
+            if behind.is_empty() {
+                continue;
+            }
+            if is_older && !known.is_empty() {
+                tracing::warn!(
+                    "shard {name} is older than the map: it has been restored; the gateways are asked for what it lacks"
+                );
+                shard.forget_batches().await.map_err(failed)?;
+            }
+            shard.set_fences(behind).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a batch; returns the shards that it touched, with what they hold, once all have
+    /// committed.
+    pub async fn push(
+        &self,
+        sender: &Sender,
+        number: u64,
+        batch: &Batch,
+        expected: &HashMap<String, Held>,
+        received_us: Micros,
+    ) -> Result<Vec<(String, Held)>, PushFailure> {
+        let (rows, labels) = rows(sender, batch, received_us);
+        let mut last = String::new();
+        for _ in 0..TRIES {
+            let view = self.view();
+            let writes = split(&view.map, sender, number, &rows, &labels, expected);
+            match write_all(&view, writes).await {
+                Err(ShardFailure { shard, error: error @ ShardError::Fenced { .. } }) => {
+                    last = format!("shard {shard}: {error}");
+                    let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
+                    if !known {
+                        tokio::time::sleep(TRY_AGAIN).await;
+                    }
+                }
+                Err(ShardFailure { shard, error: ShardError::Lacking(held) }) => {
+                    return Err(PushFailure::Lacking(vec![(shard, held)]));
+                }
+                Err(ShardFailure { error: ShardError::Refused(text), .. }) => return Err(PushFailure::Refused(text)),
+                Err(ShardFailure { shard, error }) => {
+                    return Err(PushFailure::Unavailable(format!("shard {shard}: {error}")));
+                }
+                Ok(held) => return Ok(held),
+            }
+        }
+        Err(PushFailure::Unavailable(last))
+    }
+
+    /// Notes a gateway that is there; returns what all shards hold of it.
+    pub async fn beat(&self, sender: &Sender, beat: Beat) -> Result<Vec<(String, Held)>, PushFailure> {
+        let at = slot(&sender.gateway);
+        for try_number in 0..TRIES {
+            let view = self.view();
+            let owner = view.map.table.slot(at);
+            let mut targets = vec![owner.owner.clone()];
+            targets.extend(view.map.transits.get(&at).map(|transit| transit.to.clone()));
+            let mut failure = None;
+            for name in targets {
+                let shard = view.shard(&name).map_err(|e| PushFailure::Unavailable(format!("shard {name}: {e}")))?;
+                if let Err(error) = shard.beat(beat.clone(), sender.clone(), (at, owner.epoch)).await {
+                    failure = Some((name, error));
+                    break;
+                }
+            }
+            match failure {
+                None => return self.held(&view, &sender.gateway).await,
+                Some((_, ShardError::Refused(text))) => return Err(PushFailure::Refused(text)),
+                Some((_, ShardError::Fenced { .. })) if try_number + 1 < TRIES => {
+                    let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
+                    if !known {
+                        tokio::time::sleep(TRY_AGAIN).await;
+                    }
+                }
+                Some((name, error)) => return Err(PushFailure::Unavailable(format!("shard {name}: {error}"))),
+            }
+        }
+        Err(PushFailure::Unavailable("slots are being moved".into()))
+    }
+
+    async fn held(&self, view: &View, gateway: &str) -> Result<Vec<(String, Held)>, PushFailure> {
+        let mut held = Vec::new();
+        for (name, shard) in &view.shards {
+            let of = shard.held(gateway).await.map_err(|e| PushFailure::Unavailable(format!("shard {name}: {e}")))?;
+            held.push((name.clone(), of));
+        }
+        Ok(held)
+    }
+}
+
+/// The rows and labels of a batch, sorted, each once.
+fn rows(sender: &Sender, batch: &Batch, received_us: Micros) -> (Vec<Row>, Vec<Labelled>) {
+    let slots: Vec<u16> = batch.devices.iter().map(|device| slot(&device.id)).collect();
+    let labels = batch.devices.iter().zip(&slots).filter_map(|(device, &slot)| {
+        Some(Labelled { slot, device: Arc::clone(&device.id), labels: device.labels.clone()? })
+    });
+    let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
+    for window in &batch.windows {
+        let at = window.device as usize;
+        let key = Key {
+            slot: slots[at],
+            gateway: Arc::clone(&sender.gateway),
+            device: Arc::clone(&batch.devices[at].id),
+            length_us: window.length_us,
+            start_us: window.start_us,
+        };
+        let version = Version { incarnation: sender.incarnation, revision: window.revision };
+        let row = Row { key: key.clone(), version, received_us, metrics: window.metrics.clone() };
+        if rows.get(&key).is_none_or(|known| known.version < version) {
+            rows.insert(key, row);
+        }
+    }
+    (rows.into_values().collect(), labels.collect())
+}
+
+/// One write for each shard that owns, or is getting, a slot that is touched.
+fn split(
+    map: &Map,
+    sender: &Sender,
+    batch: u64,
+    rows: &[Row],
+    labels: &[Labelled],
+    expected: &HashMap<String, Held>,
+) -> BTreeMap<String, Write> {
+    let mut writes: BTreeMap<String, Write> = BTreeMap::new();
+    let mut fences: BTreeMap<String, BTreeMap<u16, Epoch>> = BTreeMap::new();
+    let mut each = |slot: u16, add: &dyn Fn(&mut Write)| {
+        let owner = map.table.slot(slot);
+        let importer = map.transits.get(&slot).map(|transit| &transit.to);
+        for shard in std::iter::once(&owner.owner).chain(importer) {
+            let write = writes.entry(shard.clone()).or_insert_with(|| Write {
+                sender: sender.clone(),
+                batch,
+                expected: expected.get(shard).copied().unwrap_or_default(),
+                rows: Vec::new(),
+                labels: Vec::new(),
+                fences: Vec::new(),
+            });
+            add(write);
+            fences.entry(shard.clone()).or_default().insert(slot, owner.epoch);
+        }
+    };
+    for row in rows {
+        each(row.key.slot, &|write| write.rows.push(row.clone()));
+    }
+    for labelled in labels {
+        each(labelled.slot, &|write| write.labels.push(labelled.clone()));
+    }
+    for (shard, fences) in fences {
+        if let Some(write) = writes.get_mut(&shard) {
+            write.fences = fences.into_iter().collect();
+        }
+    }
+    writes
+}
+
+struct ShardFailure {
+    shard: String,
+    error: ShardError,
+}
+
+/// All writes side by side; the worst failure, if any fails.
+async fn write_all(view: &View, writes: BTreeMap<String, Write>) -> Result<Vec<(String, Held)>, ShardFailure> {
+    let mut tasks = JoinSet::new();
+    for (name, write) in writes {
+        let shard = view.shard(&name).map_err(|error| ShardFailure { shard: name.clone(), error })?;
+        let shard = Arc::clone(shard);
+        tasks.spawn(async move { (name, shard.write(write).await) });
+    }
+    let (mut held, mut failure): (Vec<(String, Held)>, Option<ShardFailure>) = (Vec::new(), None);
+    while let Some(done) = tasks.join_next().await {
+        match done {
+            Ok((name, Ok(of))) => held.push((name, of)),
+            Ok((shard, Err(error))) => {
+                // A map that is old explains all others.
+                let replaces = failure.is_none() || matches!(error, ShardError::Fenced { .. });
+                if replaces {
+                    failure = Some(ShardFailure { shard, error });
+                }
+            }
+            Err(e) => failure = Some(ShardFailure { shard: "?".into(), error: ShardError::Down(e.to_string()) }),
+        }
+    }
+    match failure {
+        None => Ok(held),
+        Some(failure) => Err(failure),
+    }
+}

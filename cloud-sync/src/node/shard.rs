@@ -1,0 +1,315 @@
+//! Where rows live.
+//!
+//! A shard is an existing engine behind one trait: SQLite files, or PostgreSQL. Always holds:
+//! every write and every read checks, in its own transaction, that the shard owns the slots it
+//! touches at the epochs that the caller believes in; whoever acts on an older map changes and
+//! learns nothing.
+
+/// SQLite: one file.
+pub mod sqlite;
+
+use super::row::{Key, Row};
+use crate::placement::Epoch;
+use crate::uplink::Held;
+use async_trait::async_trait;
+use daemon::aggregates::{Filter, GroupBy, GroupKey, Range};
+use model::time::window_start;
+use model::{Micros, Summary};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a shard may do with a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It owns it: reads and writes.
+    Open,
+    /// It is being copied here: writes only.
+    Importing,
+    /// It still owns it, but is about to hand it over: reads only.
+    Fenced,
+    /// It owned it once: neither.
+    Closed,
+}
+
+impl State {
+    /// As it is stored.
+    pub fn name(self) -> &'static str {
+        ["open", "importing", "fenced", "closed"][self as usize]
+    }
+
+    /// The reverse.
+    pub fn of_name(name: &str) -> Option<Self> {
+        [State::Open, State::Importing, State::Fenced, State::Closed].into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// A slot at a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    /// Which.
+    pub slot: u16,
+    /// As of which change of hands.
+    pub epoch: Epoch,
+    /// What may be done.
+    pub state: State,
+}
+
+/// Why a shard did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShardError {
+    /// The caller's map is not the shard's.
+    #[error("slot {slot} is {} there", found.map_or("unknown".into(), |(state, epoch)| format!("{} at epoch {epoch}", state.name())))]
+    Fenced {
+        /// The first slot that differs.
+        slot: u16,
+        /// What it is at the shard.
+        found: Option<(State, Epoch)>,
+    },
+    /// It does not hold batches that were acknowledged.
+    #[error("it has been restored from a backup")]
+    Lacking(Held),
+    /// Another store sends under this gateway's id.
+    #[error("{0}")]
+    Refused(String),
+    /// The engine does not answer, or says no.
+    #[error("{0}")]
+    Down(String),
+    /// More than one question may take.
+    #[error("{0}")]
+    TooMuch(String),
+}
+
+/// Who sends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sender {
+    /// The gateway's id.
+    pub gateway: Arc<str>,
+    /// The life of its store.
+    pub incarnation: u64,
+    /// How often the store was started.
+    pub starts: u64,
+    /// Random for each start.
+    pub session: u64,
+}
+
+impl Sender {
+    /// Why a sender is refused whom another, known one stands against.
+    pub fn check(&self, known: &Sender) -> Result<(), ShardError> {
+        let (ours, theirs) = ((self.incarnation, self.starts), (known.incarnation, known.starts));
+        if ours > theirs || (ours == theirs && self.session == known.session) {
+            return Ok(());
+        }
+        Err(ShardError::Refused(format!(
+            "another gateway sends under the id {:?}: either this store is a copy of it, or an older one. Stop one of the \
+             two, or give this one another gateway.id",
+            self.gateway
+        )))
+    }
+}
+
+/// Labels of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labelled {
+    /// Where the device lives.
+    pub slot: u16,
+    /// The device.
+    pub device: Arc<str>,
+    /// All its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a shard gets of a push.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// From whom.
+    pub sender: Sender,
+    /// The batch's number.
+    pub batch: u64,
+    /// What was acknowledged to the gateway before.
+    pub expected: Held,
+    /// Sorted by key, each key once.
+    pub rows: Vec<Row>,
+    /// Labels to set.
+    pub labels: Vec<Labelled>,
+    /// The slots that are touched, with their epochs.
+    pub fences: Vec<(u16, Epoch)>,
+}
+
+/// What a gateway says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Beat {
+    /// The gateway's id.
+    pub gateway: String,
+    /// When the cloud heard from it.
+    pub seen_us: Micros,
+    /// The gateway's clock then.
+    pub now_us: Micros,
+    /// Changes not acknowledged.
+    pub backlog: u64,
+    /// When the oldest of them was made; 0 without any.
+    pub oldest_us: Micros,
+    /// Only late readings can change windows that end here or before.
+    pub complete_us: Micros,
+    /// Its version.
+    pub version: String,
+    /// The life of its store.
+    pub incarnation: u64,
+}
+
+/// A question to one shard.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Of which series.
+    pub filter: Filter,
+    /// Of which gateways, ids or globs; none means all.
+    pub gateways: Vec<String>,
+    /// Windows that start in it.
+    pub range: Range,
+    /// Length and way to the next; `None` for one window over all.
+    pub grid: Option<(Micros, Micros)>,
+    /// What is answered together.
+    pub group_by: Vec<GroupBy>,
+    /// Whether sketches are needed.
+    pub sketches: bool,
+    /// The slots that the shard is asked about, with their epochs.
+    pub fences: Arc<Vec<(u16, Epoch)>>,
+    /// Cells at most.
+    pub cells_max: usize,
+}
+
+impl Question {
+    /// The windows that hold a time, by their starts, with their ends.
+    pub fn windows_of(&self, at_us: Micros) -> Vec<(Micros, Micros)> {
+        let Some((length_us, every_us)) = self.grid else {
+            return vec![(self.range.from_us, self.range.to_us)];
+        };
+        let first_us = window_start(at_us - length_us, every_us) + every_us;
+        (first_us..=at_us).step_by(every_us as usize).map(|start_us| (start_us, start_us + length_us)).collect()
+    }
+}
+
+/// What a window of a group comes to in one shard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Merged.
+    pub summary: Summary,
+    /// The longest window in it that reaches beyond its edge.
+    pub beyond_us: Option<Micros>,
+}
+
+/// One shard's part of an answer, by group and start.
+pub type Partial = BTreeMap<(GroupKey, Micros), Cell>;
+
+/// A device as a shard knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its id.
+    pub device: Arc<str>,
+    /// Whose.
+    pub gateway: Arc<str>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its metrics, in its latest window.
+    pub metrics: Vec<String>,
+    /// The end of its latest window.
+    pub last_us: Option<Micros>,
+}
+
+/// A window that a shard holds, for comparing with its gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldWindow {
+    /// The device.
+    pub device: String,
+    /// How long the window is.
+    pub length_us: Micros,
+    /// Its start.
+    pub start_us: Micros,
+    /// Its version.
+    pub incarnation: u64,
+    /// Its version.
+    pub revision: u64,
+    /// Numbers and texts in it.
+    pub readings: u64,
+}
+
+/// An engine that holds rows.
+#[async_trait]
+pub trait Shard: Send + Sync + 'static {
+    /// Stores what a push has for this shard; returns once it is on disk, with what the shard
+    /// holds of this gateway then.
+    async fn write(&self, write: Write) -> Result<Held, ShardError>;
+
+    /// What the shard holds of a gateway.
+    async fn held(&self, gateway: &str) -> Result<Held, ShardError>;
+
+    /// Notes that a gateway is there; its slot is that of its id.
+    async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError>;
+
+    /// All gateways that live here.
+    async fn beats(&self) -> Result<Vec<Beat>, ShardError>;
+
+    /// Answers for the slots that it owns.
+    async fn aggregate(&self, question: Question) -> Result<Partial, ShardError>;
+
+    /// Devices by id, behind `after`, at most `limit`.
+    async fn devices(
+        &self,
+        patterns: Vec<String>,
+        after: Option<(String, String)>,
+        limit: usize,
+        fences: Arc<Vec<(u16, Epoch)>>,
+    ) -> Result<Vec<Known>, ShardError>;
+
+    /// Windows of a gateway, by device and start, behind `after`.
+    async fn windows(
+        &self,
+        gateway: String,
+        after: Option<(String, Micros, Micros)>,
+        limit: usize,
+        fences: Arc<Vec<(u16, Epoch)>>,
+    ) -> Result<Vec<HeldWindow>, ShardError>;
+
+    /// All slots that it has ever known.
+    async fn fences(&self) -> Result<Vec<Fence>, ShardError>;
+
+    /// Sets slots; one that is known at a higher epoch is left, and is an error.
+    async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError>;
+
+    /// Rows of a slot behind `after`, in the order of their keys.
+    async fn export(&self, slot: u16, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError>;
+
+    /// Devices, labels and gateways of a slot.
+    async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError>;
+
+    /// Takes copies of rows into slots that are being imported; higher versions stay.
+    async fn import(&self, rows: Vec<Row>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError>;
+
+    /// Takes names into slots that are being imported.
+    async fn import_names(
+        &self,
+        slot: u16,
+        known: Vec<Known>,
+        beats: Vec<Beat>,
+        epoch: Epoch,
+    ) -> Result<(), ShardError>;
+
+    /// Rows and the sum of their digests, by hour of window starts, of a slot.
+    async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError>;
+
+    /// Deletes rows of a slot that is still closed at that epoch, at most `limit`; how many there were.
+    async fn delete(&self, slot: u16, epoch: Epoch, limit: usize) -> Result<usize, ShardError>;
+
+    /// Forgets which batches it holds: the gateways send again what they keep.
+    async fn forget_batches(&self) -> Result<(), ShardError>;
+
+    /// Rows, and bytes on disk.
+    async fn size(&self) -> Result<(u64, u64), ShardError>;
+
+    /// Deletes rows received before, at most `limit`; how many there were.
+    async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError>;
+
+    /// Computes rollups of hours that have changed, at most `limit`; how many there were.
+    async fn roll_up(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError>;
+}

@@ -1,0 +1,158 @@
+//! Which batches each shard holds, as far as this gateway knows.
+//!
+//! A push names what has been acknowledged, by shard; a reply names what the shards hold: the
+//! highest batch and which of the 63 before it. A shard that lacks one that was acknowledged has
+//! been restored from a backup, and takes nothing until this gateway knows. Always holds: fewer
+//! than 64 batches are under way, so what is older than that was committed before the highest
+//! one was sent. Pure.
+
+use crate::wire::proto::ShardEcho;
+use model::varint;
+use std::collections::BTreeMap;
+
+/// Batches under way at once, at most; far fewer than a shard remembers.
+pub(crate) const UNDER_WAY_MAX: usize = 32;
+
+/// Batches that a shard holds: the highest, and which of the 63 before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The highest number; 0 without any.
+    pub highest: u64,
+    /// Bit i: `highest - i` is there.
+    pub recent: u64,
+}
+
+/// By name of shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Shards(BTreeMap<String, Held>);
+
+impl Shards {
+    /// What has been acknowledged.
+    pub(super) fn expected(&self) -> Vec<ShardEcho> {
+        let echo = |(shard, held): (&String, &Held)| ShardEcho {
+            shard: shard.clone(),
+            highest: held.highest,
+            recent: held.recent,
+        };
+        self.0.iter().map(echo).collect()
+    }
+
+    /// These shards have committed a batch.
+    pub(super) fn acknowledged(&mut self, batch: u64, echoes: &[ShardEcho]) {
+        for echo in echoes {
+            self.0.entry(echo.shard.clone()).or_default().add(batch);
+        }
+    }
+
+    /// What shards hold; the lowest batch that each lacks. From now on no more is expected of it.
+    pub(super) fn compare(&mut self, echoes: &[ShardEcho]) -> Vec<(String, u64)> {
+        let mut lacking = Vec::new();
+        for echo in echoes {
+            let held = Held { highest: echo.highest, recent: echo.recent };
+            let known = self.0.entry(echo.shard.clone()).or_default();
+            if let Some(lowest) = known.lowest_not_in(held) {
+                lacking.push((echo.shard.clone(), lowest));
+                *known = held;
+            }
+        }
+        lacking
+    }
+
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        varint::put(out, self.0.len() as u64);
+        for (shard, held) in &self.0 {
+            varint::put(out, shard.len() as u64);
+            out.extend(shard.as_bytes());
+            varint::put(out, held.highest);
+            varint::put(out, held.recent);
+        }
+    }
+
+    pub(super) fn read(rest: &mut &[u8]) -> Option<Self> {
+        let mut shards = BTreeMap::new();
+        for _ in 0..varint::take(rest)? {
+            let shard = varint::take_str(rest)?.to_owned();
+            shards.insert(shard, Held { highest: varint::take(rest)?, recent: varint::take(rest)? });
+        }
+        Some(Shards(shards))
+    }
+}
+
+impl Held {
+    fn has(self, batch: u64) -> bool {
+        match self.highest.checked_sub(batch) {
+            Some(back) if back < 64 => self.recent >> back & 1 == 1,
+            Some(_) => true,
+            None => false,
+        }
+    }
+
+    /// One more.
+    pub fn add(&mut self, batch: u64) {
+        if batch > self.highest {
+            let by = batch - self.highest;
+            self.recent = if by < 64 { self.recent << by } else { 0 };
+            self.highest = batch;
+        }
+        let back = self.highest - batch;
+        if back < 64 {
+            self.recent |= 1 << back;
+        }
+    }
+
+    /// The lowest batch that is here and not there; of those older than remembered, the oldest
+    /// that may be missing.
+    pub fn lowest_not_in(self, other: Held) -> Option<u64> {
+        let mine = (0..64)
+            .map_while(|back| self.highest.checked_sub(back))
+            .filter(|&b| b > 0 && self.recent >> (self.highest - b) & 1 == 1);
+        let lowest = mine.filter(|&batch| !other.has(batch)).min()?;
+        // Behind its highest there may be more missing than these bits tell.
+        Some(if other.highest < lowest { other.highest.saturating_sub(UNDER_WAY_MAX as u64) + 1 } else { lowest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn echo(highest: u64, recent: u64) -> Vec<ShardEcho> {
+        vec![ShardEcho { shard: "a".into(), highest, recent }]
+    }
+
+    #[test]
+    fn a_shard_that_goes_on_lacks_nothing() {
+        let mut shards = Shards::default();
+        assert!(shards.compare(&echo(0, 0)).is_empty());
+        // Batch 3 overtakes 2.
+        for (batch, highest, recent) in [(1, 1, 0b1), (3, 3, 0b101), (2, 3, 0b111)] {
+            shards.acknowledged(batch, &echo(highest, recent));
+            assert!(shards.compare(&echo(highest, recent)).is_empty());
+        }
+        // Committed, but the reply was lost: more than expected is no harm.
+        assert!(shards.compare(&echo(9, 0b1_1100_0001)).is_empty());
+        assert_eq!(shards.expected(), echo(3, 0b111));
+        // After a restart numbers leap.
+        shards.acknowledged(1_000, &echo(1_000, 1));
+        assert!(shards.compare(&echo(1_000, 1)).is_empty());
+        let mut bytes = Vec::new();
+        shards.put(&mut bytes);
+        assert_eq!(Shards::read(&mut &bytes[..]), Some(shards));
+    }
+
+    #[test]
+    fn a_restored_shard_is_noticed_once() {
+        let mut shards = Shards::default();
+        (1..=100).for_each(|batch| shards.acknowledged(batch, &echo(0, 0)));
+        assert_eq!(shards.compare(&echo(60, u64::MAX)), [("a".into(), 29)]);
+        assert!(shards.compare(&echo(60, u64::MAX)).is_empty());
+    }
+
+    #[test]
+    fn a_backup_between_two_commits_is_noticed() {
+        let mut shards = Shards::default();
+        shards.acknowledged(12, &echo(12, 0b101));
+        shards.acknowledged(11, &echo(12, 0b111));
+        assert_eq!(shards.compare(&echo(12, 0b101)), [("a".into(), 11)]);
+    }
+}

@@ -1,0 +1,23 @@
+//! What both daemons do alike.
+//!
+//! Arrives: arguments, configuration files, HTTP requests. Leaves: one configuration, questions
+//! with types, answers in every form. Always holds: a key, a parameter or a form means the same
+//! in the gateway and in the cloud. Deliberately absent: readings, summaries, stores.
+
+/// Arguments that every verb takes, the log, signals, exit codes.
+pub mod lifecycle;
+
+/// Layers to one configuration; durations, sizes, addresses.
+pub mod config;
+
+/// Who may come in.
+pub mod auth;
+
+/// Questions about windows, and their answers.
+pub mod aggregates;
+
+/// Answers as tables: Arrow and Parquet.
+pub mod table;
+
+/// HTTP: parameters, answers, errors.
+pub mod http;

@@ -1,0 +1,76 @@
+//! A daemon's life: arguments that every verb takes, the log, signals, exit codes.
+
+use crate::config::{Options, Problem, load};
+use clap::{Args, ValueEnum};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Exit code for a bad command line or configuration.
+pub const BAD_USE: u8 = 2;
+
+/// What every verb takes.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The configuration; without it the default file in this directory if there is one, else the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one key, for example mqtt.listen=127.0.0.1:2883; repeats.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// The form of the log on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Common {
+    /// The configuration, from all its layers.
+    pub fn load<C: Options>(&self) -> Result<C, Vec<Problem>> {
+        // TIDEGATE_TEST_... are for the tests' own knobs, which are no configuration.
+        let environment = std::env::vars().filter(|(name, _)| !name.starts_with("TIDEGATE_TEST_"));
+        load(self.config.as_deref(), environment, &self.sets)
+    }
+
+    /// Begins to log to standard error.
+    pub fn start_log(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.log_format {
+            LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+            LogFormat::Json => log.json().init(),
+        }
+    }
+}
+
+/// SIGTERM and SIGINT drain, the second one exits at once, SIGHUP reads again.
+pub async fn obey_signals(shutdown: CancellationToken, reload: impl Fn()) {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+        tracing::error!("signals cannot be heard");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {
+                reload();
+                continue;
+            }
+        }
+        if shutdown.is_cancelled() {
+            std::process::exit(1);
+        }
+        tracing::info!("stopping; a second signal stops at once");
+        shutdown.cancel();
+    }
+}

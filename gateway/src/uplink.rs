@@ -1,0 +1,377 @@
+//! The store as the uplink sees it.
+//!
+//! Arrives: ranges of changes. Leaves: the windows that they name, as they are now, with all
+//! metrics of their devices. Always holds: what is sent is what the store says at that moment,
+//! and whatever changes later is another change. Where the windows of the configured length
+//! have been retired before they were sent, the longer ones that are left go instead.
+
+use crate::archive::levels::{Level, Levels};
+use crate::archive::read::Raw;
+use crate::archive::rollup::Folded;
+use crate::archive::{DAY_US, day, series_of};
+use crate::catalog::{Catalog, Series};
+use crate::clock::Clock;
+use crate::journal::changes::{self, Change};
+use crate::journal::steps::read_summary;
+use crate::metrics::Metrics;
+use crate::journal::{Intake, ReadError, Step, schema};
+use cloud_sync::uplink::{Portion, Saved, Source, SourceError};
+use cloud_sync::wire::{Batch, Device, Window};
+use model::Micros;
+use model::time::{SECOND_US, window_start};
+use rusqlite::{Connection, OptionalExtension};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// From when a window is due until its summary is on disk, with time to spare.
+const CLOSING_US: Micros = 60 * SECOND_US;
+/// Summaries of one stretch that is sent once more, about.
+const STRETCH_SUMMARIES: i64 = 5_000;
+/// Stretches that one commit carries.
+const STRETCHES: usize = 1_000;
+
+/// What the uplink reads and writes.
+pub struct Summaries {
+    /// A connection that only reads.
+    pub db: Mutex<Connection>,
+    /// The store's file.
+    pub store: PathBuf,
+    /// Who is there.
+    pub catalog: Arc<Catalog>,
+    /// Where summaries are.
+    pub levels: Levels,
+    /// Where steps go.
+    pub intake: Arc<Intake>,
+    /// The id of the latest change.
+    pub latest: watch::Receiver<u64>,
+    /// The time.
+    pub clock: Clock,
+    /// How far windows are behind.
+    pub metrics: Arc<Metrics>,
+    /// `window.lateness`.
+    pub lateness_us: Micros,
+    /// `uplink.retain_after_ack`.
+    pub retain_us: Micros,
+    /// The gateway stops.
+    pub stop: CancellationToken,
+}
+
+/// Windows of devices: length, then start.
+type Places = BTreeSet<(u32, Micros, Micros)>;
+
+fn failed(e: impl std::fmt::Display) -> SourceError {
+    SourceError(e.to_string())
+}
+
+impl Source for Summaries {
+    fn latest(&self) -> watch::Receiver<u64> {
+        self.latest.clone()
+    }
+
+    fn read(&self, changes: Range<u64>, summaries: usize) -> Result<Portion, SourceError> {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        self.portion(&db, changes, summaries).map_err(failed)
+    }
+
+    fn made_us(&self, change: u64) -> Option<Micros> {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut query = db.prepare_cached("SELECT made_us FROM change WHERE id >= ?1 ORDER BY id LIMIT 1").ok()?;
+        query.query_row([change as i64], |row| row.get(0)).optional().ok()?
+    }
+
+    fn saved(&self) -> Result<Vec<u8>, SourceError> {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(schema::meta(&db, "uplink").map_err(failed)?.unwrap_or_default())
+    }
+
+    fn save(&self, saved: Saved) -> Result<(), SourceError> {
+        let until_us = self.clock.now_us().saturating_sub(self.retain_us);
+        self.intake.commit(Step::Uplink { saved, until_us }, &self.stop).map_err(failed)?;
+        Ok(())
+    }
+
+    fn sent_since(&self, batch: u64) -> Result<Option<Vec<Range<u64>>>, SourceError> {
+        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        // If older batches are known, all newer ones are.
+        let first: Option<i64> = db.query_row("SELECT min(batch) FROM sent", [], |row| row.get(0)).map_err(failed)?;
+        if first.is_none_or(|first| first as u64 > batch) && batch > 1 {
+            return Ok(None);
+        }
+        let mut query = db.prepare("SELECT from_change, to_change FROM sent WHERE batch >= ?1").map_err(failed)?;
+        let ranges =
+            query.query_map([batch as i64], |row| Ok(row.get::<_, i64>(0)? as u64..row.get::<_, i64>(1)? as u64));
+        Ok(Some(ranges.map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?))
+    }
+
+    fn everything_again(&self) -> Result<(), SourceError> {
+        let fill = Fill {
+            store: self.store.clone(),
+            catalog: Arc::clone(&self.catalog),
+            levels: self.levels.clone(),
+            intake: Arc::clone(&self.intake),
+            stop: self.stop.clone(),
+        };
+        self.intake.commit(Step::Filling { done: false }, &self.stop).map_err(failed)?;
+        std::thread::Builder::new().name("uplink-fill".into()).spawn(move || fill.run()).map_err(failed)?;
+        Ok(())
+    }
+
+    fn complete_us(&self) -> Micros {
+        let lag_us = self.metrics.window_lag_s.get() * SECOND_US;
+        self.clock.now_us() - self.lateness_us - lag_us - CLOSING_US
+    }
+
+    fn now_us(&self) -> Micros {
+        self.clock.now_us()
+    }
+}
+
+impl Summaries {
+    fn portion(&self, db: &Connection, changes: Range<u64>, summaries: usize) -> Result<Portion, ReadError> {
+        let raw = Raw::open(db)?;
+        let mut reader =
+            Reader { raw: &raw, levels: &self.levels, series: self.catalog.series(), folded: HashMap::new() };
+        let by_device = by_device(&reader.series);
+        let (mut places, mut labels, mut until, mut found) = (Places::new(), BTreeSet::new(), changes.end, Ok(()));
+        changes::read(db, changes, |id, change| {
+            found = match change {
+                Some(Change::Windows(length_us, keys)) => reader.named(length_us, &keys, &mut places),
+                Some(Change::Stretch { device, from_us, to_us }) => {
+                    reader.stretch(&by_device, device, from_us..to_us, &mut places)
+                }
+                Some(Change::Labels(devices)) => {
+                    labels.extend(devices);
+                    Ok(())
+                }
+                None => {
+                    tracing::error!(
+                        "change {id} for the uplink is damaged and left out; the windows it named are sent again when they change"
+                    );
+                    Ok(())
+                }
+            };
+            let many: usize = places.iter().map(|(device, ..)| by_device.get(device).map_or(0, Vec::len)).sum();
+            if found.is_err() || many + labels.len() >= summaries {
+                until = id + 1;
+                return false;
+            }
+            true
+        })?;
+        found?;
+        let batch = reader.batch(&self.catalog, &by_device, &places, &labels)?;
+        Ok(Portion { batch, until })
+    }
+}
+
+/// The places of all series in `series`, by device.
+fn by_device(series: &[Arc<Series>]) -> HashMap<u32, Vec<usize>> {
+    let mut by_device: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (at, series) in series.iter().enumerate() {
+        by_device.entry(series.device.id).or_default().push(at);
+    }
+    by_device
+}
+
+/// Reads windows in one snapshot; folded rows stay in memory for their other windows.
+struct Reader<'a> {
+    raw: &'a Raw<'a>,
+    levels: &'a Levels,
+    series: Vec<Arc<Series>>,
+    folded: HashMap<i64, Vec<Folded>>,
+}
+
+impl Reader<'_> {
+    /// The windows that a change names; longer ones where those are gone.
+    fn named(&mut self, length_us: Micros, keys: &[(u32, Micros)], places: &mut Places) -> Result<(), ReadError> {
+        let Some(level) = self.level(length_us) else { return Ok(()) };
+        for &(series, start_us) in keys {
+            let Some(device) = self.series.get(series as usize).map(|series| series.device.id) else { continue };
+            if places.contains(&(device, length_us, start_us)) {
+                continue;
+            }
+            if self.window(level, series, start_us)?.is_some() {
+                places.insert((device, length_us, start_us));
+            } else if let Some((length_us, start_us)) = self.longer(series, start_us)? {
+                places.insert((device, length_us, start_us));
+            }
+        }
+        Ok(())
+    }
+
+    /// All windows of a device that start in a stretch.
+    fn stretch(
+        &mut self,
+        by_device: &HashMap<u32, Vec<usize>>,
+        device: u32,
+        stretch: Range<Micros>,
+        places: &mut Places,
+    ) -> Result<(), ReadError> {
+        let base = self.levels.base;
+        let first_us = window_start(stretch.start + base.length_us - 1, base.length_us);
+        for &at in by_device.get(&device).into_iter().flatten() {
+            let series = self.series[at].id;
+            for start_us in (first_us..stretch.end).step_by(base.length_us as usize) {
+                if self.window(base, series, start_us)?.is_some() {
+                    places.insert((device, base.length_us, start_us));
+                } else if let Some((length_us, start_us)) = self.longer(series, start_us)? {
+                    places.insert((device, length_us, start_us));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn level(&self, length_us: Micros) -> Option<Level> {
+        self.levels.all().into_iter().find(|level| level.length_us == length_us)
+    }
+
+    /// A window as it is now.
+    fn window(&mut self, level: Level, series: u32, start_us: Micros) -> Result<Option<Folded>, ReadError> {
+        // Folded ones first: their rows are removed later.
+        let id = level.id(day(start_us), series);
+        if !self.folded.contains_key(&id) {
+            let rows = level.read(self.raw, day(start_us), series, true)?.unwrap_or_default();
+            self.folded.insert(id, rows.windows);
+        }
+        let rows = &self.folded[&id];
+        match rows.binary_search_by_key(&start_us, |row| row.start_us) {
+            Ok(at) => Ok(Some(rows[at].clone())),
+            Err(_) => read_summary(self.raw.db(), level.length_us, start_us, series),
+        }
+    }
+
+    /// The shortest window that is left of a time whose windows have been retired.
+    fn longer(&mut self, series: u32, at_us: Micros) -> Result<Option<(Micros, Micros)>, ReadError> {
+        for level in self.levels.rollups.clone() {
+            let start_us = window_start(at_us, level.length_us);
+            let is_retired = !self.levels.base.has(self.raw.db(), day(at_us), series)?;
+            if is_retired
+                && level.has(self.raw.db(), day(at_us), series)?
+                && self.window(level, series, start_us)?.is_some()
+            {
+                return Ok(Some((level.length_us, start_us)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn batch(
+        &mut self,
+        catalog: &Catalog,
+        by_device: &HashMap<u32, Vec<usize>>,
+        places: &Places,
+        labels: &BTreeSet<u32>,
+    ) -> Result<Batch, ReadError> {
+        let known = catalog.devices();
+        let ids: BTreeSet<u32> = places.iter().map(|(device, ..)| *device).chain(labels.iter().copied()).collect();
+        let ids: Vec<u32> = ids.into_iter().filter(|&id| (id as usize) < known.len()).collect();
+        let device = |&id: &u32| {
+            let device = &known[id as usize];
+            let own = || device.labels().iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            Device { id: Arc::clone(&device.name), labels: labels.contains(&id).then(own) }
+        };
+        let devices = ids.iter().map(device).collect();
+        let mut windows = Vec::new();
+        for &(device, length_us, start_us) in places {
+            let (Some(level), Ok(place)) = (self.level(length_us), ids.binary_search(&device)) else { continue };
+            let mut metrics = BTreeMap::new();
+            let mut revision = 0;
+            for &at in by_device.get(&device).into_iter().flatten() {
+                let (id, metric) = (self.series[at].id, Arc::clone(&self.series[at].metric));
+                if let Some(window) = self.window(level, id, start_us)? {
+                    // Each only rises, so their sum does.
+                    revision += u64::from(window.revision);
+                    metrics.insert(metric, window.summary);
+                }
+            }
+            if !metrics.is_empty() {
+                windows.push(Window { device: place as u32, start_us, length_us, revision, metrics });
+            }
+        }
+        Ok(Batch { devices, windows })
+    }
+}
+
+/// Makes everything that is kept a change once more, in a thread of its own.
+pub struct Fill {
+    /// The store's file.
+    pub store: PathBuf,
+    /// Who is there.
+    pub catalog: Arc<Catalog>,
+    /// Where summaries are.
+    pub levels: Levels,
+    /// Where steps go.
+    pub intake: Arc<Intake>,
+    /// The gateway stops; it is done again at the next start.
+    pub stop: CancellationToken,
+}
+
+impl Fill {
+    /// Does it.
+    pub fn run(&self) {
+        match self.try_run() {
+            Ok(stretches) => tracing::info!("all that is kept is sent to the cloud: {stretches} days of devices"),
+            Err(_) if self.stop.is_cancelled() => {}
+            Err(e) => tracing::error!("what is kept cannot all be sent to the cloud: {e}; restart to try again"),
+        }
+    }
+
+    fn try_run(&self) -> anyhow::Result<usize> {
+        let mut written = 0;
+        let labelled: Vec<u32> = self
+            .catalog
+            .devices()
+            .iter()
+            .filter(|device| !device.labels().is_empty())
+            .map(|device| device.id)
+            .collect();
+        let mut slice = vec![Change::Labels(labelled)];
+        for (number, device) in self.days()? {
+            let series = self.catalog.series().iter().filter(|series| series.device.id == device).count() as i64;
+            let windows = (STRETCH_SUMMARIES / series.max(1)).max(1);
+            let step_us = (windows * self.levels.base.length_us).min(DAY_US);
+            let (from_us, to_us) = (number * DAY_US, (number + 1) * DAY_US);
+            for from_us in (from_us..to_us).step_by(step_us as usize) {
+                slice.push(Change::Stretch { device, from_us, to_us: to_us.min(from_us + step_us) });
+            }
+            written += 1;
+            if slice.len() >= STRETCHES {
+                self.intake.commit(Step::Changes(std::mem::take(&mut slice)), &self.stop)?;
+            }
+        }
+        self.intake.commit(Step::Changes(slice), &self.stop)?;
+        self.intake.commit(Step::Filling { done: true }, &self.stop)?;
+        Ok(written)
+    }
+
+    /// Days of devices that have summaries.
+    fn days(&self) -> anyhow::Result<BTreeSet<(i64, u32)>> {
+        let db = schema::open_reader(&self.store)?;
+        let series = self.catalog.series();
+        let device = |id: u32| series.get(id as usize).map(|series| series.device.id);
+        let mut days = BTreeSet::new();
+        for level in self.levels.all() {
+            let mut ids = db.prepare("SELECT id FROM rollup WHERE (id & 65535) = ?1")?;
+            let mut rows = ids.query([level.number()])?;
+            while let Some(row) = rows.next()? {
+                let id: i64 = row.get(0)?;
+                let first = level.first_day_of(id);
+                days.extend(
+                    device(series_of(id))
+                        .into_iter()
+                        .flat_map(|device| (first..first + level.span_days).map(move |day| (day, device))),
+                );
+            }
+        }
+        let mut recent = db.prepare("SELECT DISTINCT start_us / ?1, series FROM summary")?;
+        let mut rows = recent.query([DAY_US])?;
+        while let Some(row) = rows.next()? {
+            days.extend(device(row.get(1)?).map(|device| (row.get::<_, i64>(0).unwrap_or_default(), device)));
+        }
+        Ok(days)
+    }
+}

@@ -10,6 +10,7 @@ mod columns;
 
 use model::{Micros, NameError, Summary, check_name};
 use prost::Message;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
@@ -61,6 +62,23 @@ pub struct Window {
     pub revision: u64,
     /// By name.
     pub metrics: BTreeMap<Arc<str>, Summary>,
+}
+
+/// A window that the cloud holds, for comparing with its gateway (`GET /v1/summaries`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldWindow {
+    /// The device.
+    pub device: String,
+    /// How long the window is.
+    pub length_us: Micros,
+    /// Its start.
+    pub start_us: Micros,
+    /// Its version.
+    pub incarnation: u64,
+    /// Its version.
+    pub revision: u64,
+    /// Numbers and texts in it.
+    pub readings: u64,
 }
 
 /// Why bytes are no batch.

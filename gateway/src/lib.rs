@@ -54,5 +54,8 @@ pub mod http;
 /// Readings as files.
 pub mod export;
 
+/// Whether the cloud holds what this store holds.
+pub mod verify;
+
 /// What a store looks like, and what can be saved of a damaged one.
 pub mod doctor;

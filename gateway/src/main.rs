@@ -11,6 +11,7 @@ use gateway::config::Config;
 use gateway::doctor;
 use gateway::export::{self, Format};
 use gateway::journal::schema;
+use gateway::verify;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,15 @@ enum Verb {
         /// Copy all that can still be read into a new store in this directory.
         #[arg(long, value_name = "DIR")]
         salvage: Option<PathBuf>,
+    },
+    /// Compare with the cloud, window by window, also while the gateway runs.
+    Verify {
+        /// The cloud's HTTP address, for example http://127.0.0.1:8090.
+        #[arg(long, value_name = "URL")]
+        cloud: String,
+        /// A file with a bearer token for it; uplink.token_file without it.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
     },
     /// Manage who may come in.
     User {
@@ -93,6 +103,7 @@ fn main() -> ExitCode {
         Verb::Export(arguments) => export(&config, &arguments),
         Verb::Backup { file } => backup(&config, &file),
         Verb::Doctor { salvage } => doctor(&config, salvage.as_deref()),
+        Verb::Verify { cloud, token_file } => verify(&config, &cloud, token_file),
         Verb::User { verb } => verb.run(&config.users_file()),
     };
     match done {
@@ -176,6 +187,17 @@ fn existing_store(config: &Config) -> anyhow::Result<PathBuf> {
     let store = schema::file(&config.gateway.data_dir);
     anyhow::ensure!(store.exists(), "there is no store at {}: check gateway.data_dir", store.display());
     Ok(store)
+}
+
+fn verify(config: &Config, url: &str, token_file: Option<PathBuf>) -> anyhow::Result<()> {
+    let store = existing_store(config)?;
+    let file =
+        token_file.or_else(|| Some(config.uplink.token_file.clone()).filter(|path| !path.as_os_str().is_empty()));
+    let token = file.map(std::fs::read_to_string).transpose().context("the token file cannot be read")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let compared = runtime.block_on(verify::compare(&store, url, token.as_deref().map(str::trim)))?;
+    verify::report(&compared)
 }
 
 fn backup(config: &Config, file: &Path) -> anyhow::Result<()> {

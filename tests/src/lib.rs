@@ -3,6 +3,9 @@
 //! Always holds: what is tested is the real binary over real sockets on free ports, in a
 //! directory of its own; processes end with their handle, by id; nothing sleeps for luck.
 
+/// The cloud daemon.
+pub mod cloud;
+
 /// A disk whose power can be cut.
 pub mod powercut;
 
@@ -233,6 +236,59 @@ pub struct Gateway {
     log: Arc<Mutex<String>>,
 }
 
+/// Starts a daemon and waits until it says where it listens; its log goes on to be kept.
+fn listening<const N: usize>(
+    command: &mut Command,
+    mut listeners: [(&str, &mut SocketAddr); N],
+    log: &Arc<Mutex<String>>,
+) -> Child {
+    let mut child =
+        command.stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    let mut lines = BufReader::new(child.stderr.take().expect("a log")).lines();
+    let remember = |log: &Mutex<String>, line: &str| {
+        let mut log = log.lock().expect("the log");
+        log.push_str(line);
+        log.push('\n');
+    };
+    let mut bound = 0;
+    while bound < N {
+        let line = match lines.next() {
+            Some(Ok(line)) => line,
+            _ => panic!("the daemon ended before it listened:\n{}", log.lock().expect("the log")),
+        };
+        for (name, address) in &mut listeners {
+            if let Some((_, at)) = line.split_once(&format!("{name} listens on ")) {
+                **address = at.trim().parse().expect("an address");
+                bound += 1;
+            }
+        }
+        remember(log, &line);
+    }
+    let log = Arc::clone(log);
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| remember(&log, &line)));
+    child
+}
+
+/// Asks for JSON.
+fn get_json(url: &str) -> Value {
+    let mut answer = ureq::get(url).call().unwrap_or_else(|e| panic!("GET {url}: {e}"));
+    answer.body_mut().with_config().limit(1 << 30).read_json().expect("JSON")
+}
+
+/// The rows of an answer, of all its pages.
+fn all_rows(get: impl Fn(&str) -> Value, path: &str) -> Vec<Value> {
+    let mut rows = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = get(&format!("{path}{cursor}"));
+        rows.extend(page["rows"].as_array().expect("rows").iter().cloned());
+        match page["next"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return rows,
+        }
+    }
+}
+
 impl Gateway {
     /// A path in its directory as it sees it, also if it has a disk of its own.
     pub fn inside(&self, name: &str) -> PathBuf {
@@ -248,38 +304,9 @@ impl Gateway {
                 command.arg("--set").arg(format!("{name}.listen={address}"));
             }
         }
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("tidegate starts");
-        let mut lines = BufReader::new(child.stderr.take().expect("a log")).lines();
-        let mut bound = 0;
-        while bound < 3 {
-            let line = match lines.next() {
-                Some(Ok(line)) => line,
-                _ => panic!("the gateway ended before it listened:\n{}", self.log()),
-            };
-            for (name, address) in [("mqtt", &mut self.mqtt), ("coap", &mut self.coap), ("http", &mut self.http)] {
-                if let Some((_, at)) = line.split_once(&format!("{name} listens on ")) {
-                    *address = at.trim().parse().expect("an address");
-                    bound += 1;
-                }
-            }
-            self.remember(&line);
-        }
-        let log = Arc::clone(&self.log);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut log = log.lock().expect("the log");
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
-        self.child = Some(child);
+        let listeners = [("mqtt", &mut self.mqtt), ("coap", &mut self.coap), ("http", &mut self.http)];
+        self.child = Some(listening(&mut command, listeners, &self.log));
         eventually("the gateway is ready", || ureq::get(self.url("/readyz")).call().ok());
-    }
-
-    fn remember(&self, line: &str) {
-        let mut log = self.log.lock().expect("the log");
-        log.push_str(line);
-        log.push('\n');
     }
 
     /// Sets a configuration key for the next start.
@@ -355,22 +382,12 @@ impl Gateway {
 
     /// Asks for JSON.
     pub fn get(&self, path: &str) -> Value {
-        let mut answer = ureq::get(self.url(path)).call().unwrap_or_else(|e| panic!("GET {path}: {e}"));
-        answer.body_mut().with_config().limit(1 << 30).read_json().expect("JSON")
+        get_json(&self.url(path))
     }
 
     /// The rows of an answer, of all its pages.
     pub fn rows(&self, path: &str) -> Vec<Value> {
-        let mut rows = Vec::new();
-        let mut cursor = String::new();
-        loop {
-            let page = self.get(&format!("{path}{cursor}"));
-            rows.extend(page["rows"].as_array().expect("rows").iter().cloned());
-            match page["next"].as_str() {
-                Some(next) => cursor = format!("&cursor={next}"),
-                None => return rows,
-            }
-        }
+        all_rows(|path| self.get(path), path)
     }
 
     /// Posts a body; the status and the answer.

@@ -11,6 +11,7 @@ pub mod sqlite;
 use super::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
+use crate::wire::HeldWindow;
 use async_trait::async_trait;
 use daemon::aggregates::{Filter, GroupBy, GroupKey, Range};
 use model::time::window_start;
@@ -215,23 +216,6 @@ pub struct Known {
     pub metrics: Vec<String>,
     /// The end of its latest window.
     pub last_us: Option<Micros>,
-}
-
-/// A window that a shard holds, for comparing with its gateway.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldWindow {
-    /// The device.
-    pub device: String,
-    /// How long the window is.
-    pub length_us: Micros,
-    /// Its start.
-    pub start_us: Micros,
-    /// Its version.
-    pub incarnation: u64,
-    /// Its version.
-    pub revision: u64,
-    /// Numbers and texts in it.
-    pub readings: u64,
 }
 
 /// An engine that holds rows.

@@ -62,6 +62,11 @@ impl Progress {
         self.acknowledged.gaps(&(1..end.max(1))).map(|gap| gap.end - gap.start).sum()
     }
 
+    /// Those below `end` that are not acknowledged.
+    pub(super) fn waiting(&self, end: u64) -> Vec<Range<u64>> {
+        self.acknowledged.gaps(&(1..end.max(1))).collect()
+    }
+
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         let ranges: Vec<_> = self.acknowledged.iter().take(RANGES_MAX).collect();
         varint::put(out, ranges.len() as u64);

@@ -469,6 +469,11 @@ pub enum UplinkError {
     Source(#[from] SourceError),
 }
 
+/// The changes below `end` that are not acknowledged, by what was saved last.
+pub fn waiting(saved: &[u8], end: u64) -> Vec<Range<u64>> {
+    read_state(saved).unwrap_or_default().1.waiting(end)
+}
+
 fn read_state(bytes: &[u8]) -> Option<(u64, Progress, Shards)> {
     let rest = &mut &*bytes;
     (varint::take_byte(rest)? == FORMAT).then_some(())?;

@@ -19,8 +19,7 @@ pub(super) async fn get(State(site): State<Shared>, asked: Asked) -> Result<Resp
     let _turn = site.questions.acquire().await.map_err(|_| Problem::stopping())?;
     let gateways = params.all("gateway");
     let config = &site.config.query;
-    let answered =
-        query::aggregates(&site.router, &asking.question, &gateways, config.timeout.0, config.cells);
+    let answered = query::aggregates(&site.router, &asking.question, &gateways, config.timeout.0, config.cells);
     let (answer, missing) = answered.await?;
     asking.reply(&answer, &notes(&missing, refuse)?)
 }

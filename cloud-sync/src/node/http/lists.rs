@@ -3,7 +3,8 @@
 use super::{Shared, notes, refuses_partial};
 use crate::node::intake::now_us;
 use crate::node::query;
-use crate::node::shard::{Beat, HeldWindow, Known};
+use crate::node::shard::{Beat, Known};
+use crate::wire::HeldWindow;
 use axum::extract::State;
 use axum::response::Response;
 use daemon::http::params::Asked;

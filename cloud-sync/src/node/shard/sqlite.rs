@@ -10,10 +10,11 @@ mod answer;
 /// Rows to SQL and back.
 mod store;
 
-use super::{Beat, Fence, HeldWindow, Known, Partial, Question, Sender, Shard, ShardError, State, Write};
+use super::{Beat, Fence, Known, Partial, Question, Sender, Shard, ShardError, State, Write};
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
+use crate::wire::HeldWindow;
 use async_trait::async_trait;
 use model::Micros;
 use rusqlite::Connection;

@@ -4,8 +4,9 @@
 //! themselves. What is merged is a summary per group and start.
 
 use super::store::{COLUMNS, DAY_US, HOUR_US, slot_of, take_metrics};
-use crate::node::shard::{Cell, HeldWindow, Known, Partial, Question, ShardError};
+use crate::node::shard::{Cell, Known, Partial, Question, ShardError};
 use crate::placement::Epoch;
+use crate::wire::HeldWindow;
 use daemon::aggregates::{GroupBy, GroupKey, Range};
 use model::Micros;
 use model::aggregate::{glob, is_glob};

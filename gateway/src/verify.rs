@@ -1,0 +1,242 @@
+//! Whether the cloud holds what this store holds.
+//!
+//! Arrives: the store, also while a gateway writes to it, and the cloud's list of windows with
+//! their versions. Leaves: every difference by name. Always holds: what has not been
+//! acknowledged yet is counted apart; what differs is looked at again before it is called a
+//! difference, because both sides go on.
+
+use crate::archive::levels::each_summary;
+use crate::journal::changes::{self, Change};
+use crate::journal::schema;
+use anyhow::{Context, Result, bail, ensure};
+use cloud_sync::uplink;
+use cloud_sync::wire::HeldWindow;
+use model::Micros;
+use model::time::{self, SECOND_US, window_start};
+use rusqlite::Connection;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+/// How often both sides are read until they agree.
+const ROUNDS: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Comparison {
+    /// Windows that both hold in the same version.
+    pub equal: u64,
+    /// Readings in them.
+    pub readings: u64,
+    /// Windows that have changed and are not acknowledged yet.
+    pub waiting: u64,
+    /// Windows that only the cloud still has.
+    pub retired: u64,
+    /// What differs, in words.
+    pub differences: Vec<String>,
+}
+
+/// Length, device and start.
+type Key = (Micros, String, Micros);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Version {
+    revision: u64,
+    readings: u64,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    rows: Vec<HeldWindow>,
+    next: Option<String>,
+}
+
+/// Compares a store with the cloud at `url`.
+pub async fn compare(store: &Path, url: &str, token: Option<&str>) -> Result<Comparison> {
+    let db = schema::open_reader(store)?;
+    let gateway: String = schema::meta(&db, "id")?.context("the store has no id yet: start the gateway once")?;
+    let mut comparison = Comparison::default();
+    for round in 0..ROUNDS {
+        if round > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let here = Here::read(&db)?;
+        let there = fetch(url, token, &gateway).await?;
+        comparison = here.compare(&there);
+        if comparison.differences.is_empty() {
+            break;
+        }
+    }
+    Ok(comparison)
+}
+
+/// What the cloud holds of a gateway.
+async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<BTreeMap<Key, Version>> {
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
+    let (mut windows, mut cursor) = (BTreeMap::new(), None::<String>);
+    loop {
+        let mut query = vec![("gateway", gateway.to_owned())];
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let url = reqwest::Url::parse_with_params(&format!("{}/v1/summaries", url.trim_end_matches('/')), &query)
+            .with_context(|| format!("--cloud {url}: write for example http://127.0.0.1:8090"))?;
+        let mut request = client.get(url.clone());
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let response = request.send().await.with_context(|| format!("{url} does not answer"))?;
+        let (status, text) = (response.status(), response.text().await?);
+        if !status.is_success() {
+            bail!("{url}: {status}: {text}");
+        }
+        let page: Page = serde_json::from_str(&text).with_context(|| format!("{url} gives no list of windows"))?;
+        for row in page.rows {
+            windows.insert(
+                (row.length_us, row.device, row.start_us),
+                Version { revision: row.revision, readings: row.readings },
+            );
+        }
+        cursor = page.next;
+        if cursor.is_none() {
+            return Ok(windows);
+        }
+    }
+}
+
+/// What this store holds; what waits is read last, so that what changes meanwhile is among it.
+struct Here {
+    windows: BTreeMap<Key, Version>,
+    waiting: BTreeSet<Key>,
+    waiting_stretches: Vec<(String, Micros, Micros)>,
+    base_us: Micros,
+    /// Windows that end before may have been retired.
+    kept_from_us: Micros,
+}
+
+impl Here {
+    fn read(db: &Connection) -> Result<Self> {
+        let mut names = db.prepare("SELECT s.id, d.name, d.id FROM series s JOIN device d ON d.id = s.device")?;
+        let names = names.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+        let names: BTreeMap<u32, (String, u32)> = names.collect::<rusqlite::Result<_>>()?;
+        let base_us: Micros = schema::meta(db, "window_length_us")?.context("the store has no windows yet")?;
+        let mut lengths = db.prepare("SELECT length_us FROM level")?;
+        let lengths = lengths.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<Micros>>>()?;
+        let mut here = Here {
+            windows: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            waiting_stretches: Vec::new(),
+            base_us,
+            kept_from_us: Micros::MAX,
+        };
+        for length_us in lengths {
+            let mut seen: BTreeSet<(u32, Micros)> = BTreeSet::new();
+            each_summary(db, length_us, |series, window| {
+                // A window may come twice while its day is being folded.
+                let (Some((device, _)), true) = (names.get(&series), seen.insert((series, window.start_us))) else {
+                    return;
+                };
+                if length_us == base_us {
+                    here.kept_from_us = here.kept_from_us.min(window.start_us);
+                }
+                let version = here.windows.entry((length_us, device.clone(), window.start_us)).or_default();
+                version.revision += u64::from(window.revision);
+                version.readings += window.summary.count + window.summary.texts;
+            })?;
+        }
+        let devices: BTreeMap<u32, &String> = names.values().map(|(name, id)| (*id, name)).collect();
+        let saved: Vec<u8> = schema::meta(db, "uplink")?.unwrap_or_default();
+        for range in uplink::waiting(&saved, changes::latest(db)? + 1) {
+            changes::read(db, range, |_, change| {
+                match change {
+                    Some(Change::Windows(length_us, keys)) => {
+                        let named = |(series, start_us)| Some((length_us, names.get(&series)?.0.clone(), start_us));
+                        here.waiting.extend(keys.into_iter().filter_map(named));
+                    }
+                    Some(Change::Stretch { device, from_us, to_us }) => {
+                        here.waiting_stretches
+                            .extend(devices.get(&device).map(|name| ((*name).clone(), from_us, to_us)));
+                    }
+                    Some(Change::Labels(_)) | None => {}
+                }
+                true
+            })?;
+        }
+        Ok(here)
+    }
+
+    fn waits(&self, key: &Key) -> bool {
+        let (_, device, start_us) = key;
+        let within =
+            |(name, from_us, to_us): &(String, Micros, Micros)| name == device && (*from_us..*to_us).contains(start_us);
+        self.waiting.contains(key) || self.waiting_stretches.iter().any(within)
+    }
+
+    fn compare(&self, there: &BTreeMap<Key, Version>) -> Comparison {
+        let mut found = Comparison::default();
+        let longer: BTreeSet<Micros> =
+            there.keys().map(|(length_us, ..)| *length_us).filter(|us| *us > self.base_us).collect();
+        // Where windows had been retired before they were sent, longer ones stand for them.
+        let is_covered = |device: &String, start_us: Micros| {
+            longer
+                .iter()
+                .any(|&length_us| there.contains_key(&(length_us, device.clone(), window_start(start_us, length_us))))
+        };
+        for (key, here) in self.windows.iter().filter(|((length_us, ..), _)| *length_us == self.base_us) {
+            let name = || format!("{} {}", key.1, time::format(key.2));
+            match there.get(key) {
+                Some(there) if there == here => {
+                    found.equal += 1;
+                    found.readings += here.readings;
+                }
+                _ if self.waits(key) => found.waiting += 1,
+                Some(there) => found.differences.push(format!(
+                    "{}: revision {} with {} readings here, {} with {} in the cloud",
+                    name(),
+                    here.revision,
+                    here.readings,
+                    there.revision,
+                    there.readings
+                )),
+                None if is_covered(&key.1, key.2) => {}
+                None => found.differences.push(format!("{}: not in the cloud", name())),
+            }
+        }
+        for (key, there) in there {
+            let (length_us, device, start_us) = key;
+            match self.windows.get(key) {
+                Some(_) if *length_us == self.base_us => {}
+                Some(here) if here == there => {
+                    found.equal += 1;
+                    found.readings += here.readings;
+                }
+                _ if self.waits(key) => found.waiting += 1,
+                Some(here) => found.differences.push(format!(
+                    "{device} {} for {} s: revision {} here, {} in the cloud",
+                    time::format(*start_us),
+                    length_us / SECOND_US,
+                    here.revision,
+                    there.revision
+                )),
+                None if *length_us != self.base_us || *start_us < self.kept_from_us => found.retired += 1,
+                None => found.differences.push(format!("{device} {}: only in the cloud", time::format(*start_us))),
+            }
+        }
+        found
+    }
+}
+
+/// Prints what came of it; an error if both differ.
+pub fn report(comparison: &Comparison) -> Result<()> {
+    comparison.differences.iter().for_each(|difference| println!("DIFFERENCE {difference}"));
+    println!(
+        "{} windows with {} readings equal, {} not acknowledged yet, {} only in the cloud because they are retired here, {} differences",
+        comparison.equal,
+        comparison.readings,
+        comparison.waiting,
+        comparison.retired,
+        comparison.differences.len()
+    );
+    ensure!(comparison.differences.is_empty(), "store and cloud differ");
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! What the cloud holds is what the gateways hold, whatever goes down in between.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use tests::cloud::{agree, cloud, drained, same_answers};
+use tests::{Background, Gateway, both, eventually, gateway, seed, simulator, verify};
+
+/// A fleet towards a gateway, with its ledger.
+fn fleet(gateway: &Gateway, ledger: &Path, seconds: u64, options: &[&str]) -> Background {
+    let mut fleet = simulator("run");
+    fleet.args(["--mqtt", &gateway.mqtt.to_string(), "--coap", &gateway.coap.to_string(), "--protocol", "mix"]);
+    fleet.args(["--seconds", &seconds.to_string()]).args(options).arg("--ledger").arg(ledger);
+    Background::start(&mut fleet)
+}
+
+/// A gateway under load; the cloud is down for a while, the gateway is killed meanwhile, and
+/// the cloud once more in the middle of catching up. In the end all agree with the ledger.
+#[test]
+fn outages_and_kills_at_both_ends_lose_and_double_nothing() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let outage_s: u64 = std::env::var("TIDEGATE_TEST_OUTAGE_S").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
+    let mut cloud = cloud().start();
+    let mut gateway = gateway()
+        .set("window.length", "1s")
+        .set("window.lateness", "1s")
+        .set("uplink.batch", "200")
+        .forwarding_to(&[&cloud])
+        .start();
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = directory.path().join("ledger");
+    let load = ["--devices", "40", "--rate", "1000", "--duplicate", "0.01", "--disorder", "0.02"];
+    let fleet = fleet(&gateway, &ledger, outage_s + 15, &load);
+    eventually("the first summaries arrive", || (cloud.count() > 500).then_some(()));
+    cloud.kill();
+    let waiting = |gateway: &Gateway| gateway.get("/v1/status")["uplink"]["backlog"].as_u64().unwrap();
+    std::thread::sleep(Duration::from_secs(outage_s / 2));
+    gateway.kill();
+    gateway.start();
+    std::thread::sleep(Duration::from_secs(outage_s / 2));
+    let backlog = eventually("a backlog builds up", || Some(waiting(&gateway)).filter(|&n| n > 3));
+    let status = gateway.get("/v1/status")["uplink"].clone();
+    assert!(status["last_error"].is_string() && status["oldest_unsent_age_s"].as_i64() >= Some(1), "{status}");
+    println!("backlog after the outage: {backlog} changes");
+    cloud.start();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(random.random_range(100..900)));
+        cloud.kill();
+        cloud.start();
+    }
+    gateway.kill();
+    gateway.start();
+    fleet.finish(Duration::from_secs(120));
+    verify(&gateway, &ledger);
+    drained(&gateway);
+    agree(&gateway, &cloud);
+    for window in ["1s", "1m", "all"] {
+        same_answers(&gateway, &cloud, window, None);
+    }
+    let here = gateway.get("/v1/aggregates?stats=count&group_by=all")["rows"][0]["count"].as_u64();
+    assert_eq!(Some(cloud.count()), here);
+}
+
+/// The same body over HTTP, in order, to one of two endpoints of which the other is down.
+#[test]
+fn pushes_over_http_go_around_an_endpoint_that_is_down() {
+    let cloud = cloud().start();
+    let down = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoints = format!("[\"http://{down}\", \"{}?weight=2\"]", cloud.url("/v1/push"));
+    let gateway = gateway()
+        .set("window.length", "1s")
+        .set("window.lateness", "0s")
+        .forwarding_to(&[])
+        .set("uplink.endpoints", &endpoints)
+        .set("uplink.order", "in-order")
+        .start();
+    post(&gateway, "press", tests::now_s() - 600, 300);
+    eventually("they arrive", || (cloud.count() == 300).then_some(()));
+    drained(&gateway);
+    agree(&gateway, &cloud);
+    let breakers = gateway.get("/v1/status")["uplink"]["endpoints"].clone();
+    assert_eq!(breakers[1]["breaker"], "closed", "{breakers}");
+}
+
+/// One reading a second of a device.
+fn post(gateway: &Gateway, device: &str, from_s: i64, seconds: i64) {
+    let reading = |second: i64| {
+        let time = from_s + second;
+        json!({"device": device, "metric": "m", "value": (second % 17) as f64 / 10.0, "time": time})
+    };
+    let body = json!({"readings": (0..seconds).map(reading).collect::<Vec<_>>()}).to_string();
+    let (status, answer) = gateway.post("/v1/readings", "application/json", body.as_bytes());
+    assert_eq!(status, 200, "{answer}");
+}
+
+/// Readings from before there was an uplink, of days that are folded already, late ones, labels:
+/// all of it gets there.
+#[test]
+fn what_was_there_before_the_uplink_and_what_comes_late_is_sent() {
+    let mut gateway = gateway().set("window.length", "1m").set("archive.delay", "1s").start();
+    let old_s = (tests::now_s() / 86_400 - 5) * 86_400;
+    post(&gateway, "old", old_s, 3_000);
+    post(&gateway, "new", tests::now_s() - 3_600, 1_800);
+    let labels = |site: &str| {
+        let url = gateway.url("/v1/devices/old/labels");
+        ureq::put(url).send_json(json!({"site": site})).unwrap();
+    };
+    labels("north");
+    let revised = |gateway: &Gateway| gateway.get("/v1/status")["windows"]["dirty"] == 0;
+    eventually("windows close", || (gateway.summaries(60)?.len() >= 80 && revised(&gateway)).then_some(()));
+    let cloud = cloud().start();
+    for (key, value) in [("uplink.endpoints", format!("[{:?}]", cloud.endpoint())), ("uplink.jitter", "0s".into())] {
+        gateway.set(key, &value);
+    }
+    gateway.restart();
+    eventually("what was there arrives", || (cloud.count() == 4_800).then_some(()));
+    post(&gateway, "old", old_s + 30_000, 60);
+    eventually("what is late arrives", || (cloud.count() == 4_860).then_some(()));
+    drained(&gateway);
+    agree(&gateway, &cloud);
+    for window in ["1m", "1h", "1d", "all"] {
+        same_answers(&gateway, &cloud, window, None);
+    }
+    let by_site = || cloud.get("/v1/aggregates?group_by=label:site,gateway&stats=count")["rows"].clone();
+    eventually("labels arrive", || {
+        let rows = by_site();
+        let north = rows.as_array()?.iter().find(|row| row["label:site"] == "north")?.clone();
+        (north["count"] == 3_060 && north["gateway"].is_string()).then_some(())
+    });
+}
+
+/// A copy of the store is refused while the original sends, with a remedy; a restored backup is not.
+#[test]
+fn a_clone_is_refused_and_a_restored_backup_is_not() {
+    let cloud = cloud().start();
+    let plan = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]);
+    let mut original = plan.clone().start();
+    post(&original, "d", tests::now_s() - 100, 50);
+    eventually("they arrive", || (cloud.count() == 50).then_some(()));
+    drained(&original);
+    assert!(original.stop().success());
+    let copy_to = |name: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("data")).unwrap();
+        std::fs::copy(original.directory.path().join(name), directory.path().join("data/tidegate.db")).unwrap();
+        Arc::new(directory)
+    };
+    let clone = copy_to("data/tidegate.db");
+    let mut command = Command::new(tests::binary("tidegate"));
+    command.arg("--set").arg(format!("gateway.data_dir={}", original.directory.path().join("data").display()));
+    let backup = original.directory.path().join("backup.db");
+    let made = command.arg("backup").arg(&backup).output().unwrap();
+    assert!(made.status.success(), "{}", both(&made));
+    let restored = copy_to("backup.db");
+    original.start();
+    let error = |gateway: &Gateway| gateway.get("/v1/status")["uplink"]["last_error"].clone();
+    eventually("the original is heard", || original.get("/v1/status")["uplink"]["last_answer"].as_str().map(drop));
+    let clone = plan.clone().start_in(clone);
+    eventually("the clone is refused", || {
+        error(&clone).as_str().filter(|text| text.contains("another gateway.id")).map(drop)
+    });
+    assert!(error(&original).is_null());
+    drop(clone);
+    drop(original);
+    let restored = plan.start_in(restored);
+    post(&restored, "d", tests::now_s() - 40, 10);
+    eventually("the restored one is taken", || (cloud.count() == 60).then_some(()));
+    agree(&restored, &cloud);
+}
+
+/// Shards that are put back to an earlier state are noticed, and sent what they lack.
+#[test]
+fn a_cloud_that_is_restored_from_a_backup_gets_what_it_lacks() {
+    let mut cloud = cloud().start();
+    let gateway = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
+    let now_s = tests::now_s();
+    let many = |from_s: i64| (0..20).for_each(|n| post(&gateway, &format!("d{n}"), from_s, 20));
+    many(now_s - 1_000);
+    eventually("they arrive", || (cloud.count() == 400).then_some(()));
+    drained(&gateway);
+    cloud.stop();
+    let data = cloud.directory.path().join("cloud");
+    let backup = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        for file in std::fs::read_dir(from).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+        }
+    };
+    copy(&data, backup.path());
+    cloud.start();
+    for step in 1..4 {
+        many(now_s - 1_000 + step * 100);
+        eventually("they arrive", || (cloud.count() == 400 + 400 * step as u64).then_some(()));
+    }
+    drained(&gateway);
+    cloud.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::create_dir(&data).unwrap();
+    copy(backup.path(), &data);
+    cloud.start();
+    assert!(cloud.count() < 1_600);
+    eventually("what it lacks is sent again", || (cloud.count() == 1_600).then_some(()));
+    drained(&gateway);
+    agree(&gateway, &cloud);
+    assert!(gateway.get("/v1/status")["uplink"]["replays"].as_u64() >= Some(1));
+}

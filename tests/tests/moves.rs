@@ -1,0 +1,106 @@
+//! Slots change hands while gateways push, whoever is killed and whenever.
+
+use serde_json::{Value, json};
+use std::time::Duration;
+use tests::cloud::{Cloud, agree, cloud, drained, same_answers};
+use tests::{Gateway, eventually, gateway};
+
+fn post(gateway: &Gateway, devices: usize, from_s: i64, seconds: i64) {
+    let reading = |device: usize, second: i64| {
+        let value = (second % 17 + device as i64) as f64 / 10.0;
+        json!({"device": format!("d{device}"), "metric": "m", "value": value, "time": from_s + second})
+    };
+    let readings: Vec<Value> = (0..devices).flat_map(|d| (0..seconds).map(move |s| reading(d, s))).collect();
+    let body = json!({ "readings": readings }).to_string();
+    assert_eq!(gateway.post("/v1/readings", "application/json", body.as_bytes()).0, 200);
+}
+
+fn slots(cloud: &Cloud) -> Vec<(String, u64)> {
+    let rows = cloud.get("/v1/shards")["rows"].as_array().unwrap().clone();
+    rows.iter().map(|row| (row["name"].as_str().unwrap().to_owned(), row["slots"].as_u64().unwrap())).collect()
+}
+
+fn rebalanced(cloud: &Cloud) {
+    eventually("slots are where they belong", || {
+        let moves = cloud.get("/v1/moves");
+        (moves["rebalancing"] == false && moves["slots_to_go"] == 0).then_some(())
+    });
+}
+
+/// Killed at every step of a move, the daemon goes on where it was, and pushes that come
+/// meanwhile are neither lost nor doubled.
+#[test]
+fn a_move_that_is_killed_at_any_step_goes_on() {
+    let mut cloud = cloud().set("move.slots", "8192").set("move.grace", "1s").start();
+    let gateway =
+        gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
+    let now_s = tests::now_s();
+    let mut posted = 0;
+    let mut more = |gateway: &Gateway| {
+        post(gateway, 60, now_s - 3_000 + posted * 20, 10);
+        posted += 1;
+        posted as u64 * 600
+    };
+    let sent = more(&gateway);
+    eventually("they arrive", || (cloud.count() == sent).then_some(()));
+    let mut target = "shard-000";
+    for step in ["copying", "comparing", "fenced", "closed", "handed over"] {
+        // Everything goes to the other shard.
+        let drained_shard = if target == "shard-000" { "shard-001" } else { "shard-000" };
+        cloud.verb(&["shards", "weight", target, "1"]);
+        cloud.verb(&["shards", "drain", drained_shard]);
+        cloud.stop();
+        cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", step);
+        cloud.start();
+        cloud.verb(&["rebalance", "--no-wait"]);
+        eventually("the move is held", || cloud.log().contains(&format!("a test holds the move: {step}")).then_some(()));
+        // While it is held, pushes go on, or wait until the slots are writable again.
+        let sent = more(&gateway);
+        if matches!(step, "copying" | "comparing") {
+            eventually("pushes go on during the move", || (cloud.count() == sent).then_some(()));
+        }
+        cloud.kill();
+        cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", "");
+        cloud.start();
+        rebalanced(&cloud);
+        eventually("all of it is there", || (cloud.count() == sent).then_some(()));
+        assert!(slots(&cloud).contains(&(target.to_owned(), 16_384)), "{:?}", slots(&cloud));
+        drained(&gateway);
+        agree(&gateway, &cloud);
+        same_answers(&gateway, &cloud, "1m", None);
+        println!("killed while {step}");
+        target = drained_shard;
+    }
+    eventually("what was left is deleted", || (cloud.get("/v1/moves")["leftovers"] == 0).then_some(()));
+}
+
+/// Shards are added, re-weighted and removed; each plan moves what it must and no more.
+#[test]
+fn shards_are_added_weighted_and_removed() {
+    let cloud = cloud().set("move.grace", "0s").start();
+    let gateway =
+        gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
+    post(&gateway, 100, tests::now_s() - 500, 5);
+    eventually("they arrive", || (cloud.count() == 500).then_some(()));
+    let said = cloud.verb(&["shards", "add", "third", "sqlite:third.db", "--weight", "2"]);
+    assert!(said.contains("8192 slots would move"), "{said}");
+    let plan = cloud.verb(&["rebalance", "--plan"]);
+    assert!(plan.contains("third: weight 2 of 4, has 0 slots, shall have 8192"), "{plan}");
+    assert!(plan.contains("4096 slots from shard-000 to third"), "{plan}");
+    assert_eq!(slots(&cloud)[2], ("third".to_owned(), 0), "nothing moves before it is asked to");
+    assert!(cloud.verb(&["rebalance"]).contains("8192 slots have moved"));
+    assert_eq!(slots(&cloud).iter().map(|(_, n)| *n).collect::<Vec<_>>(), [4_096, 4_096, 8_192]);
+    cloud.verb(&["shards", "drain", "shard-001"]);
+    cloud.verb(&["rebalance"]);
+    rebalanced(&cloud);
+    eventually("nothing is left", || (cloud.get("/v1/moves")["leftovers"] == 0).then_some(()));
+    cloud.verb(&["shards", "remove", "shard-001"]);
+    assert_eq!(slots(&cloud).len(), 2);
+    let place = cloud.get("/v1/placement?device=d7");
+    assert!(cloud.verb(&["placement", "d7"]).contains(place["shard"].as_str().unwrap()));
+    assert_eq!(cloud.count(), 500);
+    std::thread::sleep(Duration::from_millis(10));
+    drained(&gateway);
+    agree(&gateway, &cloud);
+    same_answers(&gateway, &cloud, "all", None);
+}

@@ -6,6 +6,9 @@
 /// The cloud daemon.
 pub mod cloud;
 
+/// A private PostgreSQL server.
+pub mod postgres;
+
 /// A disk whose power can be cut.
 pub mod powercut;
 

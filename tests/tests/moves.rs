@@ -1,9 +1,12 @@
 //! Slots change hands while gateways push, whoever is killed and whenever.
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tests::cloud::{Cloud, agree, cloud, drained, same_answers};
-use tests::{Gateway, eventually, gateway};
+use tests::postgres::postgres;
+use tests::{Background, Gateway, eventually, gateway, seed, simulator, verify};
 
 fn post(gateway: &Gateway, devices: usize, from_s: i64, seconds: i64) {
     let reading = |device: usize, second: i64| {
@@ -32,8 +35,7 @@ fn rebalanced(cloud: &Cloud) {
 #[test]
 fn a_move_that_is_killed_at_any_step_goes_on() {
     let mut cloud = cloud().set("move.slots", "8192").set("move.grace", "1s").start();
-    let gateway =
-        gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
+    let gateway = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
     let now_s = tests::now_s();
     let mut posted = 0;
     let mut more = |gateway: &Gateway| {
@@ -53,7 +55,9 @@ fn a_move_that_is_killed_at_any_step_goes_on() {
         cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", step);
         cloud.start();
         cloud.verb(&["rebalance", "--no-wait"]);
-        eventually("the move is held", || cloud.log().contains(&format!("a test holds the move: {step}")).then_some(()));
+        eventually("the move is held", || {
+            cloud.log().contains(&format!("a test holds the move: {step}")).then_some(())
+        });
         // While it is held, pushes go on, or wait until the slots are writable again.
         let sent = more(&gateway);
         if matches!(step, "copying" | "comparing") {
@@ -78,8 +82,7 @@ fn a_move_that_is_killed_at_any_step_goes_on() {
 #[test]
 fn shards_are_added_weighted_and_removed() {
     let cloud = cloud().set("move.grace", "0s").start();
-    let gateway =
-        gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
+    let gateway = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
     post(&gateway, 100, tests::now_s() - 500, 5);
     eventually("they arrive", || (cloud.count() == 500).then_some(()));
     let said = cloud.verb(&["shards", "add", "third", "sqlite:third.db", "--weight", "2"]);
@@ -103,4 +106,68 @@ fn shards_are_added_weighted_and_removed() {
     drained(&gateway);
     agree(&gateway, &cloud);
     same_answers(&gateway, &cloud, "all", None);
+}
+
+/// From SQLite to PostgreSQL is a rebalance: two shards become four, then the first two are
+/// drained, while three gateways push and the daemon is killed at random.
+#[test]
+fn from_sqlite_to_postgresql_under_load_with_kills() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let server = postgres();
+    let mut cloud = cloud().set("move.slots", "1024").set("move.grace", "1s").start();
+    let plan = gateway().set("window.length", "1s").set("window.lateness", "1s").forwarding_to(&[&cloud]);
+    let gateways: Vec<Gateway> = (0..3).map(|n| plan.clone().set("gateway.id", &format!("gw-{n}")).start()).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let ledgers: Vec<_> = (0..3).map(|n| directory.path().join(format!("ledger-{n}"))).collect();
+    let fleet = |(gateway, ledger): (&Gateway, &std::path::PathBuf)| {
+        let mut fleet = simulator("run");
+        fleet.args(["--mqtt", &gateway.mqtt.to_string(), "--devices", "100", "--rate", "300", "--seconds", "45"]);
+        Background::start(fleet.arg("--ledger").arg(ledger))
+    };
+    let fleets: Vec<Background> = gateways.iter().zip(&ledgers).map(fleet).collect();
+    eventually("summaries of all gateways arrive", || {
+        (cloud.get("/v1/gateways")["rows"].as_array()?.len() == 3 && cloud.count() > 1_000).then_some(())
+    });
+    let kill_until_rebalanced = |cloud: &mut Cloud, random: &mut StdRng| {
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(random.random_range(100..1_500)));
+            cloud.kill();
+            cloud.start();
+        }
+        rebalanced(cloud);
+    };
+    for n in 0..2 {
+        cloud.verb(&["shards", "add", &format!("pg-{n}"), &server.database(&format!("shard_{n}"))]);
+    }
+    let plan = cloud.get("/v1/moves")["slots_to_go"].as_u64().unwrap();
+    println!("2 shards become 4: {plan} of 16384 slots move, at least 8192 must");
+    assert_eq!(plan, 8_192);
+    cloud.verb(&["rebalance", "--no-wait"]);
+    kill_until_rebalanced(&mut cloud, &mut random);
+    assert!(slots(&cloud).iter().all(|(_, n)| *n == 4_096), "{:?}", slots(&cloud));
+    for n in 0..2 {
+        cloud.verb(&["shards", "drain", &format!("shard-{n:03}")]);
+    }
+    let plan = cloud.get("/v1/moves")["slots_to_go"].as_u64().unwrap();
+    println!("2 of 4 are drained: {plan} of 16384 slots move, at least 8192 must");
+    assert_eq!(plan, 8_192);
+    cloud.verb(&["rebalance", "--no-wait"]);
+    kill_until_rebalanced(&mut cloud, &mut random);
+    fleets.into_iter().for_each(|fleet| fleet.finish(Duration::from_secs(120)));
+    let mut total = 0;
+    for (n, (gateway, ledger)) in gateways.iter().zip(&ledgers).enumerate() {
+        verify(gateway, ledger);
+        drained(gateway);
+        agree(gateway, &cloud);
+        for window in ["1m", "all"] {
+            same_answers(gateway, &cloud, window, Some(&format!("gw-{n}")));
+        }
+        total += gateway.get("/v1/aggregates?stats=count&group_by=all")["rows"][0]["count"].as_u64().unwrap();
+    }
+    assert_eq!(cloud.count(), total);
+    let rows = |n: u32| server.sql(&format!("shard_{n}"), "SELECT count(*) FROM tidegate.summary").parse::<u64>();
+    assert!(rows(0).unwrap() > 100 && rows(1).unwrap() > 100);
+    let plain = server.sql("shard_0", "SELECT sum(count) FROM tidegate.summaries").parse::<u64>().unwrap()
+        + server.sql("shard_1", "SELECT sum(count) FROM tidegate.summaries").parse::<u64>().unwrap();
+    assert_eq!(plain, total, "plain SQL says the same");
 }

@@ -221,7 +221,7 @@ impl Mover {
             old.set_fences(lot.fences(State::Open, 0)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("copying").await;
             self.phase("copying");
-            for &slot in &lot.slots {
+            for slot in old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))? {
                 self.copy(&lot, slot).await?;
             }
             pause_for_tests("comparing").await;
@@ -272,7 +272,9 @@ impl Mover {
     /// Compares both copies, hour by hour, and copies again what differs.
     async fn compare(&self, lot: &Lot<'_>) -> Result<(), MoveError> {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
-        let mut differing = lot.slots.clone();
+        let ours = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
+        let theirs = new.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.to, e))?;
+        let mut differing: Vec<u16> = ours.into_iter().chain(theirs).collect::<BTreeSet<_>>().into_iter().collect();
         for _ in 0..COMPARED_MAX {
             let mut still = Vec::new();
             for &slot in &differing {

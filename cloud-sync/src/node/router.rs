@@ -8,6 +8,7 @@ use super::config::Config;
 use super::coordinator::{Coordinator, CoordinatorError};
 use super::map::{Map, MapError, Member};
 use super::row::{Key, Row, Version};
+use super::shard::postgres::Postgres;
 use super::shard::sqlite::Sqlite;
 use super::shard::{Beat, Fence, Labelled, Sender, Shard, ShardError, State, Write};
 use crate::placement::{Epoch, PlacementError};
@@ -148,6 +149,7 @@ impl Router {
         let failed = |error| RouterError::Shard { name: name.to_owned(), error };
         match member.url.split_once(':') {
             Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&self.data_dir.join(file)).map_err(failed)?)),
+            Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::open(&member.url).await.map_err(failed)?)),
             _ => Err(failed(ShardError::Down(format!(
                 "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
                 member.url

@@ -5,6 +5,10 @@
 //! touches at the epochs that the caller believes in; whoever acts on an older map changes and
 //! learns nothing.
 
+/// Rows to answers, whatever engine they come from.
+mod merge;
+/// PostgreSQL: a database.
+pub mod postgres;
 /// SQLite: one file.
 pub mod sqlite;
 
@@ -218,6 +222,30 @@ pub struct Known {
     pub last_us: Option<Micros>,
 }
 
+/// True if a slot in this state, at this epoch, may be written by who believes in `epoch`.
+fn may_write(found: Option<(State, Epoch)>, epoch: Epoch, importing_only: bool) -> bool {
+    let writable = |state| match state {
+        State::Open => !importing_only,
+        State::Importing => true,
+        State::Fenced | State::Closed => false,
+    };
+    found.is_some_and(|(state, found)| found == epoch && writable(state))
+}
+
+/// Checks that slots may be read at epochs.
+fn check_readable(known: &BTreeMap<u16, Fence>, wanted: &[(u16, Epoch)]) -> Result<(), ShardError> {
+    let readable = |state| matches!(state, State::Open | State::Fenced);
+    let is_wrong = |(slot, epoch): &&(u16, Epoch)| {
+        known.get(slot).is_none_or(|fence| fence.epoch != *epoch || !readable(fence.state))
+    };
+    match wanted.iter().find(is_wrong) {
+        None => Ok(()),
+        Some((slot, _)) => {
+            Err(ShardError::Fenced { slot: *slot, found: known.get(slot).map(|fence| (fence.state, fence.epoch)) })
+        }
+    }
+}
+
 /// An engine that holds rows.
 #[async_trait]
 pub trait Shard: Send + Sync + 'static {
@@ -263,6 +291,9 @@ pub trait Shard: Send + Sync + 'static {
 
     /// Rows of a slot behind `after`, in the order of their keys.
     async fn export(&self, slot: u16, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError>;
+
+    /// Which slots, of some, have anything in them.
+    async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError>;
 
     /// Devices, labels and gateways of a slot.
     async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError>;

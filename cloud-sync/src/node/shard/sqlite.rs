@@ -10,7 +10,7 @@ mod answer;
 /// Rows to SQL and back.
 mod store;
 
-use super::{Beat, Fence, Known, Partial, Question, Sender, Shard, ShardError, State, Write};
+use super::{Beat, Fence, Known, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -195,6 +195,10 @@ impl Shard for Sqlite {
         self.read(None, move |db| store::export(db, slot, after.as_ref(), limit)).await
     }
 
+    async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
+        self.read(None, move |db| store::inhabited(db, &slots)).await
+    }
+
     async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
         self.read(None, move |db| store::export_names(db, slot)).await
     }
@@ -250,14 +254,4 @@ impl Shard for Sqlite {
 impl Sqlite {
     /// How long a connection waits for another.
     const BUSY: Duration = Duration::from_secs(5);
-}
-
-/// True if a slot may be written at an epoch.
-fn may_write(found: Option<&Fence>, epoch: Epoch, importing_only: bool) -> bool {
-    let writable = |state| match state {
-        State::Open => !importing_only,
-        State::Importing => true,
-        State::Fenced | State::Closed => false,
-    };
-    found.is_some_and(|fence| fence.epoch == epoch && writable(fence.state))
 }

@@ -1,49 +1,27 @@
 //! Rows to answers, in one snapshot.
-//!
-//! Days and hours that are not stale come from rollups; everything else from the windows
-//! themselves. What is merged is a summary per group and start.
 
-use super::store::{COLUMNS, DAY_US, HOUR_US, slot_of, take_metrics};
-use crate::node::shard::{Cell, Known, Partial, Question, ShardError};
+use super::store::{COLUMNS, slot_of, take_metrics};
+use crate::node::shard::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
+use crate::node::shard::{Known, Partial, Question, ShardError};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
-use daemon::aggregates::{GroupBy, GroupKey, Range};
+use daemon::aggregates::Range;
 use model::Micros;
 use model::aggregate::{glob, is_glob};
 use model::time::window_start;
 use rusqlite::{Connection, params};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
-
-/// A device that a question is about.
-struct Asked {
-    id: i64,
-    name: Arc<str>,
-    gateway: Arc<str>,
-    labels: BTreeMap<String, String>,
-}
+use std::collections::BTreeSet;
 
 pub(super) fn aggregate(db: &Connection, question: &Question) -> Result<Partial, ShardError> {
-    let mut task = Task {
-        db,
-        question,
-        lengths: {
-            let mut query = db.prepare_cached("SELECT length_us FROM length ORDER BY length_us")?;
-            query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?
-        },
-        metrics: HashMap::new(),
-        partial: Partial::new(),
-    };
+    let mut query = db.prepare_cached("SELECT length_us FROM length ORDER BY length_us")?;
+    let lengths = query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut task =
+        Task { db, lengths, spans: Spans::of(question), sketches: question.sketches, merger: Merger::new(question) };
     for device in asked(db, question)? {
         task.device(&device)?;
-        if task.partial.len() > question.cells_max {
-            return Err(ShardError::TooMuch(format!(
-                "the answer has more than {} windows of groups: ask for longer windows, a shorter range or fewer series",
-                question.cells_max
-            )));
-        }
+        task.merger.check()?;
     }
-    Ok(task.partial)
+    Ok(task.merger.finish())
 }
 
 /// The devices of the slots asked about that the filter lets through.
@@ -58,14 +36,12 @@ fn asked(db: &Connection, question: &Question) -> Result<Vec<Asked>, ShardError>
         None => "SELECT id, name, gateway, labels FROM device WHERE ?1 IS NULL",
     })?;
     let mut rows = query.query(params![by_name])?;
-    let wants_labels = question.group_by.iter().any(|by| matches!(by, GroupBy::Label(_)));
     let mut asked = Vec::new();
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;
         let (name, gateway): (String, String) = (row.get(1)?, row.get(2)?);
-        let any = |patterns: &[String], name: &str| patterns.is_empty() || patterns.iter().any(|p| glob(p, name));
-        if slots.contains(&slot_of(id)) && any(&question.filter.devices, &name) && any(&question.gateways, &gateway) {
-            let labels = if wants_labels { row.get::<_, String>(3)? } else { "{}".into() };
+        if slots.contains(&slot_of(id)) && question.wants(&name, &gateway) {
+            let labels = if question.wants_labels() { row.get::<_, String>(3)? } else { "{}".into() };
             let labels = serde_json::from_str(&labels).unwrap_or_default();
             asked.push(Asked { id, name: name.into(), gateway: gateway.into(), labels });
         }
@@ -75,34 +51,20 @@ fn asked(db: &Connection, question: &Question) -> Result<Vec<Asked>, ShardError>
 
 struct Task<'a> {
     db: &'a Connection,
-    question: &'a Question,
     lengths: Vec<Micros>,
-    /// Names seen before: shared, and whether they are asked for.
-    metrics: HashMap<String, (Arc<str>, bool)>,
-    partial: Partial,
+    spans: Spans,
+    sketches: bool,
+    merger: Merger<'a>,
 }
 
 impl Task<'_> {
     /// Merges what there is of a device.
     fn device(&mut self, device: &Asked) -> Result<(), ShardError> {
-        let range = self.question.range;
-        let suits = |whole_us: Micros| match self.question.grid {
-            None => true,
-            Some((length_us, every_us)) => length_us % whole_us == 0 && every_us % whole_us == 0,
-        };
-        if !suits(HOUR_US) {
-            return self.windows(device, range);
-        }
-        // What begins and ends between hours is read window by window.
-        let hours = Range {
-            from_us: window_start(range.from_us + HOUR_US - 1, HOUR_US),
-            to_us: window_start(range.to_us, HOUR_US),
-        };
+        let Spans { edges, hours, days } = self.spans;
+        edges.into_iter().try_for_each(|edge| self.windows(device, edge))?;
         if hours.from_us >= hours.to_us {
-            return self.windows(device, range);
+            return Ok(());
         }
-        self.windows(device, Range { to_us: hours.from_us, ..range })?;
-        self.windows(device, Range { from_us: hours.to_us, ..range })?;
         let mut query = self.db.prepare_cached(
             "SELECT hour_us FROM stale WHERE device = ?1 AND hour_us >= ?2 AND hour_us < ?3 ORDER BY hour_us",
         )?;
@@ -111,44 +73,27 @@ impl Task<'_> {
         for &hour_us in &stale {
             self.windows(device, Range { from_us: hour_us, to_us: hour_us + HOUR_US })?;
         }
-        let days = Range {
-            from_us: window_start(hours.from_us + DAY_US - 1, DAY_US),
-            to_us: window_start(hours.to_us, DAY_US),
-        };
-        if !suits(DAY_US) || days.from_us >= days.to_us {
-            return self.rollups(device, HOUR_US, hours, &stale);
+        if days.from_us >= days.to_us {
+            return self.rows("rollup", device, HOUR_US, hours, &stale);
         }
         let stale_days: BTreeSet<Micros> = stale.iter().map(|&hour_us| window_start(hour_us, DAY_US)).collect();
-        self.rollups(device, HOUR_US, Range { to_us: days.from_us, ..hours }, &stale)?;
-        self.rollups(device, HOUR_US, Range { from_us: days.to_us, ..hours }, &stale)?;
+        self.rows("rollup", device, HOUR_US, Range { to_us: days.from_us, ..hours }, &stale)?;
+        self.rows("rollup", device, HOUR_US, Range { from_us: days.to_us, ..hours }, &stale)?;
         for &day_us in stale_days.range(days.from_us..days.to_us) {
-            self.rollups(device, HOUR_US, Range { from_us: day_us, to_us: day_us + DAY_US }, &stale)?;
+            self.rows("rollup", device, HOUR_US, Range { from_us: day_us, to_us: day_us + DAY_US }, &stale)?;
         }
-        self.rollups(device, DAY_US, days, &stale_days)
+        self.rows("rollup", device, DAY_US, days, &stale_days)
     }
 
     /// Windows that start in a range.
     fn windows(&mut self, device: &Asked, range: Range) -> Result<(), ShardError> {
-        if range.from_us >= range.to_us {
-            return Ok(());
-        }
         for length_us in self.lengths.clone() {
             self.rows("summary", device, length_us, range, &BTreeSet::new())?;
         }
         Ok(())
     }
 
-    /// Rollups that start in a range, without those of `stale`.
-    fn rollups(
-        &mut self,
-        device: &Asked,
-        length_us: Micros,
-        range: Range,
-        stale: &BTreeSet<Micros>,
-    ) -> Result<(), ShardError> {
-        if range.from_us >= range.to_us { Ok(()) } else { self.rows("rollup", device, length_us, range, stale) }
-    }
-
+    /// Rows that start in a range, but for those of `without`.
     fn rows(
         &mut self,
         table: &str,
@@ -157,6 +102,9 @@ impl Task<'_> {
         range: Range,
         without: &BTreeSet<Micros>,
     ) -> Result<(), ShardError> {
+        if range.from_us >= range.to_us {
+            return Ok(());
+        }
         let db = self.db;
         let mut query = db.prepare_cached(&format!(
             "SELECT start_us, {COLUMNS} FROM {table} WHERE device = ?1 AND length_us = ?2 AND start_us >= ?3 AND start_us < ?4"
@@ -164,38 +112,8 @@ impl Task<'_> {
         let mut rows = query.query([device.id, length_us, range.from_us, range.to_us])?;
         while let Some(row) = rows.next()? {
             let start_us: Micros = row.get(0)?;
-            if without.contains(&start_us) {
-                continue;
-            }
-            for (name, summary) in take_metrics(row, 1, self.question.sketches)? {
-                let filter = &self.question.filter;
-                let (metric, wanted) = self.metrics.entry(name).or_insert_with_key(|name| {
-                    let wanted = filter.metrics.is_empty() || filter.metrics.iter().any(|p| glob(p, name));
-                    (name.as_str().into(), wanted)
-                });
-                if !*wanted || summary.is_empty() {
-                    continue;
-                }
-                let part = |by: &GroupBy| match by {
-                    GroupBy::Device => Some(Arc::clone(&device.name)),
-                    GroupBy::Metric => Some(Arc::clone(metric)),
-                    GroupBy::Gateway => Some(Arc::clone(&device.gateway)),
-                    GroupBy::Label(name) => device.labels.get(name).map(|value| value.as_str().into()),
-                };
-                let group: GroupKey = self.question.group_by.iter().map(part).collect();
-                for (window_us, end_us) in self.question.windows_of(start_us) {
-                    let beyond_us = (start_us + length_us > end_us).then_some(length_us);
-                    match self.partial.get_mut(&(group.clone(), window_us)) {
-                        Some(cell) => {
-                            cell.summary.add(&summary);
-                            cell.beyond_us = cell.beyond_us.max(beyond_us);
-                        }
-                        None => {
-                            let cell = Cell { summary: summary.clone(), beyond_us };
-                            self.partial.insert((group.clone(), window_us), cell);
-                        }
-                    }
-                }
+            if !without.contains(&start_us) {
+                self.merger.add(device, length_us, start_us, take_metrics(row, 1, self.sketches)?);
             }
         }
         Ok(())

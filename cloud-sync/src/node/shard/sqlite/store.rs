@@ -1,11 +1,12 @@
 //! Rows to SQL and back, inside whatever transaction the caller has begun.
 
-use super::{Sqlite, may_write};
+use super::Sqlite;
 use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches, value_of_json, value_to_json};
-use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write};
+use crate::node::shard::merge::{DAY_US, HOUR_US};
+use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write, check_readable, may_write};
 use crate::placement::Epoch;
 use crate::uplink::Held;
-use model::time::{SECOND_US, window_start};
+use model::time::window_start;
 use model::{Micros, Sketch, Summary};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use serde_json::Value as Json;
@@ -18,9 +19,6 @@ const APPLICATION_ID: i32 = 0x5449_4443;
 const VERSION: i32 = 1;
 /// Devices of a slot have numbers from `slot << DEVICE_BITS` on.
 const DEVICE_BITS: i64 = 40;
-/// Rollups are per hour and per day.
-pub(super) const HOUR_US: Micros = 3_600 * SECOND_US;
-pub(super) const DAY_US: Micros = 24 * HOUR_US;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -121,16 +119,7 @@ impl Fences {
             }
             Arc::clone(&known.1)
         };
-        let readable = |state| matches!(state, State::Open | State::Fenced);
-        let wrong = wanted
-            .iter()
-            .find(|(slot, epoch)| known.get(slot).is_none_or(|fence| fence.epoch != *epoch || !readable(fence.state)));
-        match wrong {
-            None => Ok(()),
-            Some((slot, _)) => {
-                Err(ShardError::Fenced { slot: *slot, found: known.get(slot).map(|fence| (fence.state, fence.epoch)) })
-            }
-        }
+        check_readable(&known, wanted)
     }
 }
 
@@ -155,7 +144,7 @@ fn fence(db: &Connection, slot: u16) -> rusqlite::Result<Option<Fence>> {
 fn check_writable(db: &Connection, wanted: &[(u16, Epoch)], importing_only: bool) -> Result<(), ShardError> {
     for &(slot, epoch) in wanted {
         let found = fence(db, slot)?;
-        if !may_write(found.as_ref(), epoch, importing_only) {
+        if !may_write(found.as_ref().map(|fence| (fence.state, fence.epoch)), epoch, importing_only) {
             return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) });
         }
     }
@@ -497,6 +486,21 @@ pub(super) fn export_names(db: &Connection, slot: u16) -> Result<(Vec<Known>, Ve
     let mut query = db.prepare_cached("SELECT beat FROM gateway WHERE slot = ?1")?;
     let beats = query.query_map([slot], |row| row.get::<_, String>(0))?;
     Ok((known, beats.filter_map(|beat| serde_json::from_str(&beat.ok()?).ok()).collect()))
+}
+
+/// Which slots, of some, have devices or gateways.
+pub(super) fn inhabited(db: &Connection, slots: &[u16]) -> Result<Vec<u16>, ShardError> {
+    let mut of_devices = db.prepare_cached("SELECT 1 FROM device WHERE id >= ?1 AND id < ?2 LIMIT 1")?;
+    let mut gateways = db.prepare_cached("SELECT DISTINCT slot FROM gateway")?;
+    let gateways = gateways.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<BTreeSet<u16>>>()?;
+    let mut inhabited = Vec::new();
+    for &slot in slots {
+        let (first, behind) = numbers(slot);
+        if gateways.contains(&slot) || of_devices.exists([first, behind])? {
+            inhabited.push(slot);
+        }
+    }
+    Ok(inhabited)
 }
 
 pub(super) fn import(db: &Connection, rows: &[Row], fences: &[(u16, Epoch)]) -> Result<(), ShardError> {

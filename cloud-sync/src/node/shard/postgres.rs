@@ -1,0 +1,259 @@
+//! PostgreSQL: a database, version 15 or later.
+//!
+//! Every write is one transaction at READ COMMITTED that first takes a shared advisory lock,
+//! in a statement of its own, and reads the fences in the next one; changing fences takes the
+//! lock exclusively, so that no write that saw the old ones is still under way afterwards. Locks
+//! are transaction-scoped, which is safe behind poolers. Everything lies in the schema
+//! `tidegate`; `SELECT * FROM tidegate.summaries` shows plain rows.
+
+/// Tables, their versions, partitions.
+mod schema;
+/// Rows to SQL and back.
+mod store;
+
+use super::{Beat, Fence, Known, Partial, Question, Sender, Shard, ShardError, State, Write};
+use crate::node::row::{Key, Row};
+use crate::placement::Epoch;
+use crate::uplink::Held;
+use crate::wire::HeldWindow;
+use async_trait::async_trait;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
+use model::Micros;
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use store::Fences;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Connections of one daemon to one shard.
+const CONNECTIONS: usize = 16;
+/// How long a connection may take to come.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A shard in a PostgreSQL database.
+pub struct Postgres {
+    pool: Pool,
+    fences: Fences,
+}
+
+fn down(e: impl std::error::Error) -> ShardError {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    ShardError::Down(text)
+}
+
+impl From<tokio_postgres::Error> for ShardError {
+    fn from(e: tokio_postgres::Error) -> Self {
+        down(e)
+    }
+}
+
+impl Postgres {
+    /// A pool for a database; its tables are made or brought up to date. `sslmode=require` in the
+    /// URL checks the server's certificate against the system's.
+    pub async fn open(url: &str) -> Result<Self, ShardError> {
+        let mut config = Config::from_str(url).map_err(down)?;
+        config.connect_timeout(CONNECT_TIMEOUT).application_name("tidegate-cloud");
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = match config.get_ssl_mode() {
+            SslMode::Require => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+                Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
+            }
+            _ => {
+                config.ssl_mode(SslMode::Disable);
+                Manager::from_config(config, NoTls, recycling)
+            }
+        };
+        let timeouts =
+            Timeouts { wait: Some(CONNECT_TIMEOUT), create: Some(CONNECT_TIMEOUT), recycle: Some(CONNECT_TIMEOUT) };
+        let pool = Pool::builder(manager)
+            .max_size(CONNECTIONS)
+            .timeouts(timeouts)
+            .runtime(deadpool_postgres::Runtime::Tokio1)
+            .build()
+            .map_err(down)?;
+        let shard = Postgres { pool, fences: Fences::default() };
+        let mut pooled = shard.connection().await?;
+        schema::migrate(&mut pooled).await?;
+        drop(pooled);
+        Ok(shard)
+    }
+
+    async fn connection(&self) -> Result<deadpool_postgres::Client, ShardError> {
+        self.pool.get().await.map_err(down)
+    }
+}
+
+#[async_trait]
+impl Shard for Postgres {
+    async fn write(&self, write: Write) -> Result<Held, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        let held = store::write(&transaction, &write).await?;
+        transaction.commit().await?;
+        Ok(held)
+    }
+
+    async fn held(&self, gateway: &str) -> Result<Held, ShardError> {
+        let client = self.connection().await?;
+        let rows = client.query(store::SENDER, &[&gateway]).await?;
+        Ok(rows.first().map_or_else(Held::default, |row| store::sender_of(gateway, row).1))
+    }
+
+    async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        store::beat(&transaction, &beat, &sender, fence).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn beats(&self) -> Result<Vec<Beat>, ShardError> {
+        store::beats(&**self.connection().await?).await
+    }
+
+    async fn aggregate(&self, question: Question) -> Result<Partial, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let snapshot = store::snapshot(client).await?;
+        self.fences.check(&snapshot, &question.fences).await?;
+        store::aggregate(&snapshot, &question).await
+    }
+
+    async fn devices(
+        &self,
+        patterns: Vec<String>,
+        after: Option<(String, String)>,
+        limit: usize,
+        fences: Arc<Vec<(u16, Epoch)>>,
+    ) -> Result<Vec<Known>, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let snapshot = store::snapshot(client).await?;
+        self.fences.check(&snapshot, &fences).await?;
+        store::devices(&snapshot, &patterns, after, limit, &fences).await
+    }
+
+    async fn windows(
+        &self,
+        gateway: String,
+        after: Option<(String, Micros, Micros)>,
+        limit: usize,
+        fences: Arc<Vec<(u16, Epoch)>>,
+    ) -> Result<Vec<HeldWindow>, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let snapshot = store::snapshot(client).await?;
+        self.fences.check(&snapshot, &fences).await?;
+        store::windows(&snapshot, &gateway, after, limit, &fences).await
+    }
+
+    async fn fences(&self) -> Result<Vec<Fence>, ShardError> {
+        Ok(store::fences(&**self.connection().await?).await?.into_values().collect())
+    }
+
+    async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        store::set_fences(&transaction, &fences).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn export(&self, slot: u16, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
+        store::export(&**self.connection().await?, slot, after.as_ref(), limit).await
+    }
+
+    async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
+        store::inhabited(&**self.connection().await?, &slots).await
+    }
+
+    async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
+        store::export_names(&**self.connection().await?, slot).await
+    }
+
+    async fn import(&self, rows: Vec<Row>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        store::lock_and_check(&transaction, &fences, true).await?;
+        store::put_rows(&transaction, &rows).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn import_names(
+        &self,
+        slot: u16,
+        known: Vec<Known>,
+        beats: Vec<Beat>,
+        epoch: Epoch,
+    ) -> Result<(), ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        store::lock_and_check(&transaction, &[(slot, epoch)], true).await?;
+        store::import_names(&transaction, slot, &known, &beats).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
+        store::digests(&**self.connection().await?, slot).await
+    }
+
+    async fn delete(&self, slot: u16, epoch: Epoch, limit: usize) -> Result<usize, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        let rows = store::delete(&transaction, slot, epoch, limit).await?;
+        transaction.commit().await?;
+        Ok(rows)
+    }
+
+    async fn forget_batches(&self) -> Result<(), ShardError> {
+        self.connection().await?.execute("UPDATE tidegate.sender SET highest = 0, recent = 0", &[]).await?;
+        Ok(())
+    }
+
+    async fn size(&self) -> Result<(u64, u64), ShardError> {
+        store::size(&**self.connection().await?).await
+    }
+
+    async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        let rows = store::retire(&transaction, until_us, limit).await?;
+        transaction.commit().await?;
+        Ok(rows)
+    }
+
+    async fn roll_up(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        schema::add_partitions(client, until_us).await?;
+        let transaction = client.transaction().await?;
+        let hours = store::roll_up(&transaction, until_us, limit).await?;
+        transaction.commit().await?;
+        Ok(hours)
+    }
+}
+
+/// True if a slot may be written at an epoch.
+fn may_write(found: Option<&Fence>, epoch: Epoch, importing_only: bool) -> bool {
+    super::may_write(found.map(|fence| (fence.state, fence.epoch)), epoch, importing_only)
+}
+
+fn state_of(name: &str) -> State {
+    State::of_name(name).unwrap_or(State::Closed)
+}

@@ -1,0 +1,975 @@
+//! Rows to SQL and back, inside whatever transaction the caller has begun.
+
+use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
+use super::schema::{LOCK, drop_partitions};
+use super::{may_write, state_of};
+use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches};
+use crate::node::shard::{Beat, Fence, Known, Partial, Question, Sender, ShardError, State, Write};
+use crate::placement::Epoch;
+use crate::uplink::Held;
+use crate::wire::HeldWindow;
+use futures_util::{TryStreamExt, future, pin_mut};
+use model::aggregate::glob;
+use model::time::window_start;
+use model::{Micros, Sketch, Summary, Value};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, GenericClient, IsolationLevel, Row as SqlRow, Transaction};
+
+/// From so many rows on they are copied into a staging table; fewer are upserted one by one,
+/// all in one round trip. `cargo xtask bench cloud` has the measurement.
+const COPIED_FROM: usize = 200;
+/// Devices of a slot have numbers from `slot << DEVICE_BITS` on.
+const DEVICE_BITS: i64 = 40;
+
+const COLUMNS: &str =
+    "metric, count, texts, sum, m2, min, max, first_us, first, first_text, last_us, last, last_text, sketch";
+const TYPES: [Type; 20] = [
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::INT8,
+    Type::TEXT_ARRAY,
+    Type::INT8_ARRAY,
+    Type::INT8_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::INT8_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::INT8_ARRAY,
+    Type::FLOAT8_ARRAY,
+    Type::TEXT_ARRAY,
+    Type::BYTEA,
+];
+/// The higher version stays.
+const ON_CONFLICT: &str = "ON CONFLICT (device, length_us, start_us) DO UPDATE SET
+    incarnation = excluded.incarnation, revision = excluded.revision, received_us = excluded.received_us,
+    metric = excluded.metric, count = excluded.count, texts = excluded.texts, sum = excluded.sum, m2 = excluded.m2,
+    min = excluded.min, max = excluded.max, first_us = excluded.first_us, first = excluded.first,
+    first_text = excluded.first_text, last_us = excluded.last_us, last = excluded.last,
+    last_text = excluded.last_text, sketch = excluded.sketch
+    WHERE (excluded.incarnation, excluded.revision) > (t.incarnation, t.revision)";
+
+pub(super) const SENDER: &str =
+    "SELECT incarnation, starts, session, highest, recent FROM tidegate.sender WHERE gateway = $1";
+
+/// A snapshot that only reads.
+pub(super) async fn snapshot(client: &mut Client) -> Result<Transaction<'_>, ShardError> {
+    Ok(client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?)
+}
+
+/// All slots that are known, read again only when they have changed.
+#[derive(Debug, Default)]
+pub(super) struct Fences(Mutex<(i64, Arc<BTreeMap<u16, Fence>>)>);
+
+impl Fences {
+    /// Checks that the snapshot owns slots at epochs.
+    pub(super) async fn check(&self, db: &impl GenericClient, wanted: &[(u16, Epoch)]) -> Result<(), ShardError> {
+        let version: i64 = db.query_one("SELECT value FROM tidegate.meta WHERE key = 'fences'", &[]).await?.get(0);
+        let cached = {
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            (known.0 == version).then(|| Arc::clone(&known.1))
+        };
+        let known = match cached {
+            Some(known) => known,
+            None => {
+                let read = Arc::new(fences(db).await?);
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (version, Arc::clone(&read));
+                read
+            }
+        };
+        super::super::check_readable(&known, wanted)
+    }
+}
+
+pub(super) async fn fences(db: &impl GenericClient) -> Result<BTreeMap<u16, Fence>, ShardError> {
+    let rows = db.query("SELECT slot, epoch, state FROM tidegate.slot", &[]).await?;
+    Ok(rows.iter().map(fence_of).map(|fence| (fence.slot, fence)).collect())
+}
+
+fn fence_of(row: &SqlRow) -> Fence {
+    Fence { slot: row.get::<_, i32>(0) as u16, epoch: row.get::<_, i64>(1) as u64, state: state_of(row.get(2)) }
+}
+
+/// Takes the shared lock, and in the next statement reads what it protects.
+pub(super) async fn lock_and_check(
+    db: &impl GenericClient,
+    wanted: &[(u16, Epoch)],
+    importing_only: bool,
+) -> Result<(), ShardError> {
+    db.query("SELECT pg_advisory_xact_lock_shared($1)", &[&LOCK]).await?;
+    let slots: Vec<i32> = wanted.iter().map(|(slot, _)| i32::from(*slot)).collect();
+    let rows = db.query("SELECT slot, epoch, state FROM tidegate.slot WHERE slot = ANY($1)", &[&slots]).await?;
+    let known: BTreeMap<u16, Fence> = rows.iter().map(fence_of).map(|fence| (fence.slot, fence)).collect();
+    for &(slot, epoch) in wanted {
+        let found = known.get(&slot);
+        if !may_write(found, epoch, importing_only) {
+            return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) });
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn set_fences(db: &impl GenericClient, fences: &[Fence]) -> Result<(), ShardError> {
+    db.query("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    let slots: Vec<i32> = fences.iter().map(|fence| i32::from(fence.slot)).collect();
+    let epochs: Vec<i64> = fences.iter().map(|fence| fence.epoch as i64).collect();
+    let states: Vec<&str> = fences.iter().map(|fence| fence.state.name()).collect();
+    let higher = db
+        .query(
+            "SELECT s.slot, s.epoch, s.state FROM unnest($1::int[], $2::bigint[]) AS w(slot, epoch)
+             JOIN tidegate.slot s ON s.slot = w.slot WHERE s.epoch > w.epoch LIMIT 1",
+            &[&slots, &epochs],
+        )
+        .await?;
+    if let Some(found) = higher.first().map(fence_of) {
+        return Err(ShardError::Fenced { slot: found.slot, found: Some((found.state, found.epoch)) });
+    }
+    db.execute(
+        "INSERT INTO tidegate.slot SELECT * FROM unnest($1::int[], $2::bigint[], $3::text[])
+         ON CONFLICT (slot) DO UPDATE SET epoch = excluded.epoch, state = excluded.state",
+        &[&slots, &epochs, &states],
+    )
+    .await?;
+    db.execute("UPDATE tidegate.meta SET value = value + 1 WHERE key = 'fences'", &[]).await?;
+    Ok(())
+}
+
+pub(super) fn sender_of(gateway: &str, row: &SqlRow) -> (Sender, Held) {
+    let number = |at: usize| row.get::<_, i64>(at) as u64;
+    let sender = Sender { gateway: gateway.into(), incarnation: number(0), starts: number(1), session: number(2) };
+    (sender, Held { highest: number(3), recent: number(4) })
+}
+
+async fn put_sender(db: &impl GenericClient, sender: &Sender, held: Held) -> Result<(), ShardError> {
+    db.execute(
+        "INSERT INTO tidegate.sender VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (gateway) DO UPDATE SET
+            incarnation = excluded.incarnation, starts = excluded.starts, session = excluded.session,
+            highest = excluded.highest, recent = excluded.recent",
+        &[
+            &&*sender.gateway,
+            &(sender.incarnation as i64),
+            &(sender.starts as i64),
+            &(sender.session as i64),
+            &(held.highest as i64),
+            &(held.recent as i64),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Who is known to send, whose next batch waits for the end of this transaction.
+async fn known_sender(db: &impl GenericClient, from: &Sender) -> Result<Held, ShardError> {
+    let gateway: &str = &from.gateway;
+    db.execute("INSERT INTO tidegate.sender VALUES ($1, 0, 0, 0, 0, 0) ON CONFLICT (gateway) DO NOTHING", &[&gateway])
+        .await?;
+    let row = db.query_one(&format!("{SENDER} FOR UPDATE"), &[&gateway]).await?;
+    let (known, held) = sender_of(gateway, &row);
+    from.check(&known)?;
+    Ok(held)
+}
+
+pub(super) async fn write(db: &Transaction<'_>, write: &Write) -> Result<Held, ShardError> {
+    lock_and_check(db, &write.fences, false).await?;
+    let mut held = known_sender(db, &write.sender).await?;
+    if write.expected.lowest_not_in(held).is_some() {
+        return Err(ShardError::Lacking(held));
+    }
+    put_rows(db, &write.rows).await?;
+    if !write.labels.is_empty() {
+        let gateway = &write.sender.gateway;
+        let wanted = write.labels.iter().map(|of| (of.slot, Arc::clone(gateway), Arc::clone(&of.device)));
+        let ids = devices_of(db, wanted.collect()).await?;
+        for labelled in &write.labels {
+            let id = ids[&(Arc::clone(gateway), Arc::clone(&labelled.device))];
+            let labels = serde_json::to_string(&labelled.labels).unwrap_or_default();
+            db.execute("UPDATE tidegate.device SET labels = $2::text::jsonb WHERE id = $1", &[&id, &labels]).await?;
+        }
+    }
+    held.add(write.batch);
+    put_sender(db, &write.sender, held).await?;
+    Ok(held)
+}
+
+pub(super) async fn beat(
+    db: &impl GenericClient,
+    beat: &Beat,
+    from: &Sender,
+    fence: (u16, Epoch),
+) -> Result<(), ShardError> {
+    lock_and_check(db, &[fence], false).await?;
+    let held = known_sender(db, from).await?;
+    put_sender(db, from, held).await?;
+    put_beat(db, beat, fence.0).await
+}
+
+async fn put_beat(db: &impl GenericClient, beat: &Beat, slot: u16) -> Result<(), ShardError> {
+    let body = serde_json::to_string(beat).unwrap_or_default();
+    db.execute(
+        "INSERT INTO tidegate.gateway AS g VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE SET
+            slot = excluded.slot, seen_us = excluded.seen_us, beat = excluded.beat WHERE excluded.seen_us >= g.seen_us",
+        &[&beat.gateway, &i32::from(slot), &beat.seen_us, &body],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn beats(db: &impl GenericClient) -> Result<Vec<Beat>, ShardError> {
+    // Those that have moved away are told by the shard that they live in now.
+    let rows = db
+        .query(
+            "SELECT g.beat FROM tidegate.gateway g JOIN tidegate.slot s ON s.slot = g.slot
+             WHERE s.state IN ('open', 'fenced') ORDER BY g.id",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect())
+}
+
+fn numbers(slot: u16) -> (i64, i64) {
+    (i64::from(slot) << DEVICE_BITS, (i64::from(slot) + 1) << DEVICE_BITS)
+}
+
+fn slot_of(device: i64) -> u16 {
+    (device >> DEVICE_BITS) as u16
+}
+
+/// Gateway and device.
+type Name = (Arc<str>, Arc<str>);
+
+/// The numbers of devices, given now to those that have none.
+async fn devices_of(
+    db: &impl GenericClient,
+    wanted: BTreeSet<(u16, Arc<str>, Arc<str>)>,
+) -> Result<HashMap<Name, i64>, ShardError> {
+    let mut ids: HashMap<Name, i64> = HashMap::with_capacity(wanted.len());
+    let mut missing: Vec<&(u16, Arc<str>, Arc<str>)> = wanted.iter().collect();
+    for attempt in 0..2 {
+        let slots: Vec<i32> = missing.iter().map(|(slot, ..)| i32::from(*slot)).collect();
+        let gateways: Vec<&str> = missing.iter().map(|(_, gateway, _)| &**gateway).collect();
+        let names: Vec<&str> = missing.iter().map(|(.., name)| &**name).collect();
+        if attempt > 0 {
+            db.execute(
+                "INSERT INTO tidegate.device (id, gateway, name)
+                 SELECT (slot::bigint << 40) | nextval('tidegate.device_number'), gateway, name
+                 FROM unnest($1::int[], $2::text[], $3::text[]) AS w(slot, gateway, name) ORDER BY name, gateway
+                 ON CONFLICT (name, gateway) DO NOTHING",
+                &[&slots, &gateways, &names],
+            )
+            .await?;
+        }
+        let rows = db
+            .query(
+                "SELECT d.id, d.gateway, d.name FROM unnest($1::text[], $2::text[]) AS w(gateway, name)
+                 JOIN tidegate.device d ON d.name = w.name AND d.gateway = w.gateway",
+                &[&gateways, &names],
+            )
+            .await?;
+        for row in rows {
+            ids.insert((row.get::<_, String>(1).into(), row.get::<_, String>(2).into()), row.get(0));
+        }
+        missing.retain(|(_, gateway, name)| !ids.contains_key(&(Arc::clone(gateway), Arc::clone(name))));
+        if missing.is_empty() {
+            return Ok(ids);
+        }
+    }
+    Err(ShardError::Down("devices could not be given numbers".into()))
+}
+
+/// A row as PostgreSQL takes it.
+struct Columns {
+    id: i64,
+    length_us: i64,
+    start_us: i64,
+    incarnation: i64,
+    revision: i64,
+    received_us: i64,
+    metric: Vec<String>,
+    count: Vec<i64>,
+    texts: Vec<i64>,
+    numbers: [Vec<f64>; 4],
+    first_us: Vec<i64>,
+    first: Vec<Option<f64>>,
+    first_text: Vec<Option<String>>,
+    last_us: Vec<i64>,
+    last: Vec<Option<f64>>,
+    last_text: Vec<Option<String>>,
+    sketch: Vec<u8>,
+}
+
+impl Columns {
+    fn of(id: i64, row: &Row) -> Self {
+        let each = || row.metrics.values();
+        let text = |value: &Value| match value {
+            // PostgreSQL keeps no zero characters.
+            Value::Text(text) => Some(text.replace('\0', "")),
+            _ => None,
+        };
+        let numbers = |of: fn(&Summary) -> f64| each().map(of).collect();
+        Columns {
+            id,
+            length_us: row.key.length_us,
+            start_us: row.key.start_us,
+            incarnation: row.version.incarnation as i64,
+            revision: row.version.revision as i64,
+            received_us: row.received_us,
+            metric: row.metrics.keys().map(|name| name.to_string()).collect(),
+            count: each().map(|s| s.count as i64).collect(),
+            texts: each().map(|s| s.texts as i64).collect(),
+            numbers: [numbers(|s| s.sum), numbers(|s| s.m2), numbers(|s| s.min), numbers(|s| s.max)],
+            first_us: each().map(|s| s.first.0).collect(),
+            first: each().map(|s| s.first.1.as_number()).collect(),
+            first_text: each().map(|s| text(&s.first.1)).collect(),
+            last_us: each().map(|s| s.last.0).collect(),
+            last: each().map(|s| s.last.1.as_number()).collect(),
+            last_text: each().map(|s| text(&s.last.1)).collect(),
+            sketch: put_sketches(each().map(|s| &s.sketch)),
+        }
+    }
+
+    fn values(&self) -> [&(dyn ToSql + Sync); 20] {
+        let [sum, m2, min, max] = &self.numbers;
+        [
+            &self.id,
+            &self.length_us,
+            &self.start_us,
+            &self.incarnation,
+            &self.revision,
+            &self.received_us,
+            &self.metric,
+            &self.count,
+            &self.texts,
+            sum,
+            m2,
+            min,
+            max,
+            &self.first_us,
+            &self.first,
+            &self.first_text,
+            &self.last_us,
+            &self.last,
+            &self.last_text,
+            &self.sketch,
+        ]
+    }
+}
+
+/// The summaries of a row whose columns begin at `at`; sketches only if they are asked for.
+fn metrics_of(row: &SqlRow, at: usize, sketches: bool) -> Result<Vec<(String, Summary)>, ShardError> {
+    let damaged = || ShardError::Down("a row is damaged: restore the shard from a backup".into());
+    let names: Vec<String> = row.try_get(at)?;
+    let (counts, texts): (Vec<i64>, Vec<i64>) = (row.try_get(at + 1)?, row.try_get(at + 2)?);
+    let numbers: [Vec<f64>; 4] =
+        [row.try_get(at + 3)?, row.try_get(at + 4)?, row.try_get(at + 5)?, row.try_get(at + 6)?];
+    let ends = |at: usize| -> Result<Vec<(Micros, Value)>, ShardError> {
+        let times: Vec<i64> = row.try_get(at)?;
+        let values: Vec<Option<f64>> = row.try_get(at + 1)?;
+        let texts: Vec<Option<String>> = row.try_get(at + 2)?;
+        let value = |(number, text): (Option<f64>, Option<String>)| match text {
+            Some(text) => Value::Text(text.into()),
+            None => Value::Number(number.unwrap_or(0.0)),
+        };
+        Ok(times.into_iter().zip(values.into_iter().zip(texts).map(value)).collect())
+    };
+    let (first, last) = (ends(at + 7)?, ends(at + 10)?);
+    let mut all = if sketches {
+        take_sketches(row.try_get(at + 13)?, names.len()).ok_or_else(damaged)?
+    } else {
+        vec![Sketch::default(); names.len()]
+    };
+    let whole = [counts.len(), texts.len(), first.len(), last.len()] == [names.len(); 4]
+        && numbers.iter().all(|column| column.len() == names.len());
+    if !whole {
+        return Err(damaged());
+    }
+    let of = |(n, name): (usize, String)| {
+        let summary = Summary {
+            count: counts[n] as u64,
+            texts: texts[n] as u64,
+            sum: numbers[0][n],
+            m2: numbers[1][n],
+            min: numbers[2][n],
+            max: numbers[3][n],
+            first: first[n].clone(),
+            last: last[n].clone(),
+            sketch: std::mem::take(&mut all[n]),
+        };
+        (name, summary)
+    };
+    Ok(names.into_iter().enumerate().map(of).collect())
+}
+
+/// Writes rows unless versions as high are there, and marks their hours stale.
+pub(super) async fn put_rows(db: &Transaction<'_>, rows: &[Row]) -> Result<(), ShardError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let wanted = rows.iter().map(|row| (row.key.slot, Arc::clone(&row.key.gateway), Arc::clone(&row.key.device)));
+    let ids = devices_of(db, wanted.collect()).await?;
+    let id = |row: &Row| ids[&(Arc::clone(&row.key.gateway), Arc::clone(&row.key.device))];
+    let found = db.query("SELECT length_us FROM tidegate.length", &[]).await?;
+    let mut lengths: BTreeSet<Micros> = found.iter().map(|row| row.get(0)).collect();
+    for row in rows {
+        if lengths.insert(row.key.length_us) {
+            let length_us = row.key.length_us;
+            db.execute("INSERT INTO tidegate.length VALUES ($1) ON CONFLICT DO NOTHING", &[&length_us]).await?;
+        }
+    }
+    let mut columns = Vec::with_capacity(rows.len());
+    for row in rows {
+        if lengths.len() == 1 || supersede(db, id(row), row, &lengths).await? {
+            columns.push(Columns::of(id(row), row));
+        }
+    }
+    columns.sort_by_key(|row| (row.id, row.length_us, row.start_us));
+    let written = if columns.len() < COPIED_FROM {
+        let upsert = format!(
+            "INSERT INTO tidegate.summary AS t VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                $17, $18, $19, $20) {ON_CONFLICT}"
+        );
+        let statement = db.prepare_typed(&upsert, &TYPES).await?;
+        let values: Vec<_> = columns.iter().map(Columns::values).collect();
+        let each = values.iter().map(|values| db.execute(&statement, values));
+        let written = future::try_join_all(each).await?;
+        columns.iter().zip(written).filter(|(_, n)| *n > 0).map(|(row, _)| (row.id, row.start_us)).collect()
+    } else {
+        copy(db, &columns).await?
+    };
+    mark_stale(db, written).await
+}
+
+/// Into a staging table first, which belongs to the connection.
+async fn copy(db: &Transaction<'_>, rows: &[Columns]) -> Result<Vec<(i64, Micros)>, ShardError> {
+    db.batch_execute(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS tidegate_staging (LIKE tidegate.summary) ON COMMIT DELETE ROWS",
+    )
+    .await?;
+    let sink = db.copy_in("COPY tidegate_staging FROM STDIN BINARY").await?;
+    let writer = BinaryCopyInWriter::new(sink, &TYPES);
+    pin_mut!(writer);
+    for row in rows {
+        writer.as_mut().write(&row.values()).await?;
+    }
+    writer.finish().await?;
+    let written = db
+        .query(
+            &format!(
+                "INSERT INTO tidegate.summary AS t SELECT * FROM tidegate_staging ORDER BY device, length_us, start_us
+                 {ON_CONFLICT} RETURNING t.device, t.start_us"
+            ),
+            &[],
+        )
+        .await?;
+    Ok(written.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Under the shared lock the generation cannot change: whoever rolls up waits for this write.
+async fn mark_stale(db: &Transaction<'_>, written: Vec<(i64, Micros)>) -> Result<(), ShardError> {
+    let hours: BTreeSet<(i64, Micros)> =
+        written.into_iter().map(|(id, start_us)| (id, window_start(start_us, HOUR_US))).collect();
+    let (ids, hours): (Vec<i64>, Vec<Micros>) = hours.into_iter().unzip();
+    db.execute(
+        "INSERT INTO tidegate.stale SELECT w.device, w.hour_us, m.value
+         FROM unnest($1::bigint[], $2::bigint[]) AS w(device, hour_us), tidegate.meta m WHERE m.key = 'generation'
+         ON CONFLICT DO NOTHING",
+        &[&ids, &hours],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Removes windows of other lengths that this one takes the place of; false if one of them stays.
+async fn supersede(db: &Transaction<'_>, id: i64, row: &Row, lengths: &BTreeSet<Micros>) -> Result<bool, ShardError> {
+    let Key { length_us, start_us, .. } = row.key;
+    let others: Vec<Micros> = lengths.iter().copied().filter(|&other_us| other_us != length_us).collect();
+    let end_us = start_us + length_us;
+    let found = db
+        .query(
+            "SELECT length_us, start_us, incarnation FROM tidegate.summary
+             WHERE device = $1 AND length_us = ANY($2) AND start_us < $4 AND start_us + length_us > $3",
+            &[&id, &others, &start_us, &end_us],
+        )
+        .await?;
+    let other = |row: &SqlRow| Other { length_us: row.get(0), incarnation: row.get::<_, i64>(2) as u64 };
+    if found.iter().any(|found| row.yields_to(other(found))) {
+        return Ok(false);
+    }
+    let mut removed = Vec::new();
+    for found in found {
+        let (other_us, start_us): (Micros, Micros) = (found.get(0), found.get(1));
+        db.execute(
+            "DELETE FROM tidegate.summary WHERE device = $1 AND length_us = $2 AND start_us = $3",
+            &[&id, &other_us, &start_us],
+        )
+        .await?;
+        removed.push((id, start_us));
+    }
+    mark_stale(db, removed).await?;
+    Ok(true)
+}
+
+pub(super) async fn aggregate(db: &Transaction<'_>, question: &Question) -> Result<Partial, ShardError> {
+    let asked = asked(db, question).await?;
+    let ids: Vec<i64> = asked.keys().copied().collect();
+    let mut merger = Merger::new(question);
+    let Spans { edges, hours, days } = Spans::of(question);
+    let sketch = if question.sketches { "sketch" } else { "''::bytea" };
+    let columns = |of: &str| {
+        let columns = COLUMNS.split(", ").filter(|column| *column != "sketch").map(|column| format!("{of}.{column}"));
+        let sketch = if question.sketches { format!("{of}.{sketch}") } else { sketch.to_owned() };
+        format!("{of}.device, {of}.length_us, {of}.start_us, {}, {sketch}", columns.collect::<Vec<_>>().join(", "))
+    };
+    let windows = format!(
+        "SELECT {} FROM tidegate.summary s WHERE s.device = ANY($1) AND s.start_us >= $2 AND s.start_us < $3",
+        columns("s")
+    );
+    let mut parts: Vec<(String, Vec<Micros>)> = Vec::new();
+    for edge in edges.into_iter().filter(|edge| edge.from_us < edge.to_us) {
+        parts.push((windows.clone(), vec![edge.from_us, edge.to_us]));
+    }
+    if hours.from_us < hours.to_us {
+        let stale = format!(
+            "SELECT {} FROM (SELECT DISTINCT device, hour_us FROM tidegate.stale
+                WHERE device = ANY($1) AND hour_us >= $2 AND hour_us < $3) h
+             JOIN tidegate.summary s ON s.device = h.device AND s.start_us >= h.hour_us AND s.start_us < h.hour_us + {HOUR_US}",
+            columns("s")
+        );
+        parts.push((stale, vec![hours.from_us, hours.to_us]));
+        let is_stale = |whole_us: Micros, at: &str| {
+            format!(
+                "EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = r.device AND t.hour_us >= {at}
+                    AND t.hour_us < {at} + {whole_us})"
+            )
+        };
+        let of_hours = format!(
+            "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {HOUR_US} AND r.start_us >= $2
+                AND r.start_us < $3 AND NOT {} AND (r.start_us < $4 OR r.start_us >= $5 OR {})",
+            columns("r"),
+            is_stale(HOUR_US, "r.start_us"),
+            is_stale(DAY_US, &format!("(r.start_us - r.start_us % {DAY_US})"))
+        );
+        parts.push((of_hours, vec![hours.from_us, hours.to_us, days.from_us, days.to_us]));
+        if days.from_us < days.to_us {
+            let of_days = format!(
+                "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {DAY_US} AND r.start_us >= $2
+                    AND r.start_us < $3 AND NOT {}",
+                columns("r"),
+                is_stale(DAY_US, "r.start_us")
+            );
+            parts.push((of_days, vec![days.from_us, days.to_us]));
+        }
+    }
+    for (sql, times) in parts {
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&ids];
+        values.extend(times.iter().map(|us| us as &(dyn ToSql + Sync)));
+        let rows = db.query_raw(&sql, values.into_iter().map(|value| value as &dyn ToSql)).await;
+        let rows = rows?;
+        pin_mut!(rows);
+        while let Some(row) = rows.try_next().await? {
+            let Some(device) = asked.get(&row.get::<_, i64>(0)) else { continue };
+            merger.add(device, row.get(1), row.get(2), metrics_of(&row, 3, question.sketches)?);
+            merger.check()?;
+        }
+    }
+    Ok(merger.finish())
+}
+
+/// The devices of the slots asked about that the filter lets through.
+async fn asked(db: &impl GenericClient, question: &Question) -> Result<HashMap<i64, Asked>, ShardError> {
+    let slots: BTreeSet<u16> = question.fences.iter().map(|(slot, _)| *slot).collect();
+    let named = &question.filter.devices;
+    let all_named = !named.is_empty() && named.iter().all(|name| !model::aggregate::is_glob(name));
+    let rows = if all_named {
+        db.query("SELECT id, name, gateway, labels::text FROM tidegate.device WHERE name = ANY($1)", &[named]).await?
+    } else {
+        db.query("SELECT id, name, gateway, labels::text FROM tidegate.device", &[]).await?
+    };
+    let mut asked = HashMap::new();
+    for row in rows {
+        let (id, name, gateway): (i64, String, String) = (row.get(0), row.get(1), row.get(2));
+        if slots.contains(&slot_of(id)) && question.wants(&name, &gateway) {
+            let labels = if question.wants_labels() { labels_of(&row, 3) } else { BTreeMap::new() };
+            asked.insert(id, Asked { id, name: name.into(), gateway: gateway.into(), labels });
+        }
+    }
+    Ok(asked)
+}
+
+fn labels_of(row: &SqlRow, at: usize) -> BTreeMap<String, String> {
+    serde_json::from_str(row.get::<_, &str>(at)).unwrap_or_default()
+}
+
+pub(super) async fn devices(
+    db: &impl GenericClient,
+    patterns: &[String],
+    after: Option<(String, String)>,
+    limit: usize,
+    fences: &[(u16, Epoch)],
+) -> Result<Vec<Known>, ShardError> {
+    let slots: BTreeSet<u16> = fences.iter().map(|(slot, _)| *slot).collect();
+    let (name, gateway) = after.unwrap_or_default();
+    // Byte order, as everywhere else.
+    let rows = db
+        .query(
+            "SELECT id, name, gateway, labels::text FROM tidegate.device
+             WHERE (name COLLATE \"C\", gateway COLLATE \"C\") > ($1, $2) ORDER BY name COLLATE \"C\", gateway COLLATE \"C\"",
+            &[&name, &gateway],
+        )
+        .await?;
+    let wanted = |row: &&SqlRow| {
+        let name: &str = row.get(1);
+        let matches = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name));
+        matches && slots.contains(&slot_of(row.get(0)))
+    };
+    let mut known = Vec::new();
+    for row in rows.iter().filter(wanted).take(limit) {
+        let id: i64 = row.get(0);
+        let latest = db
+            .query_opt(
+                "SELECT start_us + length_us, metric FROM tidegate.summary WHERE device = $1
+                 ORDER BY start_us + length_us DESC LIMIT 1",
+                &[&id],
+            )
+            .await?;
+        known.push(Known {
+            device: row.get::<_, String>(1).into(),
+            gateway: row.get::<_, String>(2).into(),
+            labels: labels_of(row, 3),
+            metrics: latest.as_ref().map(|row| row.get(1)).unwrap_or_default(),
+            last_us: latest.as_ref().map(|row| row.get(0)),
+        });
+    }
+    Ok(known)
+}
+
+pub(super) async fn windows(
+    db: &impl GenericClient,
+    gateway: &str,
+    after: Option<(String, Micros, Micros)>,
+    limit: usize,
+    fences: &[(u16, Epoch)],
+) -> Result<Vec<HeldWindow>, ShardError> {
+    let slots: Vec<i64> = fences.iter().map(|(slot, _)| i64::from(*slot)).collect();
+    let (name, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
+    let rows = db
+        .query(
+            "SELECT d.name, s.length_us, s.start_us, s.incarnation, s.revision,
+                (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint
+             FROM tidegate.device d JOIN tidegate.summary s ON s.device = d.id
+             WHERE d.gateway = $1 AND d.id >> 40 = ANY($6) AND (d.name COLLATE \"C\", s.length_us, s.start_us) > ($2, $3, $4)
+             ORDER BY d.name COLLATE \"C\", s.length_us, s.start_us LIMIT $5",
+            &[&gateway, &name, &length_us, &start_us, &(limit as i64), &slots],
+        )
+        .await?;
+    let window = |row: &SqlRow| HeldWindow {
+        device: row.get(0),
+        length_us: row.get(1),
+        start_us: row.get(2),
+        incarnation: row.get::<_, i64>(3) as u64,
+        revision: row.get::<_, i64>(4) as u64,
+        readings: row.get::<_, i64>(5) as u64,
+    };
+    Ok(rows.iter().map(window).collect())
+}
+
+pub(super) async fn inhabited(db: &impl GenericClient, slots: &[u16]) -> Result<Vec<u16>, ShardError> {
+    let slots: Vec<i32> = slots.iter().map(|slot| i32::from(*slot)).collect();
+    let rows = db
+        .query(
+            "SELECT s FROM unnest($1::int[]) s WHERE EXISTS (SELECT 1 FROM tidegate.gateway g WHERE g.slot = s)
+                OR EXISTS (SELECT 1 FROM tidegate.device d WHERE d.id >= s::bigint << 40 AND d.id < (s + 1)::bigint << 40)",
+            &[&slots],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get::<_, i32>(0) as u16).collect())
+}
+
+pub(super) async fn export(
+    db: &impl GenericClient,
+    slot: u16,
+    after: Option<&Key>,
+    limit: usize,
+) -> Result<Vec<Row>, ShardError> {
+    let (first, behind) = numbers(slot);
+    let place = match after {
+        Some(key) => {
+            let of = "SELECT id FROM tidegate.device WHERE name = $1 AND gateway = $2";
+            let id = db.query_opt(of, &[&&*key.device, &&*key.gateway]).await?;
+            (id.map_or(first, |row| row.get(0)), key.length_us, key.start_us)
+        }
+        None => (first, 0, Micros::MIN),
+    };
+    let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
+    let rows = db
+        .query(
+            &format!(
+                "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
+                 FROM tidegate.summary s JOIN tidegate.device d ON d.id = s.device
+                 WHERE (s.device, s.length_us, s.start_us) > ($1, $2, $3) AND s.device < $4
+                 ORDER BY s.device, s.length_us, s.start_us LIMIT $5"
+            ),
+            &[&place.0, &place.1, &place.2, &behind, &(limit as i64)],
+        )
+        .await?;
+    let of = |row: &SqlRow| -> Result<Row, ShardError> {
+        let metrics = metrics_of(row, 7, true)?;
+        Ok(Row {
+            key: Key {
+                slot,
+                gateway: row.get::<_, String>(5).into(),
+                device: row.get::<_, String>(6).into(),
+                length_us: row.get(0),
+                start_us: row.get(1),
+            },
+            version: version(row, 2),
+            received_us: row.get(4),
+            metrics: metrics.into_iter().map(|(name, summary)| (name.into(), summary)).collect(),
+        })
+    };
+    rows.iter().map(of).collect()
+}
+
+fn version(row: &SqlRow, at: usize) -> Version {
+    Version { incarnation: row.get::<_, i64>(at) as u64, revision: row.get::<_, i64>(at + 1) as u64 }
+}
+
+pub(super) async fn export_names(db: &impl GenericClient, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
+    let (first, behind) = numbers(slot);
+    let rows = db
+        .query(
+            "SELECT name, gateway, labels::text FROM tidegate.device WHERE id >= $1 AND id < $2 ORDER BY id",
+            &[&first, &behind],
+        )
+        .await?;
+    let known = |row: &SqlRow| Known {
+        device: row.get::<_, String>(0).into(),
+        gateway: row.get::<_, String>(1).into(),
+        labels: labels_of(row, 2),
+        metrics: Vec::new(),
+        last_us: None,
+    };
+    let beats = db.query("SELECT beat FROM tidegate.gateway WHERE slot = $1", &[&i32::from(slot)]).await?;
+    let beats = beats.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect();
+    Ok((rows.iter().map(known).collect(), beats))
+}
+
+pub(super) async fn import_names(
+    db: &impl GenericClient,
+    slot: u16,
+    known: &[Known],
+    beats: &[Beat],
+) -> Result<(), ShardError> {
+    let wanted = known.iter().map(|known| (slot, Arc::clone(&known.gateway), Arc::clone(&known.device)));
+    let ids = devices_of(db, wanted.collect()).await?;
+    for known in known.iter().filter(|known| !known.labels.is_empty()) {
+        let id = ids[&(Arc::clone(&known.gateway), Arc::clone(&known.device))];
+        let labels = serde_json::to_string(&known.labels).unwrap_or_default();
+        // Labels that came meanwhile are later than those that are copied.
+        let set = "UPDATE tidegate.device SET labels = $2::text::jsonb WHERE id = $1 AND labels = '{}'";
+        db.execute(set, &[&id, &labels]).await?;
+    }
+    for beat in beats {
+        put_beat(db, beat, slot).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn digests(db: &impl GenericClient, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
+    let (first, behind) = numbers(slot);
+    let rows = db
+        .query_raw(
+            "SELECT d.gateway, d.name, s.length_us, s.start_us, s.incarnation, s.revision
+             FROM tidegate.summary s JOIN tidegate.device d ON d.id = s.device WHERE s.device >= $1 AND s.device < $2",
+            [first, behind],
+        )
+        .await?;
+    pin_mut!(rows);
+    let mut digests: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
+    while let Some(row) = rows.try_next().await? {
+        let key = Key {
+            slot,
+            gateway: row.get::<_, String>(0).into(),
+            device: row.get::<_, String>(1).into(),
+            length_us: row.get(2),
+            start_us: row.get(3),
+        };
+        let hour = digests.entry(key.start_us.div_euclid(HOUR_US)).or_default();
+        *hour = (hour.0 + 1, hour.1.wrapping_add(key.digest(version(&row, 4))));
+    }
+    Ok(digests)
+}
+
+pub(super) async fn delete(
+    db: &impl GenericClient,
+    slot: u16,
+    epoch: Epoch,
+    limit: usize,
+) -> Result<usize, ShardError> {
+    db.query("SELECT pg_advisory_xact_lock_shared($1)", &[&LOCK]).await?;
+    let of = "SELECT slot, epoch, state FROM tidegate.slot WHERE slot = $1";
+    let found = db.query_opt(of, &[&i32::from(slot)]).await?.as_ref().map(fence_of);
+    if !found.is_some_and(|fence| fence.epoch == epoch && fence.state == State::Closed) {
+        return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) });
+    }
+    let (first, behind) = numbers(slot);
+    let rows = db
+        .execute(
+            "DELETE FROM tidegate.summary WHERE (device, length_us, start_us) IN
+                (SELECT device, length_us, start_us FROM tidegate.summary WHERE device >= $1 AND device < $2 LIMIT $3)",
+            &[&first, &behind, &(limit as i64)],
+        )
+        .await? as usize;
+    if rows < limit {
+        for table in ["rollup", "stale"] {
+            let sql = format!("DELETE FROM tidegate.{table} WHERE device >= $1 AND device < $2");
+            db.execute(&sql, &[&first, &behind]).await?;
+        }
+        db.execute("DELETE FROM tidegate.device WHERE id >= $1 AND id < $2", &[&first, &behind]).await?;
+        db.execute("DELETE FROM tidegate.gateway WHERE slot = $1", &[&i32::from(slot)]).await?;
+    }
+    Ok(rows)
+}
+
+pub(super) async fn size(db: &impl GenericClient) -> Result<(u64, u64), ShardError> {
+    let row = db
+        .query_one(
+            "SELECT (SELECT count(*) FROM tidegate.summary), (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'tidegate' AND c.relkind = 'r')",
+            &[],
+        )
+        .await?;
+    Ok((row.get::<_, i64>(0) as u64, row.get::<_, i64>(1) as u64))
+}
+
+/// Whole days first, then the rest row by row. Rollups stay; from now on they are not computed
+/// again from what is left.
+pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
+    let dropped = drop_partitions(db, until_us).await?;
+    let deleted = db
+        .execute(
+            "DELETE FROM tidegate.summary WHERE (device, length_us, start_us) IN
+                (SELECT device, length_us, start_us FROM tidegate.summary WHERE received_us < $1 LIMIT $2)",
+            &[&until_us, &(limit as i64)],
+        )
+        .await? as usize;
+    if dropped + deleted > 0 {
+        db.execute(
+            "INSERT INTO tidegate.meta VALUES ('retired_us', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            &[&until_us],
+        )
+        .await?;
+    }
+    Ok(deleted)
+}
+
+/// Computes hours that have changed, oldest first, and the days of which no hour is stale any
+/// more. Hours are taken of earlier generations only: all their writes are over.
+pub(super) async fn roll_up(db: &Transaction<'_>, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
+    let alone: bool = db.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&(LOCK + 2)]).await?.get(0);
+    if !alone {
+        return Ok(0);
+    }
+    let before_us = until_us - HOUR_US;
+    let found = db
+        .query(
+            "SELECT s.device, s.hour_us, s.generation FROM tidegate.stale s, tidegate.meta m
+             WHERE m.key = 'generation' AND s.generation < m.value AND s.hour_us < $1
+             ORDER BY s.hour_us, s.device LIMIT $2",
+            &[&before_us, &(limit as i64)],
+        )
+        .await?;
+    if found.is_empty() {
+        let waiting = "SELECT 1 FROM tidegate.stale WHERE hour_us < $1 LIMIT 1";
+        if db.query_opt(waiting, &[&before_us]).await?.is_some() {
+            // Alone: then no write of this generation is under way.
+            db.query("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+            db.execute("UPDATE tidegate.meta SET value = value + 1 WHERE key = 'generation'", &[]).await?;
+        }
+        return Ok(0);
+    }
+    let retired_us = db.query_opt("SELECT value FROM tidegate.meta WHERE key = 'retired_us'", &[]).await?;
+    let retired_us: Micros = retired_us.map_or(Micros::MIN, |row| row.get(0));
+    let hours: BTreeSet<(i64, Micros)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let (ids, starts): (Vec<i64>, Vec<Micros>) = hours.iter().copied().unzip();
+    let sealed = db
+        .query(
+            "SELECT r.device, r.start_us FROM unnest($1::bigint[], $2::bigint[]) AS w(device, hour_us)
+             JOIN tidegate.rollup r ON r.device = w.device AND r.length_us = $3 AND r.start_us = w.hour_us
+             WHERE r.received_us < $4",
+            &[&ids, &starts, &HOUR_US, &retired_us],
+        )
+        .await?;
+    let sealed: BTreeSet<(i64, Micros)> = sealed.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let open: BTreeSet<(i64, Micros)> = hours.difference(&sealed).copied().collect();
+    roll(db, &open, "summary", "true", HOUR_US).await?;
+    let generations: Vec<i64> = found.iter().map(|row| row.get(2)).collect();
+    let (ids, starts): (Vec<i64>, Vec<Micros>) =
+        found.iter().map(|row| (row.get::<_, i64>(0), row.get::<_, Micros>(1))).unzip();
+    db.execute(
+        "DELETE FROM tidegate.stale s USING unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w(device, hour_us, generation)
+         WHERE s.device = w.device AND s.hour_us = w.hour_us AND s.generation = w.generation",
+        &[&ids, &starts, &generations],
+    )
+    .await?;
+    // A day with a stale hour is computed with the last of them.
+    let days: BTreeSet<(i64, Micros)> = open.iter().map(|(id, us)| (*id, window_start(*us, DAY_US))).collect();
+    roll(db, &days, "rollup", &format!("s.length_us = {HOUR_US}"), DAY_US).await?;
+    Ok(hours.len())
+}
+
+/// Merges windows that start within longer ones, and writes these.
+async fn roll(
+    db: &Transaction<'_>,
+    places: &BTreeSet<(i64, Micros)>,
+    table: &str,
+    which: &str,
+    whole_us: Micros,
+) -> Result<(), ShardError> {
+    let (ids, starts): (Vec<i64>, Vec<Micros>) = places.iter().copied().unzip();
+    let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
+    let found = db
+        .query(
+            &format!(
+                "SELECT w.device, w.start_us, s.received_us, {columns}
+                 FROM unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
+                 JOIN tidegate.{table} s ON s.device = w.device AND s.start_us >= w.start_us
+                    AND s.start_us < w.start_us + $3 AND {which}"
+            ),
+            &[&ids, &starts, &whole_us],
+        )
+        .await?;
+    let mut merged: BTreeMap<(i64, Micros), (Micros, BTreeMap<Arc<str>, Summary>)> = BTreeMap::new();
+    for row in &found {
+        let place: (i64, Micros) = (row.get(0), row.get(1));
+        let (received_us, metrics) = merged.entry(place).or_default();
+        *received_us = row.get::<_, Micros>(2).max(*received_us);
+        for (name, summary) in metrics_of(row, 3, true)? {
+            metrics.entry(name.into()).or_insert_with(|| Summary::empty(place.1)).add(&summary);
+        }
+    }
+    db.execute(
+        "DELETE FROM tidegate.rollup r USING unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
+         WHERE r.device = w.device AND r.length_us = $3 AND r.start_us = w.start_us",
+        &[&ids, &starts, &whole_us],
+    )
+    .await?;
+    let sink = db.copy_in("COPY tidegate.rollup FROM STDIN BINARY").await?;
+    let writer = BinaryCopyInWriter::new(sink, &TYPES);
+    pin_mut!(writer);
+    for ((id, start_us), (received_us, metrics)) in merged {
+        // Rollups follow from what they are made of: they have no version of their own.
+        let key = Key { slot: slot_of(id), gateway: "".into(), device: "".into(), length_us: whole_us, start_us };
+        let row = Row { key, version: Version::default(), received_us, metrics };
+        writer.as_mut().write(&Columns::of(id, &row).values()).await?;
+    }
+    writer.finish().await?;
+    Ok(())
+}

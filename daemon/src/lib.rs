@@ -13,6 +13,9 @@ pub mod config;
 /// Who may come in.
 pub mod auth;
 
+/// TLS in front of a listener.
+pub mod tls;
+
 /// Questions about windows, and their answers.
 pub mod aggregates;
 

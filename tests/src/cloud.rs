@@ -164,7 +164,8 @@ impl super::Plan {
 pub fn drained(gateway: &Gateway) {
     eventually("the uplink has sent everything", || {
         let status = gateway.get("/v1/status");
-        let idle = status["windows"]["dirty"] == 0 && status["uplink"]["backlog"] == 0;
+        let windows = &status["windows"];
+        let idle = windows["open"] == 0 && windows["dirty"] == 0 && status["uplink"]["backlog"] == 0;
         idle.then_some(())
     });
 }

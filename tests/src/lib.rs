@@ -6,6 +6,9 @@
 /// The cloud daemon.
 pub mod cloud;
 
+/// A private etcd, and a wire that can be cut.
+pub mod etcd;
+
 /// A private PostgreSQL server.
 pub mod postgres;
 

@@ -5,7 +5,16 @@ use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
 /// Debian packages with the independent clients that the tests use.
-const PACKAGES: [&str; 6] = ["mosquitto-clients", "libcoap3-bin", "curl", "python3", "python3-paho-mqtt", "faketime"];
+const PACKAGES: [&str; 8] = [
+    "mosquitto-clients",
+    "libcoap3-bin",
+    "curl",
+    "python3",
+    "python3-paho-mqtt",
+    "faketime",
+    "postgresql",
+    "etcd-server",
+];
 
 pub(crate) fn run() -> Result<()> {
     install()?;

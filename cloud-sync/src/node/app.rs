@@ -6,8 +6,8 @@
 //! mover   -> the coordinator's lease                                       -> shards
 //! ```
 
-use super::config::Config;
-use super::coordinator::{Coordinator, CoordinatorError, Sqlite};
+use super::config::{Config, GrpcTls, HttpTls};
+use super::coordinator::{self, CoordinatorError};
 use super::http::{self, Site};
 use super::intake::{Grpc, Intake, now_us};
 use super::metrics::Metrics;
@@ -16,16 +16,18 @@ use super::router::{Router, RouterError};
 use crate::wire::proto::uplink_server::UplinkServer;
 use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::address;
+use daemon::tls::TlsError;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -49,6 +51,12 @@ pub enum AppError {
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersError),
+    /// A file that the configuration names.
+    #[error("{0}")]
+    File(String),
+    /// A certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A port.
     #[error("{key} {address} cannot be bound: {source}; choose another address, or stop what uses it")]
     Bind {
@@ -61,11 +69,43 @@ pub enum AppError {
     },
 }
 
+/// What the listeners need for TLS, if they have it.
+struct Tls {
+    grpc: Option<ServerTlsConfig>,
+    http: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl Tls {
+    fn read(config: &Config) -> Result<Self, AppError> {
+        let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|e| AppError::File(format!("{} cannot be read: {e}", path.display())))
+        };
+        let GrpcTls { cert, key, client_ca } = &config.cloud.tls;
+        let grpc = match given(cert) {
+            None => None,
+            Some(cert) => {
+                // So that what is wrong is told at the start.
+                daemon::tls::server(&cert, key)?;
+                let mut grpc = ServerTlsConfig::new().identity(Identity::from_pem(read(&cert)?, read(key)?));
+                if let Some(ca) = given(client_ca) {
+                    grpc = grpc.client_ca_root(Certificate::from_pem(read(&ca)?));
+                }
+                Some(grpc)
+            }
+        };
+        let HttpTls { cert, key } = &config.http.tls;
+        let http = given(cert).map(|cert| daemon::tls::server(&cert, key)).transpose()?;
+        Ok(Tls { grpc, http })
+    }
+}
+
 /// A cloud daemon that is bound and wired, not yet serving.
 pub struct App {
     site: Arc<Site>,
     grpc: Option<TcpListener>,
     http: Option<TcpListener>,
+    tls: Tls,
     mover: Mover,
     stop: CancellationToken,
 }
@@ -75,12 +115,13 @@ impl App {
     pub async fn build(config: Config) -> Result<Self, AppError> {
         let users = Users::read(&config.users_file())?;
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
-        let coordinator: Arc<dyn Coordinator> = Arc::new(Sqlite::open(&config.cloud.data_dir)?);
+        let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
         let router = Arc::new(Router::open(&config, coordinator).await?);
         router.settle().await?;
         let mut addresses = Vec::new();
         let grpc = bind("cloud.listen", "grpc", &config.cloud.listen, &mut addresses).await?;
         let http = bind("http.listen", "http", &config.http.listen, &mut addresses).await?;
+        let tls = Tls::read(&config)?;
         let (metrics, auth) = (Arc::new(Metrics::default()), Arc::new(Auth::new(users)));
         let intake = Intake::new(
             Arc::clone(&router),
@@ -112,7 +153,7 @@ impl App {
             addresses,
             started_us: now_us(),
         });
-        Ok(App { site, grpc, http, mover, stop })
+        Ok(App { site, grpc, http, tls, mover, stop })
     }
 
     /// The bound addresses by listener.
@@ -131,12 +172,20 @@ impl App {
 
     /// Serves until `shutdown`, then stops in flow order.
     pub async fn run(self, shutdown: CancellationToken) {
-        let App { site, grpc, http, mover, stop } = self;
+        let App { site, grpc, http, tls, mover, stop } = self;
         let mut tasks: Vec<JoinHandle<()>> = Vec::new();
         if let Some(listener) = grpc {
             let service =
                 UplinkServer::new(Grpc(Arc::clone(&site.intake))).max_decoding_message_size(Grpc::MESSAGE_MAX);
-            let served = Server::builder().add_service(service);
+            let mut server = Server::builder();
+            if let Some(config) = tls.grpc {
+                // Its files have been read and its form checked.
+                match server.tls_config(config) {
+                    Ok(with_tls) => server = with_tls,
+                    Err(e) => return tracing::error!("TLS for gRPC cannot be used: {e}"),
+                }
+            }
+            let served = server.add_service(service);
             let stopped = stop.clone().cancelled_owned();
             tasks.push(tokio::spawn(async move {
                 if let Err(e) = served.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await {
@@ -145,7 +194,7 @@ impl App {
             }));
         }
         if let Some(listener) = http {
-            tasks.push(tokio::spawn(http::serve(listener, Arc::clone(&site), stop.clone())));
+            tasks.push(tokio::spawn(http::serve(listener, tls.http, Arc::clone(&site), stop.clone())));
         }
         tasks.push(tokio::spawn(mover.run()));
         tasks.push(tokio::spawn(tidy(Arc::clone(&site), stop.clone())));

@@ -39,12 +39,38 @@ pub struct Cloud {
     pub listen: String,
     /// Lets gateways without a token in, also from other machines.
     pub allow_anonymous: bool,
+    /// TLS for gRPC.
+    pub tls: GrpcTls,
     /// The shards that the first map is made of: "sqlite:FILE", relative to the data directory, or "postgres://USER:PASSWORD@HOST/DATABASE"; "NAME=..." names one, else they are called shard-000 and so on. Later ones are added with `tidegate-cloud shards add`.
     pub shards: Vec<String>,
+    /// Where the map lives: "sqlite" (in the data directory, for one daemon), "postgres://USER:PASSWORD@HOST/DATABASE" or "etcd://HOST:PORT,HOST:PORT/PREFIX", which several daemons share; their shards are then all in PostgreSQL. A new one takes over the map of the data directory, if there is one.
+    pub coordinator: String,
     /// Pushes at once, of all gateways; one more is asked to wait.
     pub max_pushes: usize,
     /// Pushes that a gateway may have under way.
     pub in_flight: u32,
+}
+
+/// TLS for gRPC.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GrpcTls {
+    /// The server's certificate chain, in PEM; empty means no TLS.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Certificates that sign those of gateways, in PEM: then a gateway needs one whose common name or DNS name is its id. Empty asks for none.
+    pub client_ca: PathBuf,
+}
+
+/// TLS for HTTP.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpTls {
+    /// The server's certificate chain, in PEM; empty means no TLS.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// The HTTP listener.
@@ -55,6 +81,8 @@ pub struct Http {
     pub listen: String,
     /// Lets requests without credentials in, also from other machines.
     pub allow_anonymous: bool,
+    /// TLS for HTTP.
+    pub tls: HttpTls,
 }
 
 /// Who may come in.
@@ -103,7 +131,9 @@ impl Default for Cloud {
             data_dir: "tidegate-cloud".into(),
             listen: "127.0.0.1:7443".into(),
             allow_anonymous: false,
+            tls: GrpcTls::default(),
             shards: vec!["sqlite:shard-000.db".into(), "sqlite:shard-001.db".into()],
+            coordinator: "sqlite".into(),
             max_pushes: 64,
             in_flight: 8,
         }
@@ -112,7 +142,7 @@ impl Default for Cloud {
 
 impl Default for Http {
     fn default() -> Self {
-        Http { listen: "127.0.0.1:8090".into(), allow_anonymous: false }
+        Http { listen: "127.0.0.1:8090".into(), allow_anonymous: false, tls: HttpTls::default() }
     }
 }
 
@@ -153,6 +183,18 @@ impl Options for Config {
         }
         if self.shards().len() != self.cloud.shards.len() || self.cloud.shards.is_empty() {
             wrong("cloud.shards", "there must be at least one, each with a name of its own".into());
+        }
+        let given = |path: &PathBuf| !path.as_os_str().is_empty();
+        for (key, cert, private) in [
+            ("cloud.tls.cert", &self.cloud.tls.cert, &self.cloud.tls.key),
+            ("http.tls.cert", &self.http.tls.cert, &self.http.tls.key),
+        ] {
+            if given(cert) != given(private) {
+                wrong(key, "needs the key beside it, and the other way round".into());
+            }
+        }
+        if given(&self.cloud.tls.client_ca) && !given(&self.cloud.tls.cert) {
+            wrong("cloud.tls.client_ca", "needs cloud.tls.cert and cloud.tls.key".into());
         }
         for (key, n) in [
             ("cloud.max_pushes", self.cloud.max_pushes),
@@ -198,11 +240,16 @@ mod tests {
         let shipped: Config = load(Some(path.as_ref()), Vec::new(), &[]).unwrap();
         assert_eq!(shipped, Config::default());
         let text = std::fs::read_to_string(path).unwrap();
-        let defaults = serde_json::to_value(Config::default()).unwrap();
-        for (section, keys) in defaults.as_object().unwrap() {
-            assert!(text.contains(&format!("[{section}]")), "{section}");
-            for key in keys.as_object().unwrap().keys() {
-                assert!(text.lines().any(|line| line.starts_with(&format!("{key} ="))), "{section}.{key}");
+        let mut sections = vec![(String::new(), serde_json::to_value(Config::default()).unwrap())];
+        while let Some((prefix, section)) = sections.pop() {
+            for (key, value) in section.as_object().unwrap() {
+                let whole = format!("{prefix}{key}");
+                if value.is_object() {
+                    assert!(text.contains(&format!("[{whole}]")), "{whole}");
+                    sections.push((format!("{whole}."), value.clone()));
+                } else {
+                    assert!(text.lines().any(|line| line.starts_with(&format!("{key} ="))), "{whole}");
+                }
             }
         }
     }

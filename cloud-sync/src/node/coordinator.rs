@@ -4,11 +4,19 @@
 //! daemon that moves slots. Always holds: neither decides anything about data; whoever acts on
 //! an old map, or still thinks that it holds the lease, is refused by the shards.
 
+/// etcd.
+mod etcd;
+/// A database.
+mod postgres;
 /// A file, for one daemon.
 mod sqlite;
 
 use async_trait::async_trait;
+pub use etcd::Etcd;
+pub use postgres::Postgres;
 pub use sqlite::Sqlite;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Why the coordinator did not do it.
@@ -34,4 +42,17 @@ pub trait Coordinator: Send + Sync + 'static {
 
     /// Returns when the document may have another version.
     async fn changed(&self, version: u64);
+}
+
+/// Opens the coordinator of a configuration: `sqlite`, `postgres://...` or `etcd://...`.
+pub async fn open(url: &str, directory: &Path) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
+    match url.split_once("://").map(|(scheme, _)| scheme) {
+        None if url == "sqlite" => Ok(Arc::new(Sqlite::open(directory)?)),
+        Some("postgres" | "postgresql") => {
+            let pool = crate::node::shard::postgres::pool(url).map_err(|e| CoordinatorError(e.to_string()))?;
+            Ok(Arc::new(Postgres::open(pool).await?))
+        }
+        Some("etcd" | "etcds") => Ok(Arc::new(Etcd::new(url)?)),
+        _ => Err(CoordinatorError(format!("{url:?} is none: write sqlite, postgres://... or etcd://HOST:PORT"))),
+    }
 }

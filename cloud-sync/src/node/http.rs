@@ -28,6 +28,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use daemon::auth::Auth;
 use daemon::http::reply::Problem;
+use daemon::tls::TlsListener;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -100,9 +101,22 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resu
 }
 
 /// Serves until `stop`, then finishes the requests under way.
-pub async fn serve(listener: TcpListener, site: Shared, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    site: Shared,
+    stop: CancellationToken,
+) {
     let app = routes().layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard)).with_state(site);
-    if let Err(e) = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await {
+    let stopped = stop.cancelled_owned();
+    let served = match tls {
+        None => axum::serve(listener, app).with_graceful_shutdown(stopped).await,
+        Some(tls) => match TlsListener::new(listener, tls) {
+            Ok(listener) => axum::serve(listener, app).with_graceful_shutdown(stopped).await,
+            Err(e) => Err(e),
+        },
+    };
+    if let Err(e) = served {
         tracing::error!("HTTP ended: {e}");
     }
 }

@@ -39,6 +39,27 @@ pub enum Refusal {
     Unavailable(String),
 }
 
+/// What a sender shows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Credentials<'a> {
+    /// The value of the `Authorization` header.
+    pub authorization: Option<&'a str>,
+    /// The names in a certificate that was asked for and is good.
+    pub certified: Option<&'a [String]>,
+}
+
+/// The common name and the DNS names of a certificate.
+fn names(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return Vec::new() };
+    let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(str::to_owned);
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let dns = alternative.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    common.chain(dns).collect()
+}
+
 /// The door for pushes.
 pub struct Intake {
     router: Arc<Router>,
@@ -68,10 +89,10 @@ impl Intake {
         Intake { router, auth, anonymous, room: Semaphore::new(max_pushes), in_flight, metrics }
     }
 
-    /// Takes a push; `authorization` is the header's value.
-    pub async fn push(&self, authorization: Option<&str>, request: PushRequest) -> Result<PushReply, Refusal> {
+    /// Takes a push.
+    pub async fn push(&self, credentials: Credentials<'_>, request: PushRequest) -> Result<PushReply, Refusal> {
         let started = std::time::Instant::now();
-        let reply = self.try_push(authorization, request).await;
+        let reply = self.try_push(credentials, request).await;
         self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
         if let Err(refusal) = &reply {
             self.metrics.refused(refusal.name());
@@ -80,10 +101,10 @@ impl Intake {
         reply
     }
 
-    async fn try_push(&self, authorization: Option<&str>, request: PushRequest) -> Result<PushReply, Refusal> {
+    async fn try_push(&self, credentials: Credentials<'_>, request: PushRequest) -> Result<PushReply, Refusal> {
         let from = request.sender.ok_or_else(|| Refusal::Invalid("the push has no sender".into()))?;
         check_name(&from.gateway).map_err(|e| Refusal::Invalid(format!("gateway {:?}: {e}", from.gateway)))?;
-        self.check(authorization, &from.gateway).await?;
+        self.check(credentials, &from.gateway).await?;
         let _room = self.room.try_acquire().map_err(|_| Refusal::Busy(RETRY_AFTER))?;
         let sender = Sender {
             gateway: from.gateway.as_str().into(),
@@ -128,12 +149,19 @@ impl Intake {
         }
     }
 
-    async fn check(&self, authorization: Option<&str>, gateway: &str) -> Result<(), Refusal> {
+    async fn check(&self, credentials: Credentials<'_>, gateway: &str) -> Result<(), Refusal> {
+        if let Some(names) = credentials.certified {
+            if names.iter().any(|name| name == gateway) {
+                return Ok(());
+            }
+            let text = format!("the certificate is {}'s, not {gateway:?}'s", names.join(", "));
+            return Err(Refusal::Forbidden(text));
+        }
         if self.anonymous || !self.auth.has_users() {
             return Ok(());
         }
         let remedy = "make one with `tidegate-cloud user add GATEWAY_ID --token` and give it to the gateway as uplink.token_file";
-        let who = match authorization {
+        let who = match credentials.authorization {
             Some(header) => self.auth.who(header).await,
             None => None,
         };
@@ -203,7 +231,9 @@ impl Uplink for Grpc {
     async fn push(&self, request: Request<PushRequest>) -> Result<Response<PushReply>, Status> {
         let authorization = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let authorization = authorization.map(str::to_owned);
-        let reply = self.0.push(authorization.as_deref(), request.into_inner()).await?;
+        let certified = request.peer_certs().map(|chain| names(chain.first().map_or(&[], |own| own.as_ref())));
+        let credentials = Credentials { authorization: authorization.as_deref(), certified: certified.as_deref() };
+        let reply = self.0.push(credentials, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 }

@@ -330,8 +330,16 @@ impl Mover {
             return Ok(false);
         }
         self.phase("deleting");
+        let mut by_shard: BTreeMap<&str, Vec<u16>> = BTreeMap::new();
         for leftover in &due {
-            self.delete(view, leftover).await?;
+            by_shard.entry(&leftover.shard).or_default().push(leftover.slot);
+        }
+        for (name, slots) in by_shard {
+            let Ok(shard) = view.shard(name) else { continue };
+            let inhabited: BTreeSet<u16> = shard.inhabited(slots).await.map_err(|e| at(name, e))?.into_iter().collect();
+            for leftover in due.iter().filter(|leftover| leftover.shard == name && inhabited.contains(&leftover.slot)) {
+                self.delete(view, leftover).await?;
+            }
         }
         let mut map = view.map.clone();
         map.leftovers.retain(|leftover| leftover.after_us > now_us);

@@ -5,7 +5,7 @@
 //! of an old map is done again with a new one; nothing is acknowledged that not every shard has.
 
 use super::config::Config;
-use super::coordinator::{Coordinator, CoordinatorError};
+use super::coordinator::{self, Coordinator, CoordinatorError};
 use super::map::{Map, MapError, Member};
 use super::row::{Key, Row, Version};
 use super::shard::postgres::Postgres;
@@ -80,6 +80,8 @@ impl View {
 pub struct Router {
     coordinator: Arc<dyn Coordinator>,
     data_dir: PathBuf,
+    /// Other daemons may use the same map.
+    shared: bool,
     view: RwLock<Arc<View>>,
     refreshing: Mutex<()>,
 }
@@ -88,13 +90,17 @@ impl Router {
     /// Opens the map, made of the configured shards if there is none, and all its shards.
     pub async fn open(config: &Config, coordinator: Arc<dyn Coordinator>) -> Result<Self, RouterError> {
         if coordinator.read().await?.is_none() {
-            let map = Map::new(config.shards())?;
+            let map = match former_map(config).await? {
+                Some(map) => map,
+                None => Map::new(config.shards())?.to_text(),
+            };
             // If another daemon is quicker, its map counts.
-            coordinator.swap(None, &map.to_text()).await?;
+            coordinator.swap(None, &map).await?;
         }
         let router = Router {
             coordinator,
             data_dir: config.cloud.data_dir.clone(),
+            shared: config.cloud.coordinator != "sqlite",
             view: RwLock::new(Arc::new(View { version: 0, map: Map::new(config.shards())?, shards: HashMap::new() })),
             refreshing: Mutex::default(),
         };
@@ -148,6 +154,11 @@ impl Router {
     pub async fn open_shard(&self, name: &str, member: &Member) -> Result<Arc<dyn Shard>, RouterError> {
         let failed = |error| RouterError::Shard { name: name.to_owned(), error };
         match member.url.split_once(':') {
+            Some(("sqlite", _)) if self.shared => Err(failed(ShardError::Down(
+                "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to PostgreSQL first, with \
+                 cloud.coordinator = \"sqlite\""
+                    .into(),
+            ))),
             Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&self.data_dir.join(file)).map_err(failed)?)),
             Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::open(&member.url).await.map_err(failed)?)),
             _ => Err(failed(ShardError::Down(format!(
@@ -268,6 +279,16 @@ impl Router {
         }
         Ok(held)
     }
+}
+
+/// The map of the data directory, when a coordinator for several daemons takes over.
+async fn former_map(config: &Config) -> Result<Option<String>, RouterError> {
+    if config.cloud.coordinator == "sqlite" || !coordinator::Sqlite::is_in(&config.cloud.data_dir) {
+        return Ok(None);
+    }
+    let former = coordinator::Sqlite::open(&config.cloud.data_dir)?.read().await?;
+    tracing::info!("the map of {} is taken over", config.cloud.data_dir.display());
+    Ok(former.map(|(_, map)| map))
 }
 
 /// The rows and labels of a batch, sorted, each once.

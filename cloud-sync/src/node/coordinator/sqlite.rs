@@ -23,6 +23,11 @@ fn failed(e: impl std::fmt::Display) -> CoordinatorError {
 }
 
 impl Sqlite {
+    /// True if there is a map in a directory.
+    pub fn is_in(directory: &Path) -> bool {
+        directory.join(FILE).exists()
+    }
+
     /// Opens the map in a directory, which no other daemon may use.
     pub fn open(directory: &Path) -> Result<Self, CoordinatorError> {
         let at = |e: std::io::Error| failed(format!("data directory {}: {e}", directory.display()));

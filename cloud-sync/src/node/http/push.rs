@@ -1,7 +1,7 @@
 //! `POST /v1/push`: the gRPC message as a body.
 
 use super::Shared;
-use crate::node::intake::Refusal;
+use crate::node::intake::{Credentials, Refusal};
 use crate::wire::proto::PushRequest;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -13,7 +13,8 @@ use prost::Message;
 const MESSAGE_TYPE: &str = "application/x-protobuf";
 
 pub(super) async fn push(State(site): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
-    let credentials = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let credentials = Credentials { authorization, certified: None };
     let request = match PushRequest::decode(body) {
         Ok(request) => request,
         Err(e) => return Problem::bad_request(format!("the body is no tidegate.v1.PushRequest: {e}")).into_response(),

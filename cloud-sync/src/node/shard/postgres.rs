@@ -55,34 +55,40 @@ impl From<tokio_postgres::Error> for ShardError {
     }
 }
 
+/// A pool for a database. `sslmode=require` in the URL checks the server's certificate against
+/// the system's.
+pub(in crate::node) fn pool(url: &str) -> Result<Pool, ShardError> {
+    let mut config = Config::from_str(url).map_err(down)?;
+    config.connect_timeout(CONNECT_TIMEOUT).application_name("tidegate-cloud");
+    // Who stops in the middle of a transaction must not hold its locks for ever.
+    let options = config.get_options().unwrap_or_default().to_owned();
+    config.options(format!("{options} -c idle_in_transaction_session_timeout=5s -c statement_timeout=60s"));
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = match config.get_ssl_mode() {
+        SslMode::Require => {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
+        }
+        _ => {
+            config.ssl_mode(SslMode::Disable);
+            Manager::from_config(config, NoTls, recycling)
+        }
+    };
+    let wait = Some(CONNECT_TIMEOUT);
+    Pool::builder(manager)
+        .max_size(CONNECTIONS)
+        .timeouts(Timeouts { wait, create: wait, recycle: wait })
+        .runtime(deadpool_postgres::Runtime::Tokio1)
+        .build()
+        .map_err(down)
+}
+
 impl Postgres {
-    /// A pool for a database; its tables are made or brought up to date. `sslmode=require` in the
-    /// URL checks the server's certificate against the system's.
+    /// A shard in a database; its tables are made or brought up to date.
     pub async fn open(url: &str) -> Result<Self, ShardError> {
-        let mut config = Config::from_str(url).map_err(down)?;
-        config.connect_timeout(CONNECT_TIMEOUT).application_name("tidegate-cloud");
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = match config.get_ssl_mode() {
-            SslMode::Require => {
-                let mut roots = rustls::RootCertStore::empty();
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-                let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-                Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
-            }
-            _ => {
-                config.ssl_mode(SslMode::Disable);
-                Manager::from_config(config, NoTls, recycling)
-            }
-        };
-        let timeouts =
-            Timeouts { wait: Some(CONNECT_TIMEOUT), create: Some(CONNECT_TIMEOUT), recycle: Some(CONNECT_TIMEOUT) };
-        let pool = Pool::builder(manager)
-            .max_size(CONNECTIONS)
-            .timeouts(timeouts)
-            .runtime(deadpool_postgres::Runtime::Tokio1)
-            .build()
-            .map_err(down)?;
-        let shard = Postgres { pool, fences: Fences::default() };
+        let shard = Postgres { pool: pool(url)?, fences: Fences::default() };
         let mut pooled = shard.connection().await?;
         schema::migrate(&mut pooled).await?;
         drop(pooled);

@@ -209,3 +209,88 @@ fn a_cloud_that_is_restored_from_a_backup_gets_what_it_lacks() {
     agree(&gateway, &cloud);
     assert!(gateway.get("/v1/status")["uplink"]["replays"].as_u64() >= Some(1));
 }
+
+/// A certificate authority and what it signs, as PEM files.
+struct Authority {
+    directory: tempfile::TempDir,
+    certificate: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        Authority { directory: tempfile::tempdir().unwrap(), certificate, issuer: rcgen::Issuer::new(parameters, key) }
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn ca(&self) -> String {
+        self.write("ca.pem", &self.certificate.pem())
+    }
+
+    /// A certificate for a name, and its key.
+    fn sign(&self, name: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let signed =
+            rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (self.write(&format!("{name}.pem"), &signed.pem()), self.write(&format!("{name}.key"), &key.serialize_pem()))
+    }
+}
+
+/// Over TLS, who has a certificate of its own name may push, and who has another one may not;
+/// over HTTPS a token does the same.
+#[test]
+fn gateways_show_a_certificate_or_a_token_of_their_own() {
+    let authority = Authority::new();
+    let (cert, key) = authority.sign("localhost");
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut add = Command::new(tests::binary("tidegate-cloud"));
+    add.arg("--set").arg(format!("cloud.data_dir={}", directory.path().join("cloud").display()));
+    let token = tests::output(add.args(["user", "add", "gw-token", "--token"]));
+    let token_file = authority.write("token", &token);
+    let cloud = cloud()
+        .set("cloud.tls.cert", &cert)
+        .set("cloud.tls.key", &key)
+        .set("cloud.tls.client_ca", &authority.ca())
+        .start_in(directory);
+    let (cert, key) = authority.sign("gw-cert");
+    let plan = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[]);
+    let by_certificate = plan
+        .clone()
+        .set("uplink.endpoints", &format!("[\"https://localhost:{}\"]", cloud.grpc.port()))
+        .set("uplink.tls.ca", &authority.ca())
+        .set("uplink.tls.cert", &cert)
+        .set("uplink.tls.key", &key);
+    let by_token =
+        plan.set("uplink.endpoints", &format!("[\"{}\"]", cloud.url("/v1/push"))).set("uplink.token_file", &token_file);
+    let now_s = tests::now_s();
+    let error = |gateway: &Gateway| gateway.get("/v1/status")["uplink"]["last_error"].as_str().map(str::to_owned);
+    let refused = |gateway: &Gateway, why: &str| {
+        post(gateway, "d", now_s - 100, 10);
+        let error = eventually("it is refused", || error(gateway));
+        assert!(error.contains(why), "{error}");
+    };
+    let right = [by_certificate.clone().set("gateway.id", "gw-cert"), by_token.clone().set("gateway.id", "gw-token")];
+    let right = right.map(|plan| plan.start());
+    right.iter().for_each(|gateway| post(gateway, "d", now_s - 100, 10));
+    let bearer = format!("Bearer {}", token.trim());
+    let count = || {
+        let url = cloud.url("/v1/aggregates?stats=count&group_by=gateway");
+        let text = ureq::get(url).header("authorization", &bearer).call().unwrap().body_mut().read_to_string().unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["rows"].as_array().unwrap().len()
+    };
+    eventually("both are taken", || (count() == 2).then_some(()));
+    refused(&by_certificate.set("gateway.id", "other").start(), "gw-cert's, not \"other\"'s");
+    refused(&by_token.set("gateway.id", "other").start(), "the token is \"gw-token\"'s, not \"other\"'s");
+    let plain = gateway().forwarding_to(&[]).set("uplink.endpoints", &format!("[\"http://{}\"]", cloud.grpc)).start();
+    eventually("without TLS it does not get through", || error(&plain));
+    assert_eq!(count(), 2);
+}

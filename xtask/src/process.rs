@@ -78,6 +78,30 @@ impl Drop for Running {
     }
 }
 
+/// Starts a daemon and waits until it says where it listens, on all of these.
+fn listening<const N: usize>(command: &mut Command, names: [&str; N]) -> Result<(Running, [String; N])> {
+    let mut running = Running::start(command.stderr(Stdio::piped()))?;
+    let log = running.child.stderr.take().context("no log")?;
+    let mut addresses = [const { String::new() }; N];
+    let mut lines = BufReader::new(log).lines();
+    while addresses.iter().any(String::is_empty) {
+        let Some(Ok(line)) = lines.next() else { bail!("the daemon ended before it listened") };
+        for (name, address) in names.iter().zip(&mut addresses) {
+            if let Some((_, bound)) = line.split_once(&format!("{name} listens on ")) {
+                *address = bound.trim().to_owned();
+            }
+        }
+    }
+    // Somebody has to read the rest of the log.
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+    Ok((running, addresses))
+}
+
+fn get(address: &str, path: &str) -> Result<Value> {
+    let text = ureq::get(format!("http://{address}{path}")).call()?.body_mut().read_to_string()?;
+    Ok(serde_json::from_str(&text)?)
+}
+
 /// A gateway and where it listens.
 #[derive(Debug)]
 pub(crate) struct Gateway {
@@ -95,31 +119,38 @@ impl Gateway {
         for listener in ["mqtt", "coap", "http"] {
             command.arg("--set").arg(format!("{listener}.listen=127.0.0.1:0"));
         }
-        for set in sets {
-            command.arg("--set").arg(set);
-        }
-        let mut running = Running::start(command.stderr(Stdio::piped()))?;
-        let log = running.child.stderr.take().context("no log")?;
-        let mut gateway = Gateway { running, mqtt: String::new(), coap: String::new(), http: String::new() };
-        let mut lines = BufReader::new(log).lines();
-        while gateway.mqtt.is_empty() || gateway.coap.is_empty() || gateway.http.is_empty() {
-            let Some(Ok(line)) = lines.next() else { bail!("the gateway ended before it listened") };
-            for (name, address) in
-                [("mqtt", &mut gateway.mqtt), ("coap", &mut gateway.coap), ("http", &mut gateway.http)]
-            {
-                if let Some((_, bound)) = line.split_once(&format!("{name} listens on ")) {
-                    *address = bound.trim().to_owned();
-                }
-            }
-        }
-        // Somebody has to read the rest of the log.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
-        Ok(gateway)
+        sets.iter().for_each(|set| drop(command.arg("--set").arg(set)));
+        let (running, [mqtt, coap, http]) = listening(&mut command, ["mqtt", "coap", "http"])?;
+        Ok(Gateway { running, mqtt, coap, http })
     }
 
     /// Asks over HTTP.
     pub(crate) fn get(&self, path: &str) -> Result<Value> {
-        let text = ureq::get(format!("http://{}{path}", self.http)).call()?.body_mut().read_to_string()?;
-        Ok(serde_json::from_str(&text)?)
+        get(&self.http, path)
+    }
+}
+
+/// A cloud daemon and where it listens.
+#[derive(Debug)]
+pub(crate) struct Cloud {
+    pub(crate) running: Running,
+    pub(crate) grpc: String,
+    pub(crate) http: String,
+}
+
+impl Cloud {
+    /// Starts a cloud daemon on free ports and waits until it says where it listens.
+    pub(crate) fn start(binary: &Path, data: &Path, sets: &[&str]) -> Result<Self> {
+        let mut command = Command::new(binary);
+        command.arg("--set").arg(format!("cloud.data_dir={}", data.display()));
+        command.args(["--set", "cloud.listen=127.0.0.1:0", "--set", "http.listen=127.0.0.1:0"]);
+        sets.iter().for_each(|set| drop(command.arg("--set").arg(set)));
+        let (running, [grpc, http]) = listening(&mut command, ["grpc", "http"])?;
+        Ok(Cloud { running, grpc, http })
+    }
+
+    /// Asks over HTTP.
+    pub(crate) fn get(&self, path: &str) -> Result<Value> {
+        get(&self.http, path)
     }
 }

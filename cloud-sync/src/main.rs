@@ -122,13 +122,13 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         Verb::Run => {
             let served = runtime.block_on(run(config, arguments.common));
             runtime.shutdown_background();
-            return served;
+            served
         }
         Verb::Check => {
             println!("the configuration is good");
-            return Ok(());
+            Ok(())
         }
-        Verb::User { verb } => return verb.run(&config.users_file()),
+        Verb::User { verb } => verb.run(&config.users_file()),
         verb => {
             let url = match arguments.url {
                 Some(url) => url,

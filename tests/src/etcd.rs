@@ -1,12 +1,13 @@
 //! A private etcd, and a wire that can be cut.
 
-use super::{eventually, postgres::free_port, tool};
+use super::{eventually, tool};
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
+use xtask::postgres::free_port;
 
 /// A server with a directory and ports of its own; it ends with its handle.
 #[derive(Debug)]

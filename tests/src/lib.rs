@@ -9,9 +9,6 @@ pub mod cloud;
 /// A private etcd, and a wire that can be cut.
 pub mod etcd;
 
-/// A private PostgreSQL server.
-pub mod postgres;
-
 /// A disk whose power can be cut.
 pub mod powercut;
 
@@ -29,6 +26,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+pub use xtask::postgres;
 
 /// How long anything that must happen may take; a slow machine is no failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: programs that measure, beside a named peer in the same run.
 
+/// Summaries into shards and out of them.
+pub(crate) mod cloud;
 /// A day of a thousand sensors.
 mod day;
 /// Readings acknowledged per second.

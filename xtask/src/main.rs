@@ -50,6 +50,8 @@ enum BenchVerb {
     Store(bench::store::Options),
     /// Answers over HTTP, beside SQLite rows and DuckDB.
     Query(bench::query::Options),
+    /// Summaries into SQLite and PostgreSQL shards, beside bare COPY and INSERT; moves; fleet questions.
+    Cloud(bench::cloud::Options),
     /// Readings in no order, beside the same readings in order.
     Replay(bench::replay::Options),
 }
@@ -62,6 +64,7 @@ fn main() -> Result<()> {
         Verb::Bench { verb: BenchVerb::Ingest(options) } => bench::ingest::run(&options),
         Verb::Bench { verb: BenchVerb::Store(options) } => bench::store::run(&options),
         Verb::Bench { verb: BenchVerb::Query(options) } => bench::query::run(&options),
+        Verb::Bench { verb: BenchVerb::Cloud(options) } => bench::cloud::run(&options),
         Verb::Bench { verb: BenchVerb::Replay(options) } => bench::replay::run(&options),
         Verb::Soak => soak(),
         Verb::Dist => dist(),

@@ -119,7 +119,9 @@ impl Gateway {
         for listener in ["mqtt", "coap", "http"] {
             command.arg("--set").arg(format!("{listener}.listen=127.0.0.1:0"));
         }
-        sets.iter().for_each(|set| drop(command.arg("--set").arg(set)));
+        for set in sets {
+            command.arg("--set").arg(set);
+        }
         let (running, [mqtt, coap, http]) = listening(&mut command, ["mqtt", "coap", "http"])?;
         Ok(Gateway { running, mqtt, coap, http })
     }
@@ -144,7 +146,9 @@ impl Cloud {
         let mut command = Command::new(binary);
         command.arg("--set").arg(format!("cloud.data_dir={}", data.display()));
         command.args(["--set", "cloud.listen=127.0.0.1:0", "--set", "http.listen=127.0.0.1:0"]);
-        sets.iter().for_each(|set| drop(command.arg("--set").arg(set)));
+        for set in sets {
+            command.arg("--set").arg(set);
+        }
         let (running, [grpc, http]) = listening(&mut command, ["grpc", "http"])?;
         Ok(Cloud { running, grpc, http })
     }

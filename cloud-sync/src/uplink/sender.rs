@@ -227,7 +227,7 @@ impl Uplink {
                         if bytes.is_empty() {
                             // Nothing is left of what had changed.
                             self.progress.acknowledge(changes);
-                            self.to_save();
+                            self.unsaved_mut();
                             return;
                         }
                         let batch = self.next_batch;
@@ -249,7 +249,7 @@ impl Uplink {
                 self.saving = false;
                 if let Err(e) = saved {
                     self.fail(format!("progress cannot be saved: {e}"));
-                    self.to_save();
+                    self.unsaved_mut();
                 }
             }
         }
@@ -317,7 +317,7 @@ impl Uplink {
                 } else if batch > 0 {
                     self.progress.acknowledge(changes.clone());
                     self.shards.acknowledged(batch, &reply.shards);
-                    self.to_save().sent.push((batch, changes));
+                    self.unsaved_mut().sent.push((batch, changes));
                     self.status.change(|status| {
                         status.batches += 1;
                         status.summaries += summaries as u64;
@@ -372,7 +372,7 @@ impl Uplink {
             Err(e) => self.fail(format!("what a restored shard lacks cannot be found: {e}")),
         }
         self.status.change(|status| status.replays += lacking.len() as u64);
-        self.to_save();
+        self.unsaved_mut();
     }
 
     fn fail(&self, what: String) {
@@ -387,7 +387,7 @@ impl Uplink {
         });
     }
 
-    fn to_save(&mut self) -> &mut Saved {
+    fn unsaved_mut(&mut self) -> &mut Saved {
         if self.unsaved.is_none() {
             self.save_at = Instant::now() + SAVE_EVERY;
         }

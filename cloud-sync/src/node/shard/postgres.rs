@@ -6,6 +6,10 @@
 //! are transaction-scoped, which is safe behind poolers. Everything lies in the schema
 //! `tidegate`; `SELECT * FROM tidegate.summaries` shows plain rows.
 
+/// Rows to answers.
+mod answer;
+/// Hours and days.
+mod rollup;
 /// Tables, their versions, partitions.
 mod schema;
 /// Rows to SQL and back.
@@ -134,7 +138,7 @@ impl Shard for Postgres {
         let client: &mut Client = &mut pooled;
         let snapshot = store::snapshot(client).await?;
         self.fences.check(&snapshot, &question.fences).await?;
-        store::aggregate(&snapshot, &question).await
+        answer::aggregate(&snapshot, &question).await
     }
 
     async fn devices(
@@ -148,7 +152,7 @@ impl Shard for Postgres {
         let client: &mut Client = &mut pooled;
         let snapshot = store::snapshot(client).await?;
         self.fences.check(&snapshot, &fences).await?;
-        store::devices(&snapshot, &patterns, after, limit, &fences).await
+        answer::devices(&snapshot, &patterns, after, limit, &fences).await
     }
 
     async fn windows(
@@ -162,7 +166,7 @@ impl Shard for Postgres {
         let client: &mut Client = &mut pooled;
         let snapshot = store::snapshot(client).await?;
         self.fences.check(&snapshot, &fences).await?;
-        store::windows(&snapshot, &gateway, after, limit, &fences).await
+        answer::windows(&snapshot, &gateway, after, limit, &fences).await
     }
 
     async fn fences(&self) -> Result<Vec<Fence>, ShardError> {
@@ -249,7 +253,7 @@ impl Shard for Postgres {
         let client: &mut Client = &mut pooled;
         schema::add_partitions(client, until_us).await?;
         let transaction = client.transaction().await?;
-        let hours = store::roll_up(&transaction, until_us, limit).await?;
+        let hours = rollup::roll_up(&transaction, until_us, limit).await?;
         transaction.commit().await?;
         Ok(hours)
     }

@@ -1,15 +1,13 @@
 //! Rows to SQL and back, inside whatever transaction the caller has begun.
 
-use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
+use super::super::merge::HOUR_US;
 use super::schema::{LOCK, drop_partitions};
 use super::{may_write, state_of};
 use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches};
-use crate::node::shard::{Beat, Fence, Known, Partial, Question, Sender, ShardError, State, Write};
+use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write};
 use crate::placement::Epoch;
 use crate::uplink::Held;
-use crate::wire::HeldWindow;
 use futures_util::{TryStreamExt, future, pin_mut};
-use model::aggregate::glob;
 use model::time::window_start;
 use model::{Micros, Sketch, Summary, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,9 +22,9 @@ const COPIED_FROM: usize = 200;
 /// Devices of a slot have numbers from `slot << DEVICE_BITS` on.
 const DEVICE_BITS: i64 = 40;
 
-const COLUMNS: &str =
+pub(super) const COLUMNS: &str =
     "metric, count, texts, sum, m2, min, max, first_us, first, first_text, last_us, last, last_text, sketch";
-const TYPES: [Type; 20] = [
+pub(super) const TYPES: [Type; 20] = [
     Type::INT8,
     Type::INT8,
     Type::INT8,
@@ -238,7 +236,7 @@ fn numbers(slot: u16) -> (i64, i64) {
     (i64::from(slot) << DEVICE_BITS, (i64::from(slot) + 1) << DEVICE_BITS)
 }
 
-fn slot_of(device: i64) -> u16 {
+pub(super) fn slot_of(device: i64) -> u16 {
     (device >> DEVICE_BITS) as u16
 }
 
@@ -285,7 +283,7 @@ async fn devices_of(
 }
 
 /// A row as PostgreSQL takes it.
-struct Columns {
+pub(super) struct Columns {
     id: i64,
     length_us: i64,
     start_us: i64,
@@ -306,7 +304,7 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(id: i64, row: &Row) -> Self {
+    pub(super) fn of(id: i64, row: &Row) -> Self {
         let each = || row.metrics.values();
         let text = |value: &Value| match value {
             // PostgreSQL keeps no zero characters.
@@ -335,7 +333,7 @@ impl Columns {
         }
     }
 
-    fn values(&self) -> [&(dyn ToSql + Sync); 20] {
+    pub(super) fn values(&self) -> [&(dyn ToSql + Sync); 20] {
         let [sum, m2, min, max] = &self.numbers;
         [
             &self.id,
@@ -363,7 +361,7 @@ impl Columns {
 }
 
 /// The summaries of a row whose columns begin at `at`; sketches only if they are asked for.
-fn metrics_of(row: &SqlRow, at: usize, sketches: bool) -> Result<Vec<(String, Summary)>, ShardError> {
+pub(super) fn metrics_of(row: &SqlRow, at: usize, sketches: bool) -> Result<Vec<(String, Summary)>, ShardError> {
     let damaged = || ShardError::Down("a row is damaged: restore the shard from a backup".into());
     let names: Vec<String> = row.try_get(at)?;
     let (counts, texts): (Vec<i64>, Vec<i64>) = (row.try_get(at + 1)?, row.try_get(at + 2)?);
@@ -514,170 +512,6 @@ async fn supersede(db: &Transaction<'_>, id: i64, row: &Row, lengths: &BTreeSet<
     }
     mark_stale(db, removed).await?;
     Ok(true)
-}
-
-pub(super) async fn aggregate(db: &Transaction<'_>, question: &Question) -> Result<Partial, ShardError> {
-    let asked = asked(db, question).await?;
-    let ids: Vec<i64> = asked.keys().copied().collect();
-    let mut merger = Merger::new(question);
-    let Spans { edges, hours, days } = Spans::of(question);
-    let sketch = if question.sketches { "sketch" } else { "''::bytea" };
-    let columns = |of: &str| {
-        let columns = COLUMNS.split(", ").filter(|column| *column != "sketch").map(|column| format!("{of}.{column}"));
-        let sketch = if question.sketches { format!("{of}.{sketch}") } else { sketch.to_owned() };
-        format!("{of}.device, {of}.length_us, {of}.start_us, {}, {sketch}", columns.collect::<Vec<_>>().join(", "))
-    };
-    let windows = format!(
-        "SELECT {} FROM tidegate.summary s WHERE s.device = ANY($1) AND s.start_us >= $2 AND s.start_us < $3",
-        columns("s")
-    );
-    let mut parts: Vec<(String, Vec<Micros>)> = Vec::new();
-    for edge in edges.into_iter().filter(|edge| edge.from_us < edge.to_us) {
-        parts.push((windows.clone(), vec![edge.from_us, edge.to_us]));
-    }
-    if hours.from_us < hours.to_us {
-        let stale = format!(
-            "SELECT {} FROM (SELECT DISTINCT device, hour_us FROM tidegate.stale
-                WHERE device = ANY($1) AND hour_us >= $2 AND hour_us < $3) h
-             JOIN tidegate.summary s ON s.device = h.device AND s.start_us >= h.hour_us AND s.start_us < h.hour_us + {HOUR_US}",
-            columns("s")
-        );
-        parts.push((stale, vec![hours.from_us, hours.to_us]));
-        let is_stale = |whole_us: Micros, at: &str| {
-            format!(
-                "EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = r.device AND t.hour_us >= {at}
-                    AND t.hour_us < {at} + {whole_us})"
-            )
-        };
-        let of_hours = format!(
-            "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {HOUR_US} AND r.start_us >= $2
-                AND r.start_us < $3 AND NOT {} AND (r.start_us < $4 OR r.start_us >= $5 OR {})",
-            columns("r"),
-            is_stale(HOUR_US, "r.start_us"),
-            is_stale(DAY_US, &format!("(r.start_us - r.start_us % {DAY_US})"))
-        );
-        parts.push((of_hours, vec![hours.from_us, hours.to_us, days.from_us, days.to_us]));
-        if days.from_us < days.to_us {
-            let of_days = format!(
-                "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {DAY_US} AND r.start_us >= $2
-                    AND r.start_us < $3 AND NOT {}",
-                columns("r"),
-                is_stale(DAY_US, "r.start_us")
-            );
-            parts.push((of_days, vec![days.from_us, days.to_us]));
-        }
-    }
-    for (sql, times) in parts {
-        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&ids];
-        values.extend(times.iter().map(|us| us as &(dyn ToSql + Sync)));
-        let rows = db.query_raw(&sql, values.into_iter().map(|value| value as &dyn ToSql)).await;
-        let rows = rows?;
-        pin_mut!(rows);
-        while let Some(row) = rows.try_next().await? {
-            let Some(device) = asked.get(&row.get::<_, i64>(0)) else { continue };
-            merger.add(device, row.get(1), row.get(2), metrics_of(&row, 3, question.sketches)?);
-            merger.check()?;
-        }
-    }
-    Ok(merger.finish())
-}
-
-/// The devices of the slots asked about that the filter lets through.
-async fn asked(db: &impl GenericClient, question: &Question) -> Result<HashMap<i64, Asked>, ShardError> {
-    let slots: BTreeSet<u16> = question.fences.iter().map(|(slot, _)| *slot).collect();
-    let named = &question.filter.devices;
-    let all_named = !named.is_empty() && named.iter().all(|name| !model::aggregate::is_glob(name));
-    let rows = if all_named {
-        db.query("SELECT id, name, gateway, labels::text FROM tidegate.device WHERE name = ANY($1)", &[named]).await?
-    } else {
-        db.query("SELECT id, name, gateway, labels::text FROM tidegate.device", &[]).await?
-    };
-    let mut asked = HashMap::new();
-    for row in rows {
-        let (id, name, gateway): (i64, String, String) = (row.get(0), row.get(1), row.get(2));
-        if slots.contains(&slot_of(id)) && question.wants(&name, &gateway) {
-            let labels = if question.wants_labels() { labels_of(&row, 3) } else { BTreeMap::new() };
-            asked.insert(id, Asked { id, name: name.into(), gateway: gateway.into(), labels });
-        }
-    }
-    Ok(asked)
-}
-
-fn labels_of(row: &SqlRow, at: usize) -> BTreeMap<String, String> {
-    serde_json::from_str(row.get::<_, &str>(at)).unwrap_or_default()
-}
-
-pub(super) async fn devices(
-    db: &impl GenericClient,
-    patterns: &[String],
-    after: Option<(String, String)>,
-    limit: usize,
-    fences: &[(u16, Epoch)],
-) -> Result<Vec<Known>, ShardError> {
-    let slots: BTreeSet<u16> = fences.iter().map(|(slot, _)| *slot).collect();
-    let (name, gateway) = after.unwrap_or_default();
-    // Byte order, as everywhere else.
-    let rows = db
-        .query(
-            "SELECT id, name, gateway, labels::text FROM tidegate.device
-             WHERE (name COLLATE \"C\", gateway COLLATE \"C\") > ($1, $2) ORDER BY name COLLATE \"C\", gateway COLLATE \"C\"",
-            &[&name, &gateway],
-        )
-        .await?;
-    let wanted = |row: &&SqlRow| {
-        let name: &str = row.get(1);
-        let matches = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name));
-        matches && slots.contains(&slot_of(row.get(0)))
-    };
-    let mut known = Vec::new();
-    for row in rows.iter().filter(wanted).take(limit) {
-        let id: i64 = row.get(0);
-        let latest = db
-            .query_opt(
-                "SELECT start_us + length_us, metric FROM tidegate.summary WHERE device = $1
-                 ORDER BY start_us + length_us DESC LIMIT 1",
-                &[&id],
-            )
-            .await?;
-        known.push(Known {
-            device: row.get::<_, String>(1).into(),
-            gateway: row.get::<_, String>(2).into(),
-            labels: labels_of(row, 3),
-            metrics: latest.as_ref().map(|row| row.get(1)).unwrap_or_default(),
-            last_us: latest.as_ref().map(|row| row.get(0)),
-        });
-    }
-    Ok(known)
-}
-
-pub(super) async fn windows(
-    db: &impl GenericClient,
-    gateway: &str,
-    after: Option<(String, Micros, Micros)>,
-    limit: usize,
-    fences: &[(u16, Epoch)],
-) -> Result<Vec<HeldWindow>, ShardError> {
-    let slots: Vec<i64> = fences.iter().map(|(slot, _)| i64::from(*slot)).collect();
-    let (name, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
-    let rows = db
-        .query(
-            "SELECT d.name, s.length_us, s.start_us, s.incarnation, s.revision,
-                (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint
-             FROM tidegate.device d JOIN tidegate.summary s ON s.device = d.id
-             WHERE d.gateway = $1 AND d.id >> 40 = ANY($6) AND (d.name COLLATE \"C\", s.length_us, s.start_us) > ($2, $3, $4)
-             ORDER BY d.name COLLATE \"C\", s.length_us, s.start_us LIMIT $5",
-            &[&gateway, &name, &length_us, &start_us, &(limit as i64), &slots],
-        )
-        .await?;
-    let window = |row: &SqlRow| HeldWindow {
-        device: row.get(0),
-        length_us: row.get(1),
-        start_us: row.get(2),
-        incarnation: row.get::<_, i64>(3) as u64,
-        revision: row.get::<_, i64>(4) as u64,
-        readings: row.get::<_, i64>(5) as u64,
-    };
-    Ok(rows.iter().map(window).collect())
 }
 
 pub(super) async fn inhabited(db: &impl GenericClient, slots: &[u16]) -> Result<Vec<u16>, ShardError> {
@@ -870,106 +704,6 @@ pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize)
     Ok(deleted)
 }
 
-/// Computes hours that have changed, oldest first, and the days of which no hour is stale any
-/// more. Hours are taken of earlier generations only: all their writes are over.
-pub(super) async fn roll_up(db: &Transaction<'_>, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-    let alone: bool = db.query_one("SELECT pg_try_advisory_xact_lock($1)", &[&(LOCK + 2)]).await?.get(0);
-    if !alone {
-        return Ok(0);
-    }
-    let before_us = until_us - HOUR_US;
-    let found = db
-        .query(
-            "SELECT s.device, s.hour_us, s.generation FROM tidegate.stale s, tidegate.meta m
-             WHERE m.key = 'generation' AND s.generation < m.value AND s.hour_us < $1
-             ORDER BY s.hour_us, s.device LIMIT $2",
-            &[&before_us, &(limit as i64)],
-        )
-        .await?;
-    if found.is_empty() {
-        let waiting = "SELECT 1 FROM tidegate.stale WHERE hour_us < $1 LIMIT 1";
-        if db.query_opt(waiting, &[&before_us]).await?.is_some() {
-            // Alone: then no write of this generation is under way.
-            db.query("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
-            db.execute("UPDATE tidegate.meta SET value = value + 1 WHERE key = 'generation'", &[]).await?;
-        }
-        return Ok(0);
-    }
-    let retired_us = db.query_opt("SELECT value FROM tidegate.meta WHERE key = 'retired_us'", &[]).await?;
-    let retired_us: Micros = retired_us.map_or(Micros::MIN, |row| row.get(0));
-    let hours: BTreeSet<(i64, Micros)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let (ids, starts): (Vec<i64>, Vec<Micros>) = hours.iter().copied().unzip();
-    let sealed = db
-        .query(
-            "SELECT r.device, r.start_us FROM unnest($1::bigint[], $2::bigint[]) AS w(device, hour_us)
-             JOIN tidegate.rollup r ON r.device = w.device AND r.length_us = $3 AND r.start_us = w.hour_us
-             WHERE r.received_us < $4",
-            &[&ids, &starts, &HOUR_US, &retired_us],
-        )
-        .await?;
-    let sealed: BTreeSet<(i64, Micros)> = sealed.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let open: BTreeSet<(i64, Micros)> = hours.difference(&sealed).copied().collect();
-    roll(db, &open, "summary", "true", HOUR_US).await?;
-    let generations: Vec<i64> = found.iter().map(|row| row.get(2)).collect();
-    let (ids, starts): (Vec<i64>, Vec<Micros>) =
-        found.iter().map(|row| (row.get::<_, i64>(0), row.get::<_, Micros>(1))).unzip();
-    db.execute(
-        "DELETE FROM tidegate.stale s USING unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w(device, hour_us, generation)
-         WHERE s.device = w.device AND s.hour_us = w.hour_us AND s.generation = w.generation",
-        &[&ids, &starts, &generations],
-    )
-    .await?;
-    // A day with a stale hour is computed with the last of them.
-    let days: BTreeSet<(i64, Micros)> = open.iter().map(|(id, us)| (*id, window_start(*us, DAY_US))).collect();
-    roll(db, &days, "rollup", &format!("s.length_us = {HOUR_US}"), DAY_US).await?;
-    Ok(hours.len())
-}
-
-/// Merges windows that start within longer ones, and writes these.
-async fn roll(
-    db: &Transaction<'_>,
-    places: &BTreeSet<(i64, Micros)>,
-    table: &str,
-    which: &str,
-    whole_us: Micros,
-) -> Result<(), ShardError> {
-    let (ids, starts): (Vec<i64>, Vec<Micros>) = places.iter().copied().unzip();
-    let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
-    let found = db
-        .query(
-            &format!(
-                "SELECT w.device, w.start_us, s.received_us, {columns}
-                 FROM unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
-                 JOIN tidegate.{table} s ON s.device = w.device AND s.start_us >= w.start_us
-                    AND s.start_us < w.start_us + $3 AND {which}"
-            ),
-            &[&ids, &starts, &whole_us],
-        )
-        .await?;
-    let mut merged: BTreeMap<(i64, Micros), (Micros, BTreeMap<Arc<str>, Summary>)> = BTreeMap::new();
-    for row in &found {
-        let place: (i64, Micros) = (row.get(0), row.get(1));
-        let (received_us, metrics) = merged.entry(place).or_default();
-        *received_us = row.get::<_, Micros>(2).max(*received_us);
-        for (name, summary) in metrics_of(row, 3, true)? {
-            metrics.entry(name.into()).or_insert_with(|| Summary::empty(place.1)).add(&summary);
-        }
-    }
-    db.execute(
-        "DELETE FROM tidegate.rollup r USING unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
-         WHERE r.device = w.device AND r.length_us = $3 AND r.start_us = w.start_us",
-        &[&ids, &starts, &whole_us],
-    )
-    .await?;
-    let sink = db.copy_in("COPY tidegate.rollup FROM STDIN BINARY").await?;
-    let writer = BinaryCopyInWriter::new(sink, &TYPES);
-    pin_mut!(writer);
-    for ((id, start_us), (received_us, metrics)) in merged {
-        // Rollups follow from what they are made of: they have no version of their own.
-        let key = Key { slot: slot_of(id), gateway: "".into(), device: "".into(), length_us: whole_us, start_us };
-        let row = Row { key, version: Version::default(), received_us, metrics };
-        writer.as_mut().write(&Columns::of(id, &row).values()).await?;
-    }
-    writer.finish().await?;
-    Ok(())
+pub(super) fn labels_of(row: &SqlRow, at: usize) -> BTreeMap<String, String> {
+    serde_json::from_str(row.get::<_, &str>(at)).unwrap_or_default()
 }

@@ -1,0 +1,173 @@
+//! Rows to answers, in one snapshot.
+
+use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
+use super::store::{COLUMNS, labels_of, metrics_of, slot_of};
+use crate::node::shard::{Known, Partial, Question, ShardError};
+use crate::placement::Epoch;
+use crate::wire::HeldWindow;
+use futures_util::{TryStreamExt, pin_mut};
+use model::Micros;
+use model::aggregate::{glob, is_glob};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{GenericClient, Row as SqlRow, Transaction};
+
+pub(super) async fn aggregate(db: &Transaction<'_>, question: &Question) -> Result<Partial, ShardError> {
+    let asked = asked(db, question).await?;
+    let ids: Vec<i64> = asked.keys().copied().collect();
+    let mut merger = Merger::new(question);
+    let Spans { edges, hours, days } = Spans::of(question);
+    let sketch = if question.sketches { "sketch" } else { "''::bytea" };
+    let columns = |of: &str| {
+        let columns = COLUMNS.split(", ").filter(|column| *column != "sketch").map(|column| format!("{of}.{column}"));
+        let sketch = if question.sketches { format!("{of}.{sketch}") } else { sketch.to_owned() };
+        format!("{of}.device, {of}.length_us, {of}.start_us, {}, {sketch}", columns.collect::<Vec<_>>().join(", "))
+    };
+    let windows = format!(
+        "SELECT {} FROM tidegate.summary s WHERE s.device = ANY($1) AND s.start_us >= $2 AND s.start_us < $3",
+        columns("s")
+    );
+    let mut parts: Vec<(String, Vec<Micros>)> = Vec::new();
+    for edge in edges.into_iter().filter(|edge| edge.from_us < edge.to_us) {
+        parts.push((windows.clone(), vec![edge.from_us, edge.to_us]));
+    }
+    if hours.from_us < hours.to_us {
+        let stale = format!(
+            "SELECT {} FROM (SELECT DISTINCT device, hour_us FROM tidegate.stale
+                WHERE device = ANY($1) AND hour_us >= $2 AND hour_us < $3) h
+             JOIN tidegate.summary s ON s.device = h.device AND s.start_us >= h.hour_us AND s.start_us < h.hour_us + {HOUR_US}",
+            columns("s")
+        );
+        parts.push((stale, vec![hours.from_us, hours.to_us]));
+        let is_stale = |whole_us: Micros, at: &str| {
+            format!(
+                "EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = r.device AND t.hour_us >= {at}
+                    AND t.hour_us < {at} + {whole_us})"
+            )
+        };
+        let of_hours = format!(
+            "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {HOUR_US} AND r.start_us >= $2
+                AND r.start_us < $3 AND NOT {} AND (r.start_us < $4 OR r.start_us >= $5 OR {})",
+            columns("r"),
+            is_stale(HOUR_US, "r.start_us"),
+            is_stale(DAY_US, &format!("(r.start_us - r.start_us % {DAY_US})"))
+        );
+        parts.push((of_hours, vec![hours.from_us, hours.to_us, days.from_us, days.to_us]));
+        if days.from_us < days.to_us {
+            let of_days = format!(
+                "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {DAY_US} AND r.start_us >= $2
+                    AND r.start_us < $3 AND NOT {}",
+                columns("r"),
+                is_stale(DAY_US, "r.start_us")
+            );
+            parts.push((of_days, vec![days.from_us, days.to_us]));
+        }
+    }
+    for (sql, times) in parts {
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&ids];
+        values.extend(times.iter().map(|us| us as &(dyn ToSql + Sync)));
+        let rows = db.query_raw(&sql, values.into_iter().map(|value| value as &dyn ToSql)).await;
+        let rows = rows?;
+        pin_mut!(rows);
+        while let Some(row) = rows.try_next().await? {
+            let Some(device) = asked.get(&row.get::<_, i64>(0)) else { continue };
+            merger.add(device, row.get(1), row.get(2), metrics_of(&row, 3, question.sketches)?);
+            merger.check()?;
+        }
+    }
+    Ok(merger.finish())
+}
+
+/// The devices of the slots asked about that the filter lets through.
+async fn asked(db: &impl GenericClient, question: &Question) -> Result<HashMap<i64, Asked>, ShardError> {
+    let slots: BTreeSet<u16> = question.fences.iter().map(|(slot, _)| *slot).collect();
+    let named = &question.filter.devices;
+    let all_named = !named.is_empty() && named.iter().all(|name| !is_glob(name));
+    let rows = if all_named {
+        db.query("SELECT id, name, gateway, labels::text FROM tidegate.device WHERE name = ANY($1)", &[named]).await?
+    } else {
+        db.query("SELECT id, name, gateway, labels::text FROM tidegate.device", &[]).await?
+    };
+    let mut asked = HashMap::new();
+    for row in rows {
+        let (id, name, gateway): (i64, String, String) = (row.get(0), row.get(1), row.get(2));
+        if slots.contains(&slot_of(id)) && question.wants(&name, &gateway) {
+            let labels = if question.wants_labels() { labels_of(&row, 3) } else { BTreeMap::new() };
+            asked.insert(id, Asked { id, name: name.into(), gateway: gateway.into(), labels });
+        }
+    }
+    Ok(asked)
+}
+
+pub(super) async fn devices(
+    db: &impl GenericClient,
+    patterns: &[String],
+    after: Option<(String, String)>,
+    limit: usize,
+    fences: &[(u16, Epoch)],
+) -> Result<Vec<Known>, ShardError> {
+    let slots: BTreeSet<u16> = fences.iter().map(|(slot, _)| *slot).collect();
+    let (name, gateway) = after.unwrap_or_default();
+    // Byte order, as everywhere else.
+    let rows = db
+        .query(
+            "SELECT id, name, gateway, labels::text FROM tidegate.device
+             WHERE (name COLLATE \"C\", gateway COLLATE \"C\") > ($1, $2) ORDER BY name COLLATE \"C\", gateway COLLATE \"C\"",
+            &[&name, &gateway],
+        )
+        .await?;
+    let wanted = |row: &&SqlRow| {
+        let name: &str = row.get(1);
+        let matches = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name));
+        matches && slots.contains(&slot_of(row.get(0)))
+    };
+    let mut known = Vec::new();
+    for row in rows.iter().filter(wanted).take(limit) {
+        let id: i64 = row.get(0);
+        let latest = db
+            .query_opt(
+                "SELECT start_us + length_us, metric FROM tidegate.summary WHERE device = $1
+                 ORDER BY start_us + length_us DESC LIMIT 1",
+                &[&id],
+            )
+            .await?;
+        known.push(Known {
+            device: row.get::<_, String>(1).into(),
+            gateway: row.get::<_, String>(2).into(),
+            labels: labels_of(row, 3),
+            metrics: latest.as_ref().map(|row| row.get(1)).unwrap_or_default(),
+            last_us: latest.as_ref().map(|row| row.get(0)),
+        });
+    }
+    Ok(known)
+}
+
+pub(super) async fn windows(
+    db: &impl GenericClient,
+    gateway: &str,
+    after: Option<(String, Micros, Micros)>,
+    limit: usize,
+    fences: &[(u16, Epoch)],
+) -> Result<Vec<HeldWindow>, ShardError> {
+    let slots: Vec<i64> = fences.iter().map(|(slot, _)| i64::from(*slot)).collect();
+    let (name, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
+    let rows = db
+        .query(
+            "SELECT d.name, s.length_us, s.start_us, s.incarnation, s.revision,
+                (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint
+             FROM tidegate.device d JOIN tidegate.summary s ON s.device = d.id
+             WHERE d.gateway = $1 AND d.id >> 40 = ANY($6) AND (d.name COLLATE \"C\", s.length_us, s.start_us) > ($2, $3, $4)
+             ORDER BY d.name COLLATE \"C\", s.length_us, s.start_us LIMIT $5",
+            &[&gateway, &name, &length_us, &start_us, &(limit as i64), &slots],
+        )
+        .await?;
+    let window = |row: &SqlRow| HeldWindow {
+        device: row.get(0),
+        length_us: row.get(1),
+        start_us: row.get(2),
+        incarnation: row.get::<_, i64>(3) as u64,
+        revision: row.get::<_, i64>(4) as u64,
+        readings: row.get::<_, i64>(5) as u64,
+    };
+    Ok(rows.iter().map(window).collect())
+}

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use cloud_sync::node::app::{App, AppError};
 use cloud_sync::node::client::Client;
 use cloud_sync::node::config::Config;
+use cloud_sync::node::doctor;
 use daemon::auth::verbs::UserVerb;
 use daemon::config::address;
 use daemon::lifecycle::{BAD_USE, Common, obey_signals};
@@ -54,6 +55,8 @@ enum Verb {
         /// The device id.
         device: String,
     },
+    /// Look at the map and at everything in the shards of a daemon that does not run, and say what is wrong.
+    Doctor,
     /// Manage who may come in; a gateway's user is called as its id.
     User {
         #[command(subcommand)]
@@ -128,6 +131,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
             println!("the configuration is good");
             Ok(())
         }
+        Verb::Doctor => runtime.block_on(examine(&config)),
         Verb::User { verb } => verb.run(&config.users_file()),
         verb => {
             let url = match arguments.url {
@@ -157,11 +161,20 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                     Verb::Rebalance { plan: true, .. } => client.plan().await,
                     Verb::Rebalance { no_wait, .. } => client.rebalance(!no_wait).await,
                     Verb::Placement { device } => client.placement(&device).await,
-                    Verb::Run | Verb::Check | Verb::User { .. } => Ok(()),
+                    Verb::Run | Verb::Check | Verb::Doctor | Verb::User { .. } => Ok(()),
                 }
             })
         }
     }
+}
+
+async fn examine(config: &Config) -> anyhow::Result<()> {
+    let findings = doctor::examine(config).await?;
+    findings.facts.iter().for_each(|fact| println!("{fact}"));
+    findings.problems.iter().for_each(|problem| println!("PROBLEM {problem}"));
+    anyhow::ensure!(findings.problems.is_empty(), "{} problems", findings.problems.len());
+    println!("nothing is wrong");
+    Ok(())
 }
 
 async fn run(config: Config, common: Common) -> anyhow::Result<()> {

@@ -41,5 +41,8 @@ pub mod metrics;
 /// Answers over HTTP.
 pub mod http;
 
+/// What is wrong, in words.
+pub mod doctor;
+
 /// The verbs that talk to a running daemon.
 pub mod client;

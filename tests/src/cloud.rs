@@ -105,6 +105,13 @@ impl Cloud {
         super::output(command.arg("--url").arg(self.url("")).args(arguments))
     }
 
+    /// `tidegate-cloud` with a verb for a daemon that does not run.
+    pub fn offline(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary("tidegate-cloud"));
+        command.arg("--set").arg(format!("cloud.data_dir={}", self.directory.path().join("cloud").display()));
+        super::output(command.args(arguments))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         self.log.lock().expect("the log").clone()

@@ -81,7 +81,7 @@ fn a_move_that_is_killed_at_any_step_goes_on() {
 /// Shards are added, re-weighted and removed; each plan moves what it must and no more.
 #[test]
 fn shards_are_added_weighted_and_removed() {
-    let cloud = cloud().set("move.grace", "0s").start();
+    let mut cloud = cloud().set("move.grace", "0s").start();
     let gateway = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
     post(&gateway, 100, tests::now_s() - 500, 5);
     eventually("they arrive", || (cloud.count() == 500).then_some(()));
@@ -99,6 +99,10 @@ fn shards_are_added_weighted_and_removed() {
     eventually("nothing is left", || (cloud.get("/v1/moves")["leftovers"] == 0).then_some(()));
     cloud.verb(&["shards", "remove", "shard-001"]);
     assert_eq!(slots(&cloud).len(), 2);
+    cloud.stop();
+    let said = cloud.offline(&["doctor"]);
+    assert!(said.contains("shard third: ") && said.ends_with("nothing is wrong\n"), "{said}");
+    cloud.start();
     let place = cloud.get("/v1/placement?device=d7");
     assert!(cloud.verb(&["placement", "d7"]).contains(place["shard"].as_str().unwrap()));
     assert_eq!(cloud.count(), 500);

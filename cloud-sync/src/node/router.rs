@@ -17,7 +17,7 @@ use crate::wire::Batch;
 use model::Micros;
 use model::identity::slot;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -152,20 +152,7 @@ impl Router {
 
     /// Opens a shard by its URL.
     pub async fn open_shard(&self, name: &str, member: &Member) -> Result<Arc<dyn Shard>, RouterError> {
-        let failed = |error| RouterError::Shard { name: name.to_owned(), error };
-        match member.url.split_once(':') {
-            Some(("sqlite", _)) if self.shared => Err(failed(ShardError::Down(
-                "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to PostgreSQL first, with \
-                 cloud.coordinator = \"sqlite\""
-                    .into(),
-            ))),
-            Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&self.data_dir.join(file)).map_err(failed)?)),
-            Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::open(&member.url).await.map_err(failed)?)),
-            _ => Err(failed(ShardError::Down(format!(
-                "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
-                member.url
-            )))),
-        }
+        open_shard(name, member, &self.data_dir, self.shared).await
     }
 
     /// Makes shards know the slots that the map gives them. One that knows less than the map has
@@ -278,6 +265,30 @@ impl Router {
             held.push((name.clone(), of));
         }
         Ok(held)
+    }
+}
+
+/// Opens a shard by its URL; files are relative to `data_dir`, and only for daemons that share
+/// their map with no other.
+pub async fn open_shard(
+    name: &str,
+    member: &Member,
+    data_dir: &Path,
+    shared: bool,
+) -> Result<Arc<dyn Shard>, RouterError> {
+    let failed = |error| RouterError::Shard { name: name.to_owned(), error };
+    match member.url.split_once(':') {
+        Some(("sqlite", _)) if shared => Err(failed(ShardError::Down(
+            "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to PostgreSQL first, with \
+             cloud.coordinator = \"sqlite\""
+                .into(),
+        ))),
+        Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&data_dir.join(file)).map_err(failed)?)),
+        Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::open(&member.url).await.map_err(failed)?)),
+        _ => Err(failed(ShardError::Down(format!(
+            "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
+            member.url
+        )))),
     }
 }
 

@@ -319,6 +319,9 @@ pub trait Shard: Send + Sync + 'static {
     /// Forgets which batches it holds: the gateways send again what they keep.
     async fn forget_batches(&self) -> Result<(), ShardError>;
 
+    /// What is wrong with what it holds, in words; it may take long.
+    async fn check(&self) -> Result<Vec<String>, ShardError>;
+
     /// Rows, and bytes on disk.
     async fn size(&self) -> Result<(u64, u64), ShardError>;
 

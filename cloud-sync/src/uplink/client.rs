@@ -219,7 +219,10 @@ async fn of_response(response: reqwest::Response) -> Result<PushReply, PushError
     if status.is_success() {
         return proto::PushReply::decode(body).map_err(|e| PushError::Again(format!("the reply is none: {e}")));
     }
-    let text = format!("{status}: {}", String::from_utf8_lossy(&body));
+    // RFC 9457, if it is the cloud that speaks.
+    let problem: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+    let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str());
+    let text = format!("{status}: {}", detail.map_or_else(|| String::from_utf8_lossy(&body), Into::into));
     Err(match status.as_u16() {
         429 => PushError::Later(Duration::from_secs(after.unwrap_or(1)), text),
         400 | 401 | 403 | 409 | 413 | 415 => PushError::Refused(text),

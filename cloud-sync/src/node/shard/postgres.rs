@@ -235,6 +235,15 @@ impl Shard for Postgres {
         Ok(())
     }
 
+    async fn check(&self) -> Result<Vec<String>, ShardError> {
+        // Looking after pages is the server's business; rows without a device are ours.
+        let orphans = "SELECT count(*) FROM tidegate.summary s
+            WHERE NOT EXISTS (SELECT 1 FROM tidegate.device d WHERE d.id = s.device)";
+        let orphans: i64 = self.connection().await?.query_one(orphans, &[]).await?.get(0);
+        let what = format!("{orphans} rows belong to no device; restore it from a backup");
+        Ok((orphans > 0).then_some(what).into_iter().collect())
+    }
+
     async fn size(&self) -> Result<(u64, u64), ShardError> {
         store::size(&**self.connection().await?).await
     }

@@ -233,6 +233,19 @@ impl Shard for Sqlite {
         .await
     }
 
+    async fn check(&self) -> Result<Vec<String>, ShardError> {
+        self.read(None, |db| {
+            let mut check = db.prepare("PRAGMA integrity_check")?;
+            let said = check.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+            Ok(said
+                .into_iter()
+                .filter(|line| line != "ok")
+                .map(|line| format!("{line}; restore it from a backup"))
+                .collect())
+        })
+        .await
+    }
+
     async fn size(&self) -> Result<(u64, u64), ShardError> {
         let path = self.path.clone();
         self.read(None, move |db| {

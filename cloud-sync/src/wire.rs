@@ -26,9 +26,13 @@ pub const WINDOWS_MAX: usize = 100_000;
 /// Summaries in one batch, at most.
 pub const SUMMARIES_MAX: usize = 1_000_000;
 /// A batch that is larger unpacked is refused.
-const UNPACKED_MAX: u64 = 128 << 20;
+const UNPACKED_MAX: u64 = 32 << 20;
 /// A batch that is larger on the wire is refused.
-pub const PACKED_MAX: usize = 32 << 20;
+pub const PACKED_MAX: usize = 8 << 20;
+/// Devices, and entries for metrics, in one batch, at most.
+const NAMES_MAX: usize = 110_000;
+/// Lengths of windows in one batch, at most.
+const LENGTHS_MAX: usize = 8;
 const LEVEL: i32 = 5;
 
 /// A batch of windows.
@@ -134,9 +138,25 @@ impl Batch {
         if plain.len() as u64 > UNPACKED_MAX {
             return Err(WireError::Frame("it is larger".into()));
         }
+        if names(&plain)? > NAMES_MAX {
+            return Err(WireError::TooMany(NAMES_MAX));
+        }
         let message = proto::Summaries::decode(&plain[..]).map_err(|e| WireError::Message(e.to_string()))?;
         columns::decode(message)
     }
+}
+
+/// How many devices and metrics there are: each takes far more memory than bytes.
+fn names(mut plain: &[u8]) -> Result<usize, WireError> {
+    let wrong = |e: prost::DecodeError| WireError::Message(e.to_string());
+    let mut names = 0;
+    while !plain.is_empty() {
+        let (tag, wire_type) = prost::encoding::decode_key(&mut plain).map_err(wrong)?;
+        prost::encoding::skip_field(wire_type, tag, &mut plain, prost::encoding::DecodeContext::default())
+            .map_err(wrong)?;
+        names += 1;
+    }
+    Ok(names)
 }
 
 fn named(name: &str) -> Result<Arc<str>, WireError> {

@@ -209,7 +209,9 @@ pub enum Step {
     Uplink {
         /// What is kept.
         saved: Saved,
-        /// Acknowledged changes that were made before may be forgotten.
+        /// The time.
+        now_us: Micros,
+        /// What was acknowledged before may be forgotten.
         until_us: Micros,
     },
     /// Gives unused pages back to the filesystem.

@@ -17,8 +17,8 @@ use crate::journal::{Intake, ReadError, Step, schema};
 use crate::metrics::Metrics;
 use cloud_sync::uplink::{Portion, Saved, Source, SourceError};
 use cloud_sync::wire::{Batch, Device, Window};
-use model::Micros;
 use model::time::{SECOND_US, window_start};
+use model::{Micros, Summary};
 use rusqlite::{Connection, OptionalExtension};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -60,8 +60,8 @@ pub struct Summaries {
     pub stop: CancellationToken,
 }
 
-/// Windows of devices: length, then start.
-type Places = BTreeSet<(u32, Micros, Micros)>;
+/// Windows of devices, by device, length and start, with a series that was named.
+type Places = BTreeMap<(u32, Micros, Micros), u32>;
 
 fn failed(e: impl std::fmt::Display) -> SourceError {
     SourceError(e.to_string())
@@ -89,22 +89,22 @@ impl Source for Summaries {
     }
 
     fn save(&self, saved: Saved) -> Result<(), SourceError> {
-        let until_us = self.clock.now_us().saturating_sub(self.retain_us);
-        self.intake.commit(Step::Uplink { saved, until_us }, &self.stop).map_err(failed)?;
+        let now_us = self.clock.now_us();
+        let until_us = now_us.saturating_sub(self.retain_us);
+        self.intake.commit(Step::Uplink { saved, now_us, until_us }, &self.stop).map_err(failed)?;
         Ok(())
     }
 
     fn sent_since(&self, batch: u64) -> Result<Option<Vec<Range<u64>>>, SourceError> {
         let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        // If older batches are known, all newer ones are.
-        let first: Option<i64> = db.query_row("SELECT min(batch) FROM sent", [], |row| row.get(0)).map_err(failed)?;
-        if first.is_none_or(|first| first as u64 > batch) && batch > 1 {
+        let floor: Option<i64> = schema::meta(&db, "sent_floor").map_err(failed)?;
+        if floor.is_some_and(|floor| batch <= floor as u64) {
             return Ok(None);
         }
         let mut query = db.prepare("SELECT from_change, to_change FROM sent WHERE batch >= ?1").map_err(failed)?;
-        let ranges =
-            query.query_map([batch as i64], |row| Ok(row.get::<_, i64>(0)? as u64..row.get::<_, i64>(1)? as u64));
-        Ok(Some(ranges.map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?))
+        let range = |row: &rusqlite::Row<'_>| Ok(row.get::<_, i64>(0)? as u64..row.get::<_, i64>(1)? as u64);
+        let ranges = query.query_map([batch as i64], range).map_err(failed)?;
+        Ok(Some(ranges.collect::<Result<_, _>>().map_err(failed)?))
     }
 
     fn everything_again(&self) -> Result<(), SourceError> {
@@ -136,33 +136,44 @@ impl Summaries {
         let mut reader =
             Reader { raw: &raw, levels: &self.levels, series: self.catalog.series(), folded: HashMap::new() };
         let by_device = by_device(&reader.series);
-        let (mut places, mut labels, mut until, mut found) = (Places::new(), BTreeSet::new(), changes.end, Ok(()));
+        let (mut places, mut labels, mut until, mut many) = (Places::new(), BTreeSet::new(), changes.end, 0);
         changes::read(db, changes, |id, change| {
-            found = match change {
-                Some(Change::Windows(length_us, keys)) => reader.named(length_us, &keys, &mut places),
+            let before = places.len();
+            match change {
+                Some(Change::Windows(length_us, keys)) => {
+                    for (series, start_us) in keys {
+                        if let Some(device) = reader.series.get(series as usize).map(|series| series.device.id) {
+                            places.entry((device, length_us, start_us)).or_insert(series);
+                        }
+                    }
+                }
                 Some(Change::Stretch { device, from_us, to_us }) => {
-                    reader.stretch(&by_device, device, from_us..to_us, &mut places)
+                    let length_us = self.levels.base.length_us;
+                    let first_us = window_start(from_us + length_us - 1, length_us);
+                    let own = by_device.get(&device).and_then(|own| own.first()).map(|&at| reader.series[at].id);
+                    for start_us in (first_us..to_us).step_by(length_us as usize) {
+                        if let Some(series) = own {
+                            places.entry((device, length_us, start_us)).or_insert(series);
+                        }
+                    }
                 }
-                Some(Change::Labels(devices)) => {
-                    labels.extend(devices);
-                    Ok(())
-                }
+                Some(Change::Labels(devices)) => labels.extend(devices),
                 None => {
                     tracing::error!(
-                        "change {id} for the uplink is damaged and left out; the windows it named are sent again when they change"
+                        "change {id} for the uplink is damaged and left out; the windows it named are sent when they change again"
                     );
-                    Ok(())
                 }
-            };
-            let many: usize = places.iter().map(|(device, ..)| by_device.get(device).map_or(0, Vec::len)).sum();
-            if found.is_err() || many + labels.len() >= summaries {
+            }
+            if places.len() > before {
+                many = places.keys().map(|(device, ..)| by_device.get(device).map_or(0, Vec::len)).sum();
+            }
+            if many + labels.len() >= summaries {
                 until = id + 1;
                 return false;
             }
             true
         })?;
-        found?;
-        let batch = reader.batch(&self.catalog, &by_device, &places, &labels)?;
+        let batch = reader.batch(&self.catalog, &by_device, places, &labels)?;
         Ok(Portion { batch, until })
     }
 }
@@ -176,7 +187,7 @@ fn by_device(series: &[Arc<Series>]) -> HashMap<u32, Vec<usize>> {
     by_device
 }
 
-/// Reads windows in one snapshot; folded rows stay in memory for their other windows.
+/// Reads windows in one snapshot; the folded days of a series stay in memory for its other windows.
 struct Reader<'a> {
     raw: &'a Raw<'a>,
     levels: &'a Levels,
@@ -185,46 +196,6 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The windows that a change names; longer ones where those are gone.
-    fn named(&mut self, length_us: Micros, keys: &[(u32, Micros)], places: &mut Places) -> Result<(), ReadError> {
-        let Some(level) = self.level(length_us) else { return Ok(()) };
-        for &(series, start_us) in keys {
-            let Some(device) = self.series.get(series as usize).map(|series| series.device.id) else { continue };
-            if places.contains(&(device, length_us, start_us)) {
-                continue;
-            }
-            if self.window(level, series, start_us)?.is_some() {
-                places.insert((device, length_us, start_us));
-            } else if let Some((length_us, start_us)) = self.longer(series, start_us)? {
-                places.insert((device, length_us, start_us));
-            }
-        }
-        Ok(())
-    }
-
-    /// All windows of a device that start in a stretch.
-    fn stretch(
-        &mut self,
-        by_device: &HashMap<u32, Vec<usize>>,
-        device: u32,
-        stretch: Range<Micros>,
-        places: &mut Places,
-    ) -> Result<(), ReadError> {
-        let base = self.levels.base;
-        let first_us = window_start(stretch.start + base.length_us - 1, base.length_us);
-        for &at in by_device.get(&device).into_iter().flatten() {
-            let series = self.series[at].id;
-            for start_us in (first_us..stretch.end).step_by(base.length_us as usize) {
-                if self.window(base, series, start_us)?.is_some() {
-                    places.insert((device, base.length_us, start_us));
-                } else if let Some((length_us, start_us)) = self.longer(series, start_us)? {
-                    places.insert((device, length_us, start_us));
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn level(&self, length_us: Micros) -> Option<Level> {
         self.levels.all().into_iter().find(|level| level.length_us == length_us)
     }
@@ -259,42 +230,65 @@ impl Reader<'_> {
         Ok(None)
     }
 
+    /// Device by device, series by series: of folded days those of one series are in memory.
     fn batch(
         &mut self,
         catalog: &Catalog,
         by_device: &HashMap<u32, Vec<usize>>,
-        places: &Places,
+        places: Places,
         labels: &BTreeSet<u32>,
     ) -> Result<Batch, ReadError> {
         let known = catalog.devices();
-        let ids: BTreeSet<u32> = places.iter().map(|(device, ..)| *device).chain(labels.iter().copied()).collect();
+        let ids: BTreeSet<u32> = places.keys().map(|(device, ..)| *device).chain(labels.iter().copied()).collect();
         let ids: Vec<u32> = ids.into_iter().filter(|&id| (id as usize) < known.len()).collect();
         let device = |&id: &u32| {
             let device = &known[id as usize];
             let own = || device.labels().iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
             Device { id: Arc::clone(&device.name), labels: labels.contains(&id).then(own) }
         };
-        let devices = ids.iter().map(device).collect();
-        let mut windows = Vec::new();
-        for &(device, length_us, start_us) in places {
-            let (Some(level), Ok(place)) = (self.level(length_us), ids.binary_search(&device)) else { continue };
-            let mut metrics = BTreeMap::new();
-            let mut revision = 0;
-            for &at in by_device.get(&device).into_iter().flatten() {
-                let (id, metric) = (self.series[at].id, Arc::clone(&self.series[at].metric));
-                if let Some(window) = self.window(level, id, start_us)? {
-                    // Each only rises, so their sum does.
-                    revision += u64::from(window.revision);
-                    metrics.insert(metric, window.summary);
+        let mut batch = Batch { devices: ids.iter().map(device).collect(), windows: Vec::new() };
+        for (place, id) in ids.iter().enumerate() {
+            let own = places.range((*id, 0, Micros::MIN)..=(*id, Micros::MAX, Micros::MAX));
+            let wanted: BTreeMap<(Micros, Micros), u32> =
+                own.map(|((_, length_us, start_us), series)| ((*length_us, *start_us), *series)).collect();
+            let series = by_device.get(id).map_or(&[][..], Vec::as_slice);
+            let mut windows = self.windows_of(series, wanted.keys().copied().collect())?;
+            let mut longer = BTreeSet::new();
+            for (window, series) in wanted {
+                if !windows.contains_key(&window) {
+                    longer.extend(self.longer(series, window.1)?);
                 }
             }
-            if !metrics.is_empty() {
-                windows.push(Window { device: place as u32, start_us, length_us, revision, metrics });
+            windows.extend(self.windows_of(series, longer)?);
+            for ((length_us, start_us), (revision, metrics)) in windows {
+                batch.windows.push(Window { device: place as u32, start_us, length_us, revision, metrics });
             }
         }
-        Ok(Batch { devices, windows })
+        Ok(batch)
+    }
+
+    /// Windows of a device, by length and start, of all its series that have them.
+    fn windows_of(&mut self, series: &[usize], wanted: BTreeSet<(Micros, Micros)>) -> Result<Windows, ReadError> {
+        let mut windows = Windows::new();
+        for &at in series {
+            let (id, metric) = (self.series[at].id, Arc::clone(&self.series[at].metric));
+            self.folded.clear();
+            for &(length_us, start_us) in &wanted {
+                let Some(level) = self.level(length_us) else { continue };
+                if let Some(window) = self.window(level, id, start_us)? {
+                    let (revision, metrics) = windows.entry((length_us, start_us)).or_default();
+                    // Each only rises, so their sum does.
+                    *revision += u64::from(window.revision);
+                    metrics.insert(Arc::clone(&metric), window.summary);
+                }
+            }
+        }
+        Ok(windows)
     }
 }
+
+/// By length and start: a revision, and summaries by metric.
+type Windows = BTreeMap<(Micros, Micros), (u64, BTreeMap<Arc<str>, Summary>)>;
 
 /// Makes everything that is kept a change once more, in a thread of its own.
 pub struct Fill {

@@ -156,7 +156,8 @@ impl Sketch {
 
     /// How many values it has seen.
     pub fn count(&self) -> u64 {
-        self.zero + self.positive.values().sum::<u64>() + self.negative.values().sum::<u64>()
+        let of = |side: &Buckets| side.values().fold(0_u64, |sum, n| sum.saturating_add(*n));
+        self.zero.saturating_add(of(&self.positive)).saturating_add(of(&self.negative))
     }
 
     /// True if the bound on buckets made it coarser than it was asked to be.

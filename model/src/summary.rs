@@ -77,7 +77,7 @@ impl Summary {
 
     /// The nearest-rank quantile within the sketch's error, never outside `min..=max`.
     pub fn quantile(&self, q: f64) -> Option<f64> {
-        self.sketch.quantile(q).map(|v| v.clamp(self.min, self.max))
+        self.sketch.quantile(q).map(|v| v.max(self.min).min(self.max))
     }
 
     /// Adds the summary of other readings, also if either has none: then its first and last mean

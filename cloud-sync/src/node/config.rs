@@ -91,6 +91,8 @@ pub struct Http {
 pub struct Auth {
     /// The users file that `tidegate-cloud user add` writes; relative to the data directory. A gateway's user is called as its id.
     pub users: PathBuf,
+    /// Users who may add, drain and move shards. Without any user everybody on this machine may.
+    pub admins: Vec<String>,
 }
 
 /// Bounds on a question.
@@ -148,7 +150,7 @@ impl Default for Http {
 
 impl Default for Auth {
     fn default() -> Self {
-        Auth { users: "users.toml".into() }
+        Auth { users: "users.toml".into(), admins: vec!["admin".into()] }
     }
 }
 

@@ -22,7 +22,7 @@ use super::query::{Missing, QueryError};
 use super::router::Router as Routes;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -81,23 +81,38 @@ async fn nothing_here(request: Request) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("{} is no resource here", request.uri().path()))
 }
 
-/// Lets in who may come in; pushes are looked at by the intake.
+/// Lets in who may come in, and lets change shards who may do that; pushes are looked at by the
+/// intake.
 async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Result<Response, Problem> {
-    let open = matches!(request.uri().path(), "/healthz" | "/readyz" | "/v1/push");
-    if open || site.config.http.allow_anonymous || !site.auth.has_users() {
+    let path = request.uri().path();
+    let changes = request.method() == Method::POST && matches!(path, "/v1/shards" | "/v1/moves");
+    let open = matches!(path, "/healthz" | "/readyz" | "/v1/push");
+    if !site.auth.has_users() {
+        let is_local = site.addresses.iter().all(|(name, address)| *name != "http" || address.ip().is_loopback());
+        if changes && !is_local {
+            let detail = "shards are changed by users in auth.admins: make one with `tidegate-cloud user add admin`";
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        }
+        return Ok(next.run(request).await);
+    }
+    if open || (site.config.http.allow_anonymous && !changes) {
         return Ok(next.run(request).await);
     }
     let credentials = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let right = match credentials {
-        Some(credentials) => site.auth.authorization(credentials).await,
-        None => false,
+    let who = match credentials {
+        Some(credentials) => site.auth.who(credentials).await,
+        None => None,
     };
-    if right {
-        return Ok(next.run(request).await);
+    match who {
+        None => {
+            let detail = "give the name and password (Basic) or the token (Bearer) of a user that `tidegate-cloud user add` made";
+            Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
+        }
+        Some(name) if changes && !site.config.auth.admins.contains(&name) => {
+            Err(Problem::new(StatusCode::FORBIDDEN, format!("{name:?} is not in auth.admins, who may change shards")))
+        }
+        Some(_) => Ok(next.run(request).await),
     }
-    let detail =
-        "give the name and password (Basic) or the token (Bearer) of a user that `tidegate-cloud user add` made";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
 }
 
 /// Serves until `stop`, then finishes the requests under way.

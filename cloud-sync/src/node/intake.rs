@@ -19,6 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
+/// Bytes of what a program says of its version.
+const VERSION_MAX: usize = 64;
 /// How long a sender waits whom there is no room for.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -106,6 +108,9 @@ impl Intake {
         check_name(&from.gateway).map_err(|e| Refusal::Invalid(format!("gateway {:?}: {e}", from.gateway)))?;
         self.check(credentials, &from.gateway).await?;
         let _room = self.room.try_acquire().map_err(|_| Refusal::Busy(RETRY_AFTER))?;
+        if from.incarnation > i64::MAX as u64 || from.version.len() > VERSION_MAX {
+            return Err(Refusal::Invalid("the sender's incarnation or version is out of range".into()));
+        }
         let sender = Sender {
             gateway: from.gateway.as_str().into(),
             incarnation: from.incarnation,

@@ -150,6 +150,7 @@ impl Mover {
     /// Does the next thing there is to do; false if there is nothing.
     async fn look(&self) -> Result<bool, MoveError> {
         let led = self.still_leads().await;
+        let led_before = self.progress.lock().unwrap_or_else(PoisonError::into_inner).leads;
         self.note(|progress| progress.leads = led.is_ok());
         match led {
             Err(MoveError::Deposed) => return Ok(false),
@@ -157,8 +158,13 @@ impl Mover {
         }
         self.router.refresh().await?;
         let view = self.router.view();
-        if !view.map.transits.is_empty() {
+        let failed = self.progress.lock().unwrap_or_else(PoisonError::into_inner).last_error.is_some();
+        // Whoever led before may have left the last step of a move undone.
+        if !led_before || failed || !view.map.transits.is_empty() {
             self.router.settle().await?;
+            self.note(|progress| progress.last_error = None);
+        }
+        if !view.map.transits.is_empty() {
             self.carry(&view).await?;
             return Ok(true);
         }
@@ -172,6 +178,7 @@ impl Mover {
     async fn begin(&self, view: &View) -> Result<bool, MoveError> {
         let plan = view.map.table.plan(&view.map.weights()).map_err(RouterError::from)?;
         let Some(first) = plan.first() else {
+            self.router.settle().await?;
             let mut map = view.map.clone();
             map.rebalancing = false;
             self.change(view, &map).await?;

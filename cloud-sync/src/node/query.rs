@@ -86,6 +86,8 @@ pub async fn aggregates(
         fences,
         cells_max,
     };
+    // Before the windows are read: what becomes complete meanwhile may not be among them.
+    let (beats, silent) = beats(router, timeout).await?;
     let (parts, mut missing) = scatter(router, &question.filter.devices, timeout, |shard, fences| {
         let question = of_shard(fences);
         async move { shard.aggregate(question).await }
@@ -108,7 +110,6 @@ pub async fn aggregates(
             )));
         }
     }
-    let (beats, silent) = beats(router, timeout).await?;
     let complete_us = match silent.is_empty() && missing.is_empty() {
         true => beats.iter().map(|beat| beat.complete_us).min().unwrap_or(Micros::MIN),
         false => Micros::MIN,

@@ -16,7 +16,8 @@ use crate::uplink::Held;
 use crate::wire::Batch;
 use model::Micros;
 use model::identity::slot;
-use std::collections::{BTreeMap, HashMap};
+use model::time::window_start;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -324,7 +325,28 @@ fn rows(sender: &Sender, batch: &Batch, received_us: Micros) -> (Vec<Row>, Vec<L
             rows.insert(key, row);
         }
     }
-    (rows.into_values().collect(), labels.collect())
+    (without_overlaps(rows.into_values().collect()), labels.collect())
+}
+
+/// Of windows of one device that overlap the longest stay: all are of one life of the store.
+fn without_overlaps(rows: Vec<Row>) -> Vec<Row> {
+    let lengths: BTreeSet<Micros> = rows.iter().map(|row| row.key.length_us).collect();
+    if lengths.len() < 2 {
+        return rows;
+    }
+    // Windows of one length lie side by side, so looking up the one that holds a time is enough.
+    let there: HashSet<(Arc<str>, Micros, Micros)> =
+        rows.iter().map(|row| (Arc::clone(&row.key.device), row.key.length_us, row.key.start_us)).collect();
+    let is_covered = |row: &Row| {
+        let Key { device, length_us, start_us, .. } = &row.key;
+        lengths.range(length_us + 1..).any(|longer_us| {
+            let first_us = window_start(*start_us, *longer_us);
+            let last_us = window_start(start_us + length_us - 1, *longer_us);
+            [first_us, last_us].iter().any(|&at_us| there.contains(&(Arc::clone(device), *longer_us, at_us)))
+        })
+    };
+    let covered: Vec<bool> = rows.iter().map(is_covered).collect();
+    rows.into_iter().zip(covered).filter(|(_, covered)| !covered).map(|(row, _)| row).collect()
 }
 
 /// One write for each shard that owns, or is getting, a slot that is touched.

@@ -232,6 +232,18 @@ fn may_write(found: Option<(State, Epoch)>, epoch: Epoch, importing_only: bool) 
     found.is_some_and(|(state, found)| found == epoch && writable(state))
 }
 
+/// Lengths of windows that a shard may hold: each row looks for windows of all others.
+const LENGTHS_MAX: usize = 32;
+
+fn check_lengths(lengths: usize) -> Result<(), ShardError> {
+    if lengths <= LENGTHS_MAX {
+        return Ok(());
+    }
+    Err(ShardError::Refused(format!(
+        "a shard holds windows of at most {LENGTHS_MAX} lengths: use one window.length for all gateways"
+    )))
+}
+
 /// Checks that slots may be read at epochs.
 fn check_readable(known: &BTreeMap<u16, Fence>, wanted: &[(u16, Epoch)]) -> Result<(), ShardError> {
     let readable = |state| matches!(state, State::Open | State::Fenced);

@@ -68,7 +68,7 @@ pub struct Uplink {
 enum Done {
     Read { changes: Range<u64>, is_backlog: bool, portion: Result<(Portion, Vec<u8>), SourceError> },
     Pushed(Box<Pushed>),
-    Saved(Result<(), SourceError>),
+    Saved(Result<(), (SourceError, Saved)>),
 }
 
 struct Pushed {
@@ -77,6 +77,8 @@ struct Pushed {
     changes: Range<u64>,
     summaries: usize,
     bytes: usize,
+    /// What was expected of the shards when it was sent.
+    expected: Shards,
     reply: Result<PushReply, PushError>,
 }
 
@@ -247,9 +249,9 @@ impl Uplink {
             }
             Done::Saved(saved) => {
                 self.saving = false;
-                if let Err(e) = saved {
+                if let Err((e, saved)) = saved {
                     self.fail(format!("progress cannot be saved: {e}"));
-                    self.unsaved_mut();
+                    self.unsaved_mut().sent.extend(saved.sent);
                 }
             }
         }
@@ -267,10 +269,10 @@ impl Uplink {
         self.under_way += 1;
         let client = self.clients[endpoint].clone();
         let length = bytes.len();
-        let request = self.request(batch, bytes);
+        let (request, expected) = (self.request(batch, bytes), self.shards.clone());
         tasks.spawn(async move {
             let reply = client.push(&request).await;
-            Done::Pushed(Box::new(Pushed { endpoint, batch, changes, summaries, bytes: length, reply }))
+            Done::Pushed(Box::new(Pushed { endpoint, batch, changes, summaries, bytes: length, expected, reply }))
         });
     }
 
@@ -299,7 +301,7 @@ impl Uplink {
     }
 
     fn pushed(&mut self, pushed: Pushed, now: Instant) {
-        let Pushed { endpoint, batch, changes, summaries, bytes, reply } = pushed;
+        let Pushed { endpoint, batch, changes, summaries, bytes, expected, reply } = pushed;
         match reply {
             Ok(reply) => {
                 self.picker.succeeded(endpoint);
@@ -327,8 +329,10 @@ impl Uplink {
                 } else {
                     self.status.change(|status| status.last_error = None);
                 }
-                let lacking = self.shards.compare(&reply.shards);
-                self.replay(&lacking);
+                // Replies overtake each other: only what was acknowledged before it was sent can be missing.
+                if reply.lacking || batch == 0 {
+                    self.replay(&expected, &reply);
+                }
             }
             Err(error) => {
                 self.progress.put_back(changes);
@@ -352,25 +356,26 @@ impl Uplink {
         }
     }
 
-    /// Shards have been restored from backups: what they lack is sent again.
-    fn replay(&mut self, lacking: &[(String, u64)]) {
+    /// If shards have been restored from backups, what they lack is sent again. They are expected to
+    /// have it until that is sure, so that they go on to ask.
+    fn replay(&mut self, expected: &Shards, reply: &PushReply) {
+        let lacking = expected.lacking(&reply.shards);
         let Some(from) = lacking.iter().map(|(_, batch)| *batch).min() else { return };
-        let shards: Vec<&str> = lacking.iter().map(|(shard, _)| shard.as_str()).collect();
-        tracing::warn!("{} lacks batches from {from} on that it had: they are sent again", shards.join(", "));
-        match self.source.sent_since(from) {
-            Ok(Some(ranges)) => {
-                // What was acknowledged and not yet saved is not known to the source.
-                let unsaved = self.unsaved.iter().flat_map(|saved| saved.sent.clone());
-                let unsaved: Vec<_> = unsaved.filter(|(batch, _)| *batch >= from).map(|(_, changes)| changes).collect();
-                ranges.into_iter().chain(unsaved).for_each(|changes| self.progress.rewind(changes));
-            }
-            Ok(None) => {
-                if let Err(e) = self.source.everything_again() {
-                    self.fail(format!("what a restored shard lacks cannot be found: {e}"));
-                }
-            }
-            Err(e) => self.fail(format!("what a restored shard lacks cannot be found: {e}")),
-        }
+        let names: Vec<&str> = lacking.iter().map(|(shard, _)| shard.as_str()).collect();
+        let sent = match self.source.sent_since(from) {
+            Ok(Some(ranges)) => ranges,
+            Ok(None) => match self.source.everything_again() {
+                Ok(()) => Vec::new(),
+                Err(e) => return self.fail(format!("what a restored shard lacks cannot be found: {e}")),
+            },
+            Err(e) => return self.fail(format!("what a restored shard lacks cannot be found: {e}")),
+        };
+        tracing::warn!("{} lacks batches from {from} on that it had: they are sent again", names.join(", "));
+        // What was acknowledged and is not saved yet is not known to the source.
+        let unsaved = self.unsaved.iter().flat_map(|saved| saved.sent.clone());
+        let unsaved: Vec<_> = unsaved.filter(|(batch, _)| *batch >= from).map(|(_, changes)| changes).collect();
+        sent.into_iter().chain(unsaved).for_each(|changes| self.progress.rewind(changes));
+        self.shards.adopt(&reply.shards, &lacking);
         self.status.change(|status| status.replays += lacking.len() as u64);
         self.unsaved_mut();
     }
@@ -398,7 +403,7 @@ impl Uplink {
         if let Some(saved) = self.unsaved.take() {
             self.saving = true;
             let (source, saved) = (Arc::clone(&self.source), self.complete(saved));
-            tasks.spawn_blocking(move || Done::Saved(source.save(saved)));
+            tasks.spawn_blocking(move || Done::Saved(source.save(saved.clone()).map_err(|e| (e, saved))));
         }
     }
 

@@ -44,18 +44,20 @@ impl Shards {
         }
     }
 
-    /// What shards hold; the lowest batch that each lacks. From now on no more is expected of it.
-    pub(super) fn compare(&mut self, echoes: &[ShardEcho]) -> Vec<(String, u64)> {
-        let mut lacking = Vec::new();
-        for echo in echoes {
+    /// The lowest batch that each of these shards lacks, of those that lack any.
+    pub(super) fn lacking(&self, echoes: &[ShardEcho]) -> Vec<(String, u64)> {
+        let lacks = |echo: &ShardEcho| {
             let held = Held { highest: echo.highest, recent: echo.recent };
-            let known = self.0.entry(echo.shard.clone()).or_default();
-            if let Some(lowest) = known.lowest_not_in(held) {
-                lacking.push((echo.shard.clone(), lowest));
-                *known = held;
-            }
+            Some((echo.shard.clone(), self.0.get(&echo.shard)?.lowest_not_in(held)?))
+        };
+        echoes.iter().filter_map(lacks).collect()
+    }
+
+    /// No more is expected of shards that lack something than what they hold.
+    pub(super) fn adopt(&mut self, echoes: &[ShardEcho], lacking: &[(String, u64)]) {
+        for echo in echoes.iter().filter(|echo| lacking.iter().any(|(shard, _)| *shard == echo.shard)) {
+            self.0.insert(echo.shard.clone(), Held { highest: echo.highest, recent: echo.recent });
         }
-        lacking
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
@@ -123,18 +125,18 @@ mod tests {
     #[test]
     fn a_shard_that_goes_on_lacks_nothing() {
         let mut shards = Shards::default();
-        assert!(shards.compare(&echo(0, 0)).is_empty());
+        assert!(shards.lacking(&echo(0, 0)).is_empty());
         // Batch 3 overtakes 2.
         for (batch, highest, recent) in [(1, 1, 0b1), (3, 3, 0b101), (2, 3, 0b111)] {
             shards.acknowledged(batch, &echo(highest, recent));
-            assert!(shards.compare(&echo(highest, recent)).is_empty());
+            assert!(shards.lacking(&echo(highest, recent)).is_empty());
         }
         // Committed, but the reply was lost: more than expected is no harm.
-        assert!(shards.compare(&echo(9, 0b1_1100_0001)).is_empty());
+        assert!(shards.lacking(&echo(9, 0b1_1100_0001)).is_empty());
         assert_eq!(shards.expected(), echo(3, 0b111));
         // After a restart numbers leap.
         shards.acknowledged(1_000, &echo(1_000, 1));
-        assert!(shards.compare(&echo(1_000, 1)).is_empty());
+        assert!(shards.lacking(&echo(1_000, 1)).is_empty());
         let mut bytes = Vec::new();
         shards.put(&mut bytes);
         assert_eq!(Shards::read(&mut &bytes[..]), Some(shards));
@@ -144,8 +146,10 @@ mod tests {
     fn a_restored_shard_is_noticed_once() {
         let mut shards = Shards::default();
         (1..=100).for_each(|batch| shards.acknowledged(batch, &echo(0, 0)));
-        assert_eq!(shards.compare(&echo(60, u64::MAX)), [("a".into(), 29)]);
-        assert!(shards.compare(&echo(60, u64::MAX)).is_empty());
+        let lacking = shards.lacking(&echo(60, u64::MAX));
+        assert_eq!(lacking, [("a".into(), 29)]);
+        shards.adopt(&echo(60, u64::MAX), &lacking);
+        assert!(shards.lacking(&echo(60, u64::MAX)).is_empty());
     }
 
     #[test]
@@ -153,6 +157,6 @@ mod tests {
         let mut shards = Shards::default();
         shards.acknowledged(12, &echo(12, 0b101));
         shards.acknowledged(11, &echo(12, 0b111));
-        assert_eq!(shards.compare(&echo(12, 0b101)), [("a".into(), 11)]);
+        assert_eq!(shards.lacking(&echo(12, 0b101)), [("a".into(), 11)]);
     }
 }

@@ -5,13 +5,18 @@
 
 use super::proto::metric::Numbers;
 use super::proto::{self, Decimals, Doubles, Labels, Metric, Other, Side, Sketches, Summaries, Text};
-use super::{Batch, Device, SUMMARIES_MAX, WINDOWS_MAX, Window, WireError, named};
+use super::{Batch, Device, LENGTHS_MAX, SUMMARIES_MAX, WINDOWS_MAX, Window, WireError, named};
 use WireError::Inconsistent;
+
+/// As far as every engine counts.
+const REVISION_MAX: u64 = i64::MAX as u64;
+/// Readings of a window, at most.
+const COUNT_MAX: u64 = 1 << 53;
 use model::decimal::{RAW, choose_decimals, power, scaled, whole_square, whole_sum};
 use model::sketch::Plain;
 use model::time::{FIRST_US, LAST_US, SECOND_US};
 use model::{Sketch, Summary, Value};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub(super) fn encode(batch: &Batch) -> Summaries {
@@ -175,6 +180,10 @@ pub(super) fn decode(message: Summaries) -> Result<Batch, WireError> {
         .map(|device| Ok(Device { id: named(&device.id)?, labels: device.labels.map(|labels| labels.values) }))
         .collect::<Result<_, WireError>>()?;
     let mut windows = take_windows(columns, devices.len())?;
+    let lengths: BTreeSet<i64> = windows.iter().map(|window| window.length_us).collect();
+    if lengths.len() > LENGTHS_MAX {
+        return Err(Inconsistent("windows of too many lengths"));
+    }
     let mut names: HashMap<String, Arc<str>> = HashMap::new();
     for mut metric in message.metrics {
         let name = match names.get(&metric.name) {
@@ -183,6 +192,9 @@ pub(super) fn decode(message: Summaries) -> Result<Batch, WireError> {
         };
         names.insert(std::mem::take(&mut metric.name), Arc::clone(&name));
         take_metric(metric, &name, &mut windows)?;
+    }
+    if windows.iter().any(|window| window.metrics.is_empty()) {
+        return Err(Inconsistent("a window without metrics"));
     }
     Ok(Batch { devices, windows })
 }
@@ -199,6 +211,7 @@ fn take_windows(columns: proto::Windows, devices: usize) -> Result<Vec<Window>, 
         start_s = start_s.checked_add(columns.start_s[row]).ok_or(Inconsistent("a start overflows"))?;
         let start_us = start_s.checked_mul(SECOND_US).filter(|us| (FIRST_US..=LAST_US).contains(us));
         let length_us = i64::try_from(columns.length_s[row]).ok().and_then(|s| s.checked_mul(SECOND_US));
+        let is_aligned = |us: &i64| start_us.is_some_and(|start_us| start_us % us == 0);
         windows.push(Window {
             device: u32::try_from(device)
                 .ok()
@@ -207,8 +220,11 @@ fn take_windows(columns: proto::Windows, devices: usize) -> Result<Vec<Window>, 
             start_us: start_us.ok_or(Inconsistent("a start out of all times"))?,
             length_us: length_us
                 .filter(|&us| us > 0 && us <= 3_660 * 86_400 * SECOND_US)
-                .ok_or(Inconsistent("a window without length"))?,
-            revision: columns.revision[row],
+                .filter(is_aligned)
+                .ok_or(Inconsistent("a window without length, or not at a multiple of it"))?,
+            revision: Some(columns.revision[row])
+                .filter(|&revision| revision <= REVISION_MAX)
+                .ok_or(Inconsistent("a revision beyond all numbers"))?,
             metrics: BTreeMap::new(),
         });
     }
@@ -250,11 +266,23 @@ fn take_metric(metric: Metric, name: &Arc<str>, windows: &mut [Window]) -> Resul
             last: (time(metric.last_us[row])?, value(last.remove(&row), last_number)),
             sketch: std::mem::take(&mut sketches[row]),
         };
+        check(&summary)?;
         if window.metrics.insert(Arc::clone(name), summary).is_some() {
             return Err(Inconsistent("two summaries of one metric and window"));
         }
     }
     Ok(())
+}
+
+/// That a summary can be merged and asked for quantiles.
+fn check(summary: &Summary) -> Result<(), WireError> {
+    let Summary { count, texts, min, max, sketch, .. } = summary;
+    let is_right = if *count > 0 { min <= max } else { true };
+    if is_right && count.checked_add(*texts).is_some_and(|n| n <= COUNT_MAX) && sketch.count() == *count {
+        Ok(())
+    } else {
+        Err(Inconsistent("a summary that contradicts itself"))
+    }
 }
 
 fn texts(texts: Vec<Text>) -> HashMap<usize, Box<str>> {

@@ -12,7 +12,7 @@ use std::ops::Range;
 use tokio::sync::watch;
 
 /// Windows that one row names, at most.
-const NAMED_MAX: usize = 2_000;
+const NAMED_MAX: usize = 250;
 
 /// What a row names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +49,11 @@ impl Recorder {
     /// The id of the latest change on disk.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.latest.subscribe()
+    }
+
+    /// A transaction begins, perhaps once more: what an earlier try recorded was rolled back.
+    pub fn begin(&mut self) {
+        self.recorded = *self.latest.borrow();
     }
 
     /// Records what a step changes, in its transaction; about how many bytes that takes.

@@ -91,8 +91,9 @@ const VERSION_4: &str = "
 -- What the uplink sends: windows that have come to something, see journal/changes.rs.
 CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, made_us INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 -- Which changes a batch has carried to the cloud, from and to (exclusive).
-CREATE TABLE sent (batch INTEGER PRIMARY KEY, from_change INTEGER NOT NULL, to_change INTEGER NOT NULL) STRICT;
-CREATE INDEX sent_to ON sent (to_change);
+CREATE TABLE sent (batch INTEGER PRIMARY KEY, from_change INTEGER NOT NULL, to_change INTEGER NOT NULL,
+    acknowledged_us INTEGER NOT NULL) STRICT;
+CREATE INDEX sent_from ON sent (from_change);
 ";
 
 /// Why a store cannot be opened.

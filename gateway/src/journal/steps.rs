@@ -34,7 +34,7 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
         }
         Step::Barrier | Step::Snapshot | Step::Changes(_) => {}
         Step::Filling { done } => set_meta(db, "recording", if *done { "all" } else { "new" })?,
-        Step::Uplink { saved, until_us } => return write_uplink(db, saved, *until_us),
+        Step::Uplink { saved, now_us, until_us } => return write_uplink(db, saved, *now_us, *until_us),
         Step::Begin { seq } => set_meta(db, "folding_seq", seq)?,
         Step::Chunks(chunks) => return write_chunks(db, chunks),
         Step::Count { seq } => set_meta(db, "archived_seq", seq)?,
@@ -65,16 +65,27 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
     Ok(0)
 }
 
-/// Old changes are forgotten only when they are acknowledged, and batches with their changes.
-fn write_uplink(db: &Connection, saved: &Saved, until_us: Micros) -> rusqlite::Result<u64> {
+/// Batches are forgotten in the order of their numbers, and `sent_floor` says up to which; changes
+/// only when they are acknowledged and no batch that is remembered has carried them.
+fn write_uplink(db: &Connection, saved: &Saved, now_us: Micros, until_us: Micros) -> rusqlite::Result<u64> {
     set_meta(db, "uplink", &saved.state)?;
-    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO sent VALUES (?1, ?2, ?3)")?;
+    let mut insert = db.prepare_cached("INSERT OR REPLACE INTO sent VALUES (?1, ?2, ?3, ?4)")?;
     for (batch, changes) in &saved.sent {
-        insert.execute([*batch as i64, changes.start as i64, changes.end as i64])?;
+        insert.execute(params![*batch as i64, changes.start as i64, changes.end as i64, now_us])?;
     }
-    db.prepare_cached("DELETE FROM change WHERE id < ?1 AND made_us < ?2")?
-        .execute([saved.done_below as i64, until_us])?;
-    db.prepare_cached("DELETE FROM sent WHERE to_change <= (SELECT coalesce(min(id), 0) FROM change)")?.execute([])?;
+    let mut kept = db.prepare_cached("SELECT min(batch) FROM sent WHERE acknowledged_us >= ?1")?;
+    let kept: Option<i64> = kept.query_row([until_us], |row| row.get(0))?;
+    let mut old = db.prepare_cached("SELECT max(batch) FROM sent WHERE batch < ?1")?;
+    let old: Option<i64> = old.query_row([kept.unwrap_or(i64::MAX)], |row| row.get(0))?;
+    if let Some(floor) = old {
+        db.prepare_cached("DELETE FROM sent WHERE batch <= ?1")?.execute([floor])?;
+        set_meta(db, "sent_floor", floor)?;
+    }
+    db.prepare_cached(
+        "DELETE FROM change WHERE id < ?1 AND made_us < ?2
+            AND id < (SELECT coalesce(min(from_change), 9223372036854775807) FROM sent)",
+    )?
+    .execute([saved.done_below as i64, until_us])?;
     Ok(saved.state.len() as u64 + saved.sent.len() as u64 * 16)
 }
 

@@ -206,6 +206,7 @@ impl Writer {
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         write_births(db, births, received_us)?;
         if let Some(recorder) = &mut self.recorder {
+            recorder.begin();
             let labelled = births.iter().filter_map(|birth| match birth {
                 Birth::Labels(device) => Some(device.id),
                 _ => None,

@@ -4,7 +4,7 @@ use super::super::merge::HOUR_US;
 use super::schema::{LOCK, drop_partitions};
 use super::{may_write, state_of};
 use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches};
-use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write};
+use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write, check_lengths};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use futures_util::{TryStreamExt, future, pin_mut};
@@ -417,6 +417,7 @@ pub(super) async fn put_rows(db: &Transaction<'_>, rows: &[Row]) -> Result<(), S
     let mut lengths: BTreeSet<Micros> = found.iter().map(|row| row.get(0)).collect();
     for row in rows {
         if lengths.insert(row.key.length_us) {
+            check_lengths(lengths.len())?;
             let length_us = row.key.length_us;
             db.execute("INSERT INTO tidegate.length VALUES ($1) ON CONFLICT DO NOTHING", &[&length_us]).await?;
         }

@@ -19,7 +19,6 @@ pub(super) fn aggregate(db: &Connection, question: &Question) -> Result<Partial,
         Task { db, lengths, spans: Spans::of(question), sketches: question.sketches, merger: Merger::new(question) };
     for device in asked(db, question)? {
         task.device(&device)?;
-        task.merger.check()?;
     }
     Ok(task.merger.finish())
 }
@@ -114,6 +113,7 @@ impl Task<'_> {
             let start_us: Micros = row.get(0)?;
             if !without.contains(&start_us) {
                 self.merger.add(device, length_us, start_us, take_metrics(row, 1, self.sketches)?);
+                self.merger.check()?;
             }
         }
         Ok(())

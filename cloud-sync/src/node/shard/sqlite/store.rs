@@ -3,7 +3,9 @@
 use super::Sqlite;
 use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches, value_of_json, value_to_json};
 use crate::node::shard::merge::{DAY_US, HOUR_US};
-use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write, check_readable, may_write};
+use crate::node::shard::{
+    Beat, Fence, Known, Sender, ShardError, State, Write, check_lengths, check_readable, may_write,
+};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use model::time::window_start;
@@ -291,6 +293,7 @@ fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> {
         };
         ids.insert((gateway, name), id);
         if lengths.insert(*length_us) {
+            check_lengths(lengths.len())?;
             db.execute("INSERT OR IGNORE INTO length VALUES (?1)", [length_us])?;
         }
         if lengths.len() > 1 && !supersede(db, id, row, &lengths, &mut stale)? {

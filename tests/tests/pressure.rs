@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+use tests::cloud::cloud;
 use tests::{Background, coap_client, eventually, gateway, output, simulator, verify};
 
 const MEMORY_MAX: u64 = 150 << 20;
@@ -80,7 +81,15 @@ fn a_publisher_that_never_reads_its_acknowledgements_is_not_read_for_ever() {
 /// is space again, everything goes on and nothing is lost.
 #[test]
 fn a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_space() {
-    let gateway = gateway().small_disk(14).set("journal.wal", "512 KiB").set("archive.delay", "1s").start();
+    let cloud = cloud().start();
+    let gateway = gateway()
+        .small_disk(14)
+        .set("journal.wal", "512 KiB")
+        .set("archive.delay", "1s")
+        .set("window.length", "1s")
+        .set("window.lateness", "1s")
+        .forwarding_to(&[&cloud])
+        .start();
     std::fs::write(gateway.inside("filler"), vec![0; 11 << 20]).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let ledger = directory.path().join("ledger");
@@ -104,4 +113,7 @@ fn a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_space() {
     fleet.finish(Duration::from_secs(60));
     verify(&gateway, &ledger);
     assert_eq!(gateway.post("/v1/readings", "application/json", body).0, 200);
+    // What could not be written meanwhile is not taken for sent.
+    let here = gateway.get("/v1/aggregates?stats=count&group_by=all")["rows"][0]["count"].as_u64();
+    eventually("the cloud has everything", || (Some(cloud.count()) == here).then_some(()));
 }

@@ -134,3 +134,34 @@ fn a_summary_of_a_sensor_takes_a_few_bytes() {
     let bytes = Batch { devices, windows }.encode().len();
     assert!(bytes < metrics * 25, "{bytes} bytes for {metrics} summaries");
 }
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    let good = || {
+        let metrics = BTreeMap::from([("t".into(), summary(60_000_000, &[Ok(1.5), Ok(2.5)]))]);
+        let window = Window { device: 0, start_us: 60_000_000, length_us: 60_000_000, revision: 1, metrics };
+        Batch { devices: vec![Device { id: "d".into(), labels: None }], windows: vec![window] }
+    };
+    assert!(Batch::decode(&good().encode()).is_ok());
+    type Spoil = fn(&mut Window);
+    let spoiled: [(&str, Spoil); 5] = [
+        ("more in the sketch than there are", |window| window.metrics.values_mut().for_each(|s| s.count = 1)),
+        ("a minimum above the maximum", |window| {
+            window.metrics.values_mut().for_each(|s| (s.min, s.max) = (0.1, -7e300))
+        }),
+        ("a start between windows", |window| window.start_us = 61_000_000),
+        ("no metrics", |window| window.metrics.clear()),
+        ("a revision beyond all numbers", |window| window.revision = u64::MAX),
+    ];
+    for (what, spoil) in spoiled {
+        let mut batch = good();
+        spoil(&mut batch.windows[0]);
+        assert!(matches!(Batch::decode(&batch.encode()), Err(WireError::Inconsistent(_))), "{what}");
+    }
+    let mut many = good();
+    for n in 2..12 {
+        let window = Window { length_us: n * 60_000_000, start_us: 0, ..many.windows[0].clone() };
+        many.windows.push(window);
+    }
+    assert!(Batch::decode(&many.encode()).is_err(), "too many lengths");
+}

@@ -8,6 +8,7 @@
 //! writer  -> handover (8 MiB; full: the writer waits)                  -> windows thread
 //! windows -> Intake's chores (one lot at a time)                       -> writer thread: summaries
 //! archive -> Intake's chores (one step at a time)                      -> writer thread: chunks
+//! archive -> disturbed windows (one lot, after the clock was set)      -> windows thread: dirty windows
 //! writer  -> Recorder (one number)                                    -> uplink task: what to read and send
 //! windows -> Live (256 events; full: the listener loses the oldest)    -> /v1/live, CoAP observers
 //! ```
@@ -20,7 +21,7 @@ use crate::archive::levels::Levels;
 use crate::archive::retire::Retention;
 use crate::archive::{DAY_US, chunk_id, day, day_of, series_of};
 use crate::catalog::Catalog;
-use crate::clock::{Clock, Steady};
+use crate::clock::{self, Clock, Ledger, Steady, Trust};
 use crate::config::Config;
 use crate::http;
 use crate::http::{About, Site};
@@ -29,6 +30,7 @@ use crate::journal::changes::Recorder;
 use crate::journal::pace::Pace;
 use crate::journal::recover::recover;
 use crate::journal::schema::{self, OpenError, Store};
+use crate::journal::steps::read_ledger;
 use crate::journal::writer::Writer;
 use crate::journal::{Intake, handover};
 use crate::listen::admit::Admission;
@@ -51,6 +53,7 @@ use rusqlite::Connection;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -123,8 +126,12 @@ pub struct App {
     driver: Driver,
     folder: Folder,
     uplink: Option<(Uplink, Option<Fill>)>,
+    watch: Option<Watch>,
     stop: CancellationToken,
 }
+
+/// Watches the clock.
+type Watch = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl App {
     /// Opens the store, binds the ports and wires everything.
@@ -133,8 +140,10 @@ impl App {
         let users = Users::read(&config.users_file())?;
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
         let identity = identify(&store, &config, &clock)?;
+        let stop = CancellationToken::new();
+        let watch = clock.trust().map(|trust| watch_clock(trust, &store.connection, &stop)).transpose()?;
         let options = config.uplink().map_err(AppError::File)?;
-        let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series));
+        let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series, identity.starts));
         let mut recovered = recover(&store.connection, &catalog)?;
         let length_us = config.window.length.micros();
         let rollups_us: Vec<i64> = config.window.rollups.iter().map(|rollup| rollup.micros()).collect();
@@ -179,7 +188,6 @@ impl App {
             config.window.lateness.micros(),
             config.query.memory.bytes(),
         ));
-        let stop = CancellationToken::new();
         let uplink_status = options.as_ref().map(|_| Arc::new(UplinkStatus::default()));
         let ingest_units = config.http.ingest_memory.bytes().div_ceil(http::INGEST_UNIT_BYTES);
         let site = Arc::new(Site {
@@ -245,6 +253,7 @@ impl App {
             _ => None,
         };
         let (committed_sender, committed) = handover::handover();
+        let (disturbed_sender, disturbed) = std::sync::mpsc::channel();
         let memory_bytes = config.window.memory.bytes();
         let driver = Driver {
             windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),
@@ -256,11 +265,12 @@ impl App {
             intake: Arc::clone(&intake),
             catalog: Arc::clone(&catalog),
             metrics: Arc::clone(&metrics),
-            steady: Steady::new(clock.now_us(), Instant::now()),
+            steady: Steady::new(&clock, Instant::now()),
             clock: clock.clone(),
             live: Arc::clone(&live),
             progress,
             store: store.path.clone(),
+            disturbed,
             replay_from: recovered.replay_from,
             last_seq: recovered.last_seq,
             stop: stop.clone(),
@@ -274,6 +284,8 @@ impl App {
             growth: Arc::clone(&site.growth),
             delay_us: config.archive.delay.micros(),
             clock: clock.clone(),
+            catalog: Arc::clone(&catalog),
+            disturbed: disturbed_sender,
             stop: stop.clone(),
         };
         let writer = Writer {
@@ -292,7 +304,7 @@ impl App {
             recorder,
             slow: slow_for_tests(),
         };
-        Ok(App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, stop })
+        Ok(App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, watch, stop })
     }
 
     /// The bound addresses by listener.
@@ -314,7 +326,7 @@ impl App {
 
     /// Serves until `shutdown`, then stops in flow order.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
-        let App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, stop } = self;
+        let App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, watch, stop } = self;
         let finish = CancellationToken::new();
         let (ended_sender, mut ended) = mpsc::unbounded_channel();
         let (threads, senders) = mqtt::threads(&shared, &desks, &stop, &finish);
@@ -324,6 +336,7 @@ impl App {
         let folding = watched("archive", ended_sender.clone(), move || folder.run())?;
         let writing = watched("journal", ended_sender, move || writer.run())?;
         let mut tasks: Vec<TaskHandle<()>> = Vec::new();
+        tasks.extend(watch.map(tokio::spawn));
         if let Some(listener) = sockets.mqtt {
             tasks.push(tokio::spawn(mqtt::accept(listener, shared, senders, stop.clone())));
         }
@@ -419,6 +432,15 @@ fn check_exposure(config: &Config, users: &Users) -> Result<(), String> {
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
+}
+
+/// The clock is believed or not by what the store has, too: no right time is earlier.
+fn watch_clock(trust: &Arc<Trust>, db: &Connection, stop: &CancellationToken) -> rusqlite::Result<Watch> {
+    let Ledger { unset, waiting } = read_ledger(db)?;
+    let latest =
+        "SELECT max(us) FROM (SELECT max(received_us) us FROM batch UNION ALL SELECT max(received_us) FROM chunk)";
+    let latest_us: Option<i64> = db.query_row(latest, [], |row| row.get(0))?;
+    Ok(Box::pin(clock::watch(trust, latest_us.unwrap_or_default(), unset, waiting, stop.clone())))
 }
 
 /// Who this is: the id is made at the first start and kept; the incarnation is the time at which

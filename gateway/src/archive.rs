@@ -18,6 +18,9 @@ pub mod chunk;
 /// Batches to chunks, in the background.
 pub mod fold;
 
+/// Readings that were received at a wrong time, put right.
+mod correct;
+
 /// Parts of a day, made one.
 mod tidy;
 

@@ -5,6 +5,7 @@
 //! id for ever; the birth of an id is handed to the journal before any reading that uses it;
 //! devices and series never exceed their limits. Deliberately absent: SQLite.
 
+use crate::clock::Correction;
 use crate::readings::{Readings, flag};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -22,6 +23,12 @@ pub struct Device {
     pub name: Arc<str>,
     labels: RwLock<Labels>,
 }
+
+/// Classes of microseconds: each start assigns times of another class than the one before, and so
+/// does every time the clock is put back, so that times which come twice do not meet.
+const CLASSES: i64 = 4;
+/// Clocks are put right by less than this now and then; times then go on until it has caught up.
+const PUT_BACK_US: Micros = 1_000_000;
 
 /// What people say of a device.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
@@ -92,6 +99,7 @@ pub struct Catalog {
     births: Mutex<Vec<Birth>>,
     devices_max: usize,
     series_max: usize,
+    starts: u64,
 }
 
 /// Poisoning only tells that another thread panicked; every critical section here leaves the
@@ -118,11 +126,17 @@ impl Device {
 
 impl Series {
     /// A time for an unstamped reading: now, but later than any assigned before, so that two
-    /// unstamped readings never share an identity.
+    /// unstamped readings never share an identity. Where the clock has been put back, times of
+    /// another class are assigned: what was assigned before keeps its own.
     pub fn assign_time(&self, now_us: Micros) -> Micros {
-        let later = |last: i64| Some(now_us.max(last.saturating_add(1)));
-        match self.assigned_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later) {
-            Ok(last) | Err(last) => now_us.max(last.saturating_add(1)),
+        let assign = |last_us: i64| {
+            let (class, put_back) = (last_us.rem_euclid(CLASSES), now_us < last_us.saturating_sub(PUT_BACK_US));
+            let class = if put_back { (class + 1) % CLASSES } else { class };
+            let this_us = now_us - now_us.rem_euclid(CLASSES) + class;
+            if put_back { this_us } else { this_us.max(last_us.saturating_add(CLASSES)) }
+        };
+        match self.assigned_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last_us| Some(assign(last_us))) {
+            Ok(last_us) | Err(last_us) => assign(last_us),
         }
     }
 
@@ -133,14 +147,15 @@ impl Series {
 }
 
 impl Catalog {
-    /// An empty catalog with limits on devices and series.
-    pub fn new(devices_max: usize, series_max: usize) -> Self {
+    /// An empty catalog with limits on devices and series; `starts` counts those of the store.
+    pub fn new(devices_max: usize, series_max: usize, starts: u64) -> Self {
         Catalog {
             names: RwLock::default(),
             latest: RwLock::default(),
             births: Mutex::default(),
             devices_max,
             series_max,
+            starts,
         }
     }
 
@@ -163,7 +178,7 @@ impl Catalog {
         let mut names = write(&self.names);
         assert_eq!(id as usize, names.series.len(), "series ids are dense");
         let device = names.devices[device as usize].name.clone();
-        let series = names.add_series(&device, metric);
+        let series = names.add_series(&device, metric, self.starts);
         *write(&series.unit) = unit.map(Into::into);
     }
 
@@ -186,7 +201,7 @@ impl Catalog {
             let born = names.add_device(device);
             self.announce(Birth::Device(born));
         }
-        let born = names.add_series(device, metric);
+        let born = names.add_series(device, metric, self.starts);
         // Still under the lock: whoever finds the series finds its birth announced.
         self.announce(Birth::Series(Arc::clone(&born)));
         Ok(born)
@@ -288,6 +303,21 @@ impl Catalog {
         read(&self.latest).get(series as usize).cloned().flatten()
     }
 
+    /// Receive times of a stretch turn out to have been wrong.
+    pub fn correct(&self, correction: &Correction) {
+        let Correction { from_us, to_us, shift_us } = *correction;
+        let wrong = from_us..to_us;
+        for latest in write(&self.latest).iter_mut().flatten() {
+            if wrong.contains(&latest.received_us) {
+                latest.received_us += shift_us;
+            }
+            // With a clock that was behind, the readings that are moved come as the latest anyway.
+            if shift_us < 0 && wrong.contains(&latest.time_us) {
+                latest.time_us += shift_us;
+            }
+        }
+    }
+
     /// The latest reading of every series, by id.
     pub fn all_latest(&self) -> Vec<Option<Latest>> {
         read(&self.latest).clone()
@@ -299,7 +329,7 @@ fn note_one(slot: &mut Option<Latest>, readings: &Readings, row: usize, received
     match slot {
         None => *slot = Some(Latest { time_us, value: readings.value(row), received_us, readings: 1 }),
         Some(latest) => {
-            latest.readings += 1;
+            latest.readings += u64::from(readings.flags[row] & flag::MOVED == 0);
             latest.received_us = received_us;
             if time_us >= latest.time_us {
                 latest.time_us = time_us;
@@ -325,14 +355,14 @@ impl Names {
         device
     }
 
-    fn add_series(&mut self, device: &str, metric: &str) -> Arc<Series> {
+    fn add_series(&mut self, device: &str, metric: &str, starts: u64) -> Arc<Series> {
         let metrics = self.by_device.get_mut(device).expect("the device was born before its series");
         let series = Arc::new(Series {
             id: self.series.len() as u32,
             device: Arc::clone(&metrics.device),
             metric: metric.into(),
             unit: RwLock::default(),
-            assigned_us: AtomicI64::new(i64::MIN),
+            assigned_us: AtomicI64::new(i64::MIN + (starts * 2 % CLASSES as u64) as i64),
         });
         metrics.series.insert(metric.into(), Arc::clone(&series));
         self.series.push(Arc::clone(&series));
@@ -346,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_name_keeps_its_id_and_is_announced_once() {
-        let catalog = Catalog::new(10, 10);
+        let catalog = Catalog::new(10, 10, 0);
         let a = catalog.resolve("a", "t").unwrap();
         assert_eq!(catalog.resolve("a", "t").unwrap().id, a.id);
         assert_ne!(catalog.resolve("a", "h").unwrap().id, a.id);
@@ -357,7 +387,7 @@ mod tests {
 
     #[test]
     fn one_more_than_the_limit_is_refused_and_the_others_stay() {
-        let catalog = Catalog::new(1, 2);
+        let catalog = Catalog::new(1, 2, 0);
         catalog.resolve("a", "t").unwrap();
         assert_eq!(
             catalog.resolve("b", "t").unwrap_err().to_string(),
@@ -370,17 +400,29 @@ mod tests {
 
     #[test]
     fn assigned_times_are_unique_within_their_series() {
-        let catalog = Catalog::new(1, 1);
-        let series = catalog.resolve("a", "t").unwrap();
+        let series = Catalog::new(1, 1, 0).resolve("a", "t").unwrap();
         assert_eq!(series.assign_time(100), 100);
-        assert_eq!(series.assign_time(100), 101);
-        assert_eq!(series.assign_time(90), 102);
-        assert_eq!(series.assign_time(200), 200);
+        assert_eq!(series.assign_time(100), 104);
+        assert_eq!(series.assign_time(90), 108);
+        assert_eq!(series.assign_time(203), 200);
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_assigns_no_time_twice() {
+        let mut seen = std::collections::BTreeSet::new();
+        for starts in 1..3 {
+            let series = Catalog::new(1, 1, starts).resolve("a", "t").unwrap();
+            for back in 0..2 {
+                for us in (0..4_000).chain(3 * PUT_BACK_US..3 * PUT_BACK_US + 400) {
+                    assert!(seen.insert(series.assign_time(us)), "{us} of start {starts}, put back {back} times");
+                }
+            }
+        }
     }
 
     #[test]
     fn the_latest_reading_is_the_latest_by_event_time() {
-        let catalog = Catalog::new(1, 1);
+        let catalog = Catalog::new(1, 1, 0);
         let mut readings = Readings::default();
         readings.push(0, 50, Value::Number(1.0), 0);
         readings.push(0, 40, Value::Text("late".into()), 0);

@@ -36,6 +36,7 @@ pub mod changes;
 /// What a restart puts back.
 pub mod recover;
 
+use crate::clock::{Correction, Ledger};
 use crate::readings::Readings;
 use changes::Change;
 use cloud_sync::uplink::Saved;
@@ -157,6 +158,12 @@ pub enum Step {
         /// Those that start before.
         until_us: Micros,
     },
+    /// What is known of the clock.
+    Clock(Ledger),
+    /// Readings get other times.
+    Move(Box<Moved>),
+    /// Receive times of a stretch turn out to have been wrong.
+    Received(Correction),
     /// Nothing: it is done when all before it are.
     Barrier,
     /// Writes what a restart would otherwise recompute from all readings.
@@ -269,6 +276,19 @@ impl Cause {
     pub fn name(self) -> &'static str {
         ["journal", "archive", "summaries", "rollups", "snapshot", "messages", "uplink"][self as usize]
     }
+}
+
+/// Readings that are taken out of their batches and chunks, and come in again at another time.
+#[derive(Debug, Default)]
+pub struct Moved {
+    /// What is left of batches, by sequence.
+    pub batches: Vec<(i64, Readings)>,
+    /// Chunks to remove.
+    pub remove: Vec<i64>,
+    /// What is left of them.
+    pub chunks: Vec<Chunk>,
+    /// The readings, with the times they should have had.
+    pub readings: Readings,
 }
 
 /// A row of the table of rollups, see [`crate::archive::levels`].

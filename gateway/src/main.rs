@@ -136,7 +136,7 @@ fn run(config: Config, common: Common) -> anyhow::Result<()> {
         .build()
         .context("the runtime could not start")?;
     let served = runtime.block_on(async {
-        let app = App::build(config, Clock::System).await?;
+        let app = App::build(config, Clock::system()).await?;
         for (name, address) in app.addresses() {
             tracing::info!("{name} listens on {address}");
         }
@@ -159,7 +159,7 @@ fn run(config: Config, common: Common) -> anyhow::Result<()> {
 }
 
 fn export(config: &Config, arguments: &Export) -> anyhow::Result<()> {
-    let now_us = Clock::System.now_us();
+    let now_us = Clock::system().now_us();
     let time = |name: &str, given: &Option<String>, otherwise: i64| match given {
         Some(text) => parse_time(text, now_us).map_err(|e| anyhow::anyhow!("--{name}: {e}")),
         None => Ok(otherwise),

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub restamped: Counter,
     /// Stamps beyond the skew bound.
     pub future: Counter,
+    /// Readings whose receive time was put right.
+    pub corrected: Counter,
     /// Readings for windows that had closed.
     pub late: Counter,
     /// Commits.
@@ -110,6 +112,7 @@ impl Default for Metrics {
         let inexact = counter("inexact_values", "Integers beyond 2^53, kept as the nearest f64");
         let restamped = counter("restamped_readings", "Readings stamped before 2000, kept with their receive time");
         let future = counter("future_readings", "Readings stamped beyond the skew bound");
+        let corrected = counter("corrected_readings", "Readings without a stamp, put right when the clock was set");
         let late = counter("late_readings", "Readings for windows that had closed");
         let commits = counter("commits", "Commits");
         let retention_passes = counter("retention_passes", "Looks at what is too old, or too much");
@@ -182,6 +185,7 @@ impl Default for Metrics {
             inexact,
             restamped,
             future,
+            corrected,
             late,
             commits,
             commit_seconds,

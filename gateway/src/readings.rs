@@ -22,10 +22,13 @@ pub mod flag {
     pub const RESTAMPED: u8 = 1 << 3;
     /// The time lies beyond the skew bound in the future.
     pub const FUTURE: u8 = 1 << 4;
-    /// The gateway's own clock was not known to be set.
+    /// Nobody vouched for the gateway's own clock: should it turn out to have been wrong, a time that
+    /// the gateway gave is put right.
     pub const CLOCK_UNSET: u8 = 1 << 5;
     /// An integer beyond 2^53, kept as the nearest f64.
     pub const INEXACT: u8 = 1 << 6;
+    /// The time that the gateway gave has been put right since.
+    pub const MOVED: u8 = 1 << 7;
 }
 
 /// Readings of any series, in the order in which they arrived.
@@ -83,6 +86,12 @@ impl Readings {
         self.flags.append(&mut other.flags);
         self.number.append(&mut other.number);
         self.texts.extend(other.texts.drain(..).map(|(row, text)| (row + offset, text)));
+    }
+
+    /// The earliest and the latest event time; zeros without readings.
+    pub fn span(&self) -> (Micros, Micros) {
+        let times = || self.time_us.iter().copied();
+        (times().min().unwrap_or_default(), times().max().unwrap_or_default())
     }
 
     /// Forgets everything but the capacity.

@@ -3,7 +3,8 @@
 //! Arrives: ranges of changes. Leaves: the windows that they name, as they are now, with all
 //! metrics of their devices. Always holds: what is sent is what the store says at that moment,
 //! and whatever changes later is another change. Where the windows of the configured length
-//! have been retired before they were sent, the longer ones that are left go instead.
+//! have been retired before they were sent, the longer ones that are left go instead. What may hold
+//! readings of a time when the clock was not set is not sent; it is a change again when it is.
 
 use crate::archive::levels::{Level, Levels};
 use crate::archive::read::Raw;
@@ -136,12 +137,15 @@ impl Summaries {
         let mut reader =
             Reader { raw: &raw, levels: &self.levels, series: self.catalog.series(), folded: HashMap::new() };
         let by_device = by_device(&reader.series);
+        let is_held_back = |start_us: Micros, length_us: Micros| {
+            self.clock.trust().is_some_and(|trust| trust.holds_back(start_us, start_us + length_us))
+        };
         let (mut places, mut labels, mut until, mut many) = (Places::new(), BTreeSet::new(), changes.end, 0);
         changes::read(db, changes, |id, change| {
             let before = places.len();
             match change {
                 Some(Change::Windows(length_us, keys)) => {
-                    for (series, start_us) in keys {
+                    for (series, start_us) in keys.into_iter().filter(|key| !is_held_back(key.1, length_us)) {
                         if let Some(device) = reader.series.get(series as usize).map(|series| series.device.id) {
                             places.entry((device, length_us, start_us)).or_insert(series);
                         }
@@ -151,7 +155,8 @@ impl Summaries {
                     let length_us = self.levels.base.length_us;
                     let first_us = window_start(from_us + length_us - 1, length_us);
                     let own = by_device.get(&device).and_then(|own| own.first()).map(|&at| reader.series[at].id);
-                    for start_us in (first_us..to_us).step_by(length_us as usize) {
+                    let starts = (first_us..to_us).step_by(length_us as usize);
+                    for start_us in starts.filter(|&start_us| !is_held_back(start_us, length_us)) {
                         if let Some(series) = own {
                             places.entry((device, length_us, start_us)).or_insert(series);
                         }

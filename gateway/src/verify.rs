@@ -8,6 +8,7 @@
 use crate::archive::levels::each_summary;
 use crate::journal::changes::{self, Change};
 use crate::journal::schema;
+use crate::journal::steps::read_ledger;
 use anyhow::{Context, Result, bail, ensure};
 use cloud_sync::uplink;
 use cloud_sync::wire::HeldWindow;
@@ -32,6 +33,8 @@ pub struct Comparison {
     pub readings: u64,
     /// Windows that have changed and are not acknowledged yet.
     pub waiting: u64,
+    /// Windows that are not forwarded, because the clock was not set when readings in them were received.
+    pub held_back: u64,
     /// Windows that only the cloud still has.
     pub retired: u64,
     /// What differs, in words.
@@ -108,6 +111,8 @@ async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<BTreeMap
 struct Here {
     windows: BTreeMap<Key, Version>,
     waiting: BTreeSet<Key>,
+    /// Windows of a time when the clock was not set.
+    held_back: BTreeSet<Key>,
     waiting_stretches: Vec<(String, Micros, Micros)>,
     base_us: Micros,
     /// Windows that end before may have been retired.
@@ -122,9 +127,11 @@ impl Here {
         let base_us: Micros = schema::meta(db, "window_length_us")?.context("the store has no windows yet")?;
         let mut lengths = db.prepare("SELECT length_us FROM level")?;
         let lengths = lengths.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<Micros>>>()?;
+        let clock = read_ledger(db)?;
         let mut here = Here {
             windows: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            held_back: BTreeSet::new(),
             waiting_stretches: Vec::new(),
             base_us,
             kept_from_us: Micros::MAX,
@@ -136,6 +143,10 @@ impl Here {
                 let (Some((device, _)), true) = (names.get(&series), seen.insert((series, window.start_us))) else {
                     return;
                 };
+                if clock.holds_back(window.start_us, window.start_us + length_us) {
+                    here.held_back.insert((length_us, device.clone(), window.start_us));
+                    return;
+                }
                 if length_us == base_us {
                     here.kept_from_us = here.kept_from_us.min(window.start_us);
                 }
@@ -173,7 +184,8 @@ impl Here {
     }
 
     fn compare(&self, there: &BTreeMap<Key, Version>) -> Comparison {
-        let mut found = Comparison::default();
+        let held_back = self.held_back.len() as u64;
+        let mut found = Comparison { held_back, ..Comparison::default() };
         let longer: BTreeSet<Micros> =
             there.keys().map(|(length_us, ..)| *length_us).filter(|us| *us > self.base_us).collect();
         // Where windows had been retired before they were sent, longer ones stand for them.
@@ -210,7 +222,7 @@ impl Here {
                     found.equal += 1;
                     found.readings += here.readings;
                 }
-                _ if self.waits(key) => found.waiting += 1,
+                _ if self.waits(key) || self.held_back.contains(key) => found.waiting += 1,
                 Some(here) => found.differences.push(format!(
                     "{device} {} for {} s: revision {} here, {} in the cloud",
                     time::format(*start_us),
@@ -230,10 +242,11 @@ impl Here {
 pub fn report(comparison: &Comparison) -> Result<()> {
     comparison.differences.iter().for_each(|difference| println!("DIFFERENCE {difference}"));
     println!(
-        "{} windows with {} readings equal, {} not acknowledged yet, {} only in the cloud because they are retired here, {} differences",
+        "{} windows with {} readings equal, {} not acknowledged yet, {} held back until the clock is set, {} only in the cloud because they are retired here, {} differences",
         comparison.equal,
         comparison.readings,
         comparison.waiting,
+        comparison.held_back,
         comparison.retired,
         comparison.differences.len()
     );

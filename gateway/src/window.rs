@@ -314,6 +314,11 @@ impl Windows {
         self.dirty.add(key, self.length_us);
     }
 
+    /// Windows have lost readings: they are computed again.
+    pub fn disturb(&mut self, stretches: impl IntoIterator<Item = Stretch>) {
+        self.dirty.add_stretches(stretches);
+    }
+
     /// Takes about `most` dirty windows to compute again; one lot at a time.
     pub fn take_dirty(&mut self, most: usize, now_us: Micros) -> Vec<Stretch> {
         let Windows { dirty, devices, device_of, length_us, lateness_us, old_until_us, .. } = self;

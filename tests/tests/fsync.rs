@@ -16,7 +16,7 @@ fn a_failed_fsync_acknowledges_nothing_more_and_ends_with_the_reason() {
     config.http.listen = "127.0.0.1:0".into();
     vfs::record(true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let app = runtime.block_on(App::build(config, Clock::System)).unwrap();
+    let app = runtime.block_on(App::build(config, Clock::system())).unwrap();
     let address = app.addresses().iter().find(|(name, _)| *name == "http").unwrap().1;
     let running = runtime.spawn(app.run(CancellationToken::new()));
     let post = |n: u32| {

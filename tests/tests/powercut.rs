@@ -98,7 +98,7 @@ fn record(today_us: i64, random: &mut StdRng) -> (Vec<Event>, u64) {
     vfs::take_recording();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let stop = CancellationToken::new();
-    let app = runtime.block_on(App::build(config(directory.path()), Clock::System)).unwrap();
+    let app = runtime.block_on(App::build(config(directory.path()), Clock::system())).unwrap();
     let address = app.addresses().iter().find(|(name, _)| *name == "http").unwrap().1;
     let running = runtime.spawn(app.run(stop.clone()));
     let half = load(address, today_us, 0, random);

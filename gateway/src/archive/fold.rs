@@ -12,17 +12,20 @@ use super::read::{Builder, Parts, Raw};
 use super::retire::{Growth, Retention};
 use super::tidy::Untidy;
 use super::{DAY_US, chunk, chunk_id, day, part_of};
-use crate::clock::Steady;
+use crate::catalog::Catalog;
+use crate::clock::{Clock, Steady};
 use crate::journal::intake::NotDone;
 use crate::journal::{Chunk, Intake, ReadError, Step, batch, schema};
 use crate::metrics::Metrics;
 use crate::readings::Points;
+use crate::window::driver::Disturbed;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use model::Micros;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -64,7 +67,11 @@ pub struct Folder {
     /// `archive.delay`, by the stamps of the journal.
     pub delay_us: Micros,
     /// The time.
-    pub clock: crate::clock::Clock,
+    pub clock: Clock,
+    /// Who is there.
+    pub catalog: Arc<Catalog>,
+    /// Where it is told which windows have lost readings.
+    pub disturbed: Sender<Disturbed>,
     /// The gateway stops.
     pub stop: CancellationToken,
 }
@@ -125,7 +132,7 @@ impl Folder {
     /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
     pub fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
-        let steady = Steady::new(self.clock.now_us(), Instant::now());
+        let steady = Steady::new(&self.clock, Instant::now());
         let mut state =
             State { steady, retired_at: None, pressed: None, untidy: self.untidy(&db)?, waiting: Waiting::default() };
         while !self.stop.is_cancelled() {
@@ -145,8 +152,12 @@ impl Folder {
     /// Does a little of what there is to do; true if there may be more.
     fn work(&self, db: &Connection, state: &mut State) -> Result<bool, Interrupted> {
         let mut more = self.fold_what_is_due(db, state)?;
+        // A fold that was interrupted would give other parts if readings were moved before it is done.
+        if schema::meta::<i64>(db, "folding_seq")?.is_none() {
+            self.keep_time(db)?;
+        }
         if state.retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
-            let now_us = state.steady.now_us(self.clock.now_us(), Instant::now());
+            let now_us = state.steady.now_us(&self.clock, Instant::now());
             self.retire(db, now_us, &mut state.pressed)?;
             self.metrics.retention_passes.inc();
             state.retired_at = Some(Instant::now());

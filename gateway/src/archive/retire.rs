@@ -6,7 +6,7 @@
 //! worked in; a day that has lost them is sealed in the same commit. A store above its budget
 //! loses the oldest summaries of `window.length` first, then the oldest readings, then, slowly,
 //! the oldest rollups, those of short windows first; each time with a word in the log: it never
-//! refuses readings for it.
+//! refuses readings for it. What was received before the clock was set has no age.
 
 use super::fold::{Folder, Interrupted};
 use super::levels::{Level, is_sealed};
@@ -16,7 +16,7 @@ use crate::journal::{ReadError, Step, schema};
 use crate::window::dirty::read_blob;
 use crate::window::revise::Stretch;
 use model::Micros;
-use model::time::SECOND_US;
+use model::time::{PLAUSIBLE_FROM_US, SECOND_US};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::PoisonError;
@@ -130,7 +130,7 @@ impl Folder {
         pressed: &mut Option<Instant>,
     ) -> Result<(), Interrupted> {
         if let Some(age_us) = self.retention.raw_us {
-            let mut after = (Micros::MIN, i64::MIN);
+            let mut after = (PLAUSIBLE_FROM_US, i64::MIN);
             while let Some(next) = self.retire_readings_before(db, now_us, age_us, after)? {
                 after = next;
             }
@@ -232,7 +232,7 @@ impl Folder {
     }
 
     fn retire_rollups_before(&self, db: &Connection, level: Level, until_us: Micros) -> Result<(), Interrupted> {
-        let mut after = (Micros::MIN, i64::MIN);
+        let mut after = (PLAUSIBLE_FROM_US, i64::MIN);
         loop {
             let mut query = db.prepare_cached(
                 "SELECT received_us, id FROM rollup WHERE received_us < ?1 AND (received_us, id) > (?2, ?3)

@@ -89,7 +89,9 @@ fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
         retention: Retention { raw_us: None, summaries_us: None, rollups_us: Vec::new(), budget_bytes: None },
         growth: Arc::default(),
         delay_us: 0,
-        clock: Clock::System,
+        clock: Clock::system(),
+        catalog: Arc::new(crate::catalog::Catalog::new(1, 1, 0)),
+        disturbed: std::sync::mpsc::channel().0,
         stop: stop.clone(),
     };
     let folding = std::thread::spawn(move || folder.run());

@@ -39,6 +39,7 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
         site.about.addresses.iter().map(|(name, address)| ((*name).to_owned(), json!(address.to_string()))).collect();
     let now_us = site.engine.now_us();
     let clock = match site.admission.clock.quality() {
+        Quality::Vouched => "synchronized",
         Quality::Set => "set",
         Quality::Unset => "unset",
     };

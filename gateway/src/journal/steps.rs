@@ -4,9 +4,10 @@
 //! holds: a step is small, or cut into small ones by whoever asks for it, so that no commit
 //! waits noticeably.
 
-use super::schema::set_meta;
-use super::{Chunk, ReadError, Rollup, Step, SummaryRow};
+use super::schema::{meta, set_meta};
+use super::{Chunk, Moved, ReadError, Rollup, Step, SummaryRow, batch};
 use crate::archive::rollup::Folded;
+use crate::clock::{Correction, Ledger};
 use cloud_sync::uplink::Saved;
 use model::{Micros, Sketch, Summary, Value};
 use rusqlite::types::ValueRef;
@@ -32,6 +33,9 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
             db.prepare_cached("DELETE FROM summary WHERE length_us = ?1 AND start_us < ?2")?
                 .execute([length_us, until_us])?;
         }
+        Step::Clock(ledger) => write_ledger(db, ledger)?,
+        Step::Move(moved) => return write_moved(db, moved),
+        Step::Received(correction) => write_received(db, correction)?,
         Step::Barrier | Step::Snapshot | Step::Changes(_) => {}
         Step::Filling { done } => set_meta(db, "recording", if *done { "all" } else { "new" })?,
         Step::Uplink { saved, now_us, until_us } => return write_uplink(db, saved, *now_us, *until_us),
@@ -87,6 +91,65 @@ fn write_uplink(db: &Connection, saved: &Saved, now_us: Micros, until_us: Micros
     )?
     .execute([saved.done_below as i64, until_us])?;
     Ok(saved.state.len() as u64 + saved.sent.len() as u64 * 16)
+}
+
+/// What a restart has to know of the clock.
+pub(crate) fn read_ledger(db: &Connection) -> rusqlite::Result<Ledger> {
+    let unset: Option<String> = meta(db, "clock_unset")?;
+    let waiting: Option<String> = meta(db, "clock_corrections")?;
+    Ok(Ledger {
+        unset: unset.and_then(|text| serde_json::from_str(&text).ok()),
+        waiting: waiting.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+    })
+}
+
+fn write_ledger(db: &Connection, ledger: &Ledger) -> rusqlite::Result<()> {
+    let json = |value: serde_json::Result<String>| value.map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()));
+    let unset = ledger.unset.as_ref().map(|unset| json(serde_json::to_string(unset))).transpose()?;
+    let waiting = Some(&ledger.waiting).filter(|waiting| !waiting.is_empty());
+    let waiting = waiting.map(|waiting| json(serde_json::to_string(waiting))).transpose()?;
+    for (key, value) in [("clock_unset", unset), ("clock_corrections", waiting)] {
+        match value {
+            Some(value) => set_meta(db, key, value)?,
+            None => drop(db.execute("DELETE FROM meta WHERE key = ?1", [key])?),
+        }
+    }
+    Ok(())
+}
+
+/// The readings themselves are in the batch of the same commit.
+fn write_moved(db: &Connection, moved: &Moved) -> rusqlite::Result<u64> {
+    let mut bytes = 0;
+    for (seq, left) in &moved.batches {
+        if left.is_empty() {
+            db.prepare_cached("DELETE FROM batch WHERE seq = ?1")?.execute([seq])?;
+            continue;
+        }
+        let (first_us, last_us) = left.span();
+        let body = batch::encode(left);
+        bytes += body.len() as u64;
+        db.prepare_cached("UPDATE batch SET readings = ?2, first_us = ?3, last_us = ?4, body = ?5 WHERE seq = ?1")?
+            .execute(params![seq, left.len() as i64, first_us, last_us, body])?;
+    }
+    remove_chunks(db, &moved.remove)?;
+    Ok(bytes + write_chunks(db, &moved.chunks)?)
+}
+
+/// Everything else that was received, made or told while the clock was wrong.
+fn write_received(db: &Connection, correction: &Correction) -> rusqlite::Result<()> {
+    for (table, column) in [
+        ("batch", "received_us"),
+        ("chunk", "received_us"),
+        ("rollup", "received_us"),
+        ("reject", "received_us"),
+        ("device", "created_us"),
+        ("change", "made_us"),
+        ("sent", "acknowledged_us"),
+    ] {
+        let sql = format!("UPDATE {table} SET {column} = {column} + ?3 WHERE {column} >= ?1 AND {column} < ?2");
+        db.execute(&sql, [correction.from_us, correction.to_us, correction.shift_us])?;
+    }
+    Ok(())
 }
 
 fn write_chunks(db: &Connection, chunks: &[Chunk]) -> rusqlite::Result<u64> {

@@ -113,6 +113,10 @@ impl Writer {
 
     fn process(&mut self, mut load: Load, state: &mut State) -> Result<Parcel, WriteError> {
         let received_us = self.clock.now_us();
+        if let Some(trust) = self.clock.trust() {
+            trust.correct(&mut load.parcel.readings);
+        }
+        let moved = bring_in(&mut load);
         let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty() || self.catalog.has_births();
         if has_content {
             let started = Instant::now();
@@ -124,7 +128,7 @@ impl Writer {
         if !readings.is_empty() {
             self.last_seq += 1;
             self.catalog.note(&readings, received_us);
-            self.metrics.readings.inc_by(readings.len() as u64);
+            self.metrics.readings.inc_by((readings.len() - moved) as u64);
             state.since_snapshot += readings.len() as u64;
         }
         load.parcel.retain.iter().for_each(|publication| self.retained.apply(publication));
@@ -219,8 +223,7 @@ impl Writer {
         let readings = &load.parcel.readings;
         if !readings.is_empty() {
             let body = batch::encode(readings);
-            let first = readings.time_us.iter().min().copied().unwrap_or_default();
-            let last = readings.time_us.iter().max().copied().unwrap_or_default();
+            let (first, last) = readings.span();
             let row = params![self.last_seq as i64 + 1, received_us, readings.len() as i64, first, last, body];
             db.prepare_cached("INSERT INTO batch VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(row)?;
             bytes += self.metrics.written(Cause::Journal, body.len() as u64);
@@ -280,6 +283,18 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Readings that get other times come in again with what has come now. Should the disk have no room
+/// for taking them out where they were, that is done later, over the same readings.
+fn bring_in(load: &mut Load) -> usize {
+    let before = load.parcel.readings.len();
+    for chore in &mut load.chores {
+        if let Step::Move(moved) = &mut chore.step {
+            load.parcel.readings.append(&mut moved.readings);
+        }
+    }
+    load.parcel.readings.len() - before
 }
 
 fn is_full(e: &rusqlite::Error) -> bool {

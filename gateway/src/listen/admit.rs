@@ -68,7 +68,7 @@ enum Route {
 pub struct Arrival {
     /// The gateway's time.
     pub now_us: Micros,
-    clock_set: bool,
+    clock: Quality,
 }
 
 impl Admission {
@@ -104,7 +104,8 @@ impl Admission {
 
     /// The moment now.
     pub fn arrival(&self) -> Arrival {
-        Arrival { now_us: self.clock.now_us(), clock_set: self.clock.quality() == Quality::Set }
+        let now_us = self.clock.now_us();
+        Arrival { now_us, clock: self.clock.quality_at(now_us) }
     }
 
     /// Takes a message that was published to `topic`; one that no rule matches is no reading.
@@ -233,7 +234,7 @@ impl Admission {
             // The one that is nearer to now: devices send soon after they have measured.
             Stamp::Twice(earlier, later) => {
                 let is_later = (arrival.now_us - later).abs() < (arrival.now_us - earlier).abs();
-                if arrival.clock_set && is_later { later } else { earlier }
+                if arrival.is_clock_set() && is_later { later } else { earlier }
             }
             Stamp::Relative(us) => arrival.now_us.saturating_add(us).min(LAST_US),
         };
@@ -241,7 +242,7 @@ impl Admission {
             self.metrics.restamped.inc();
             return (series.assign_time(arrival.now_us), arrival.flags() | flag::RESTAMPED);
         }
-        let future = arrival.clock_set && us > arrival.now_us.saturating_add(self.max_skew_us);
+        let future = arrival.is_clock_set() && us > arrival.now_us.saturating_add(self.max_skew_us);
         if future {
             self.metrics.future.inc();
         }
@@ -275,8 +276,12 @@ pub struct Admitted {
 }
 
 impl Arrival {
+    fn is_clock_set(self) -> bool {
+        self.clock != Quality::Unset
+    }
+
     fn flags(self) -> u8 {
-        if self.clock_set { 0 } else { flag::CLOCK_UNSET }
+        if self.clock == Quality::Vouched { 0 } else { flag::CLOCK_UNSET }
     }
 }
 
@@ -292,7 +297,7 @@ mod tests {
     fn admission() -> Admission {
         let clock = Clock::Manual(Arc::new(AtomicI64::new(NOW_US)));
         let rules = Config::default().rules().unwrap();
-        let catalog = Arc::new(Catalog::new(2, 10));
+        let catalog = Arc::new(Catalog::new(2, 10, 0));
         Admission::new(catalog, clock, Arc::default(), TimeZone::UTC, 3_600 * SECOND_US, rules)
     }
 
@@ -319,7 +324,7 @@ mod tests {
         let (admission, mut routes) = (admission(), Routes::default());
         let times: Vec<_> =
             (0..3).map(|_| publish(&admission, &mut routes, "devices/a/t", "1").readings.time_us[0]).collect();
-        assert_eq!(times, [NOW_US, NOW_US + 1, NOW_US + 2]);
+        assert_eq!(times, [NOW_US, NOW_US + 4, NOW_US + 8]);
     }
 
     /// Clocks in Berlin show 02:30 twice on that day; the gateway hears both as they are shown.
@@ -328,7 +333,7 @@ mod tests {
         let clock_us = Arc::new(AtomicI64::new(0));
         let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
         let rules = Config::default().rules().unwrap();
-        let catalog = Arc::new(Catalog::new(2, 10));
+        let catalog = Arc::new(Catalog::new(2, 10, 0));
         let clock = Clock::Manual(Arc::clone(&clock_us));
         let admission = Admission::new(catalog, clock, Arc::default(), berlin, 3_600 * SECOND_US, rules);
         let mut routes = Routes::default();

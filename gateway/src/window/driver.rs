@@ -21,7 +21,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,9 @@ const REST_MAX: Duration = Duration::from_secs(60);
 const CHECKPOINT: Duration = Duration::from_secs(5);
 /// How often to look whether a day is to be folded.
 const SETTLE: Duration = Duration::from_secs(10);
+
+/// How long windows that have lost readings may take; they are dirty until then, and longer.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Windows whose summaries a replay remembers at once.
 const REPLAY_WINDOWS_MAX: usize = 64;
@@ -80,6 +83,8 @@ pub struct Driver {
     pub progress: SharedProgress,
     /// The store's file.
     pub store: PathBuf,
+    /// Windows that have lost readings.
+    pub disturbed: Receiver<Disturbed>,
     /// Where a restart begins to read.
     pub replay_from: u64,
     /// The last commit before the start.
@@ -92,6 +97,15 @@ pub struct Driver {
 /// written does not want two pages more in each of them.
 pub fn look_every(commit_delay: Duration) -> Duration {
     TICK.max((commit_delay * 5).min(Duration::from_secs(30)))
+}
+
+/// Windows that have lost readings to others, because those were received at another time.
+#[derive(Debug)]
+pub struct Disturbed {
+    /// Which, whole windows.
+    pub stretches: Vec<Stretch>,
+    /// Who is told when they are on disk as dirty, and when they have been computed or time is up.
+    pub done: Sender<()>,
 }
 
 /// Why the thread cannot go on.
@@ -123,6 +137,7 @@ struct State {
     settle_at: Instant,
     told_at: Instant,
     told_from: u64,
+    settling: Option<(Instant, Sender<()>)>,
 }
 
 /// Windows to compute again, and a day to fold with them.
@@ -170,6 +185,7 @@ impl Driver {
                 looked_at = Instant::now();
                 self.age();
                 self.close_due(&mut state)?;
+                self.take_disturbed(&mut state);
                 self.revise_dirty(&mut state)?;
                 self.checkpoint(&mut state);
                 self.tell();
@@ -220,11 +236,12 @@ impl Driver {
             settle_at: now,
             told_at: now,
             told_from: self.replay_from,
+            settling: None,
         })
     }
 
     fn age(&mut self) {
-        let now_us = self.steady.now_us(self.clock.now_us(), Instant::now());
+        let now_us = self.steady.now_us(&self.clock, Instant::now());
         self.windows.set_old_until(day(now_us - OLD_AFTER_US) * DAY_US);
     }
 
@@ -318,6 +335,21 @@ impl Driver {
             rows.push(row);
         }
         Ok(rows)
+    }
+
+    /// Windows that have lost readings are dirty. Whoever says so waits until that is settled.
+    fn take_disturbed(&mut self, state: &mut State) {
+        if let Ok(Disturbed { stretches, done }) = self.disturbed.try_recv() {
+            self.windows.disturb(stretches);
+            self.write(Vec::new());
+            state.settling = Some((Instant::now(), done));
+            return;
+        }
+        let (recent, _) = self.windows.dirty_counts();
+        let is_settled = recent == 0 && state.revising_since.is_none();
+        if let Some((_, done)) = state.settling.take_if(|(since, _)| is_settled || since.elapsed() >= SETTLED_WITHIN) {
+            let _ = done.send(());
+        }
     }
 
     fn revise_dirty(&mut self, state: &mut State) -> Result<(), DriverError> {

@@ -117,7 +117,7 @@ impl Connection {
 
     #[cfg(test)]
     pub(super) fn for_test(id: u64) -> Self {
-        Connection::new(id, Wire::Nowhere, Arc::default(), Clock::System, 1_000)
+        Connection::new(id, Wire::Nowhere, Arc::default(), Clock::system(), 1_000)
     }
 
     fn out(&self) -> MutexGuard<'_, Outbox> {

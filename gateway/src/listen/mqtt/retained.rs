@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_last_message_of_a_topic_is_kept_until_an_empty_one_removes_it() {
-        let retained = Retained::new(10, 10_000, Clock::System);
+        let retained = Retained::new(10, 10_000, Clock::system());
         for topic in ["a/1", "a/2", "b"] {
             retained.apply(&message(topic, "old", None));
         }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn beyond_its_bounds_there_is_no_room_but_for_what_replaces() {
-        let retained = Retained::new(1, 10_000, Clock::System);
+        let retained = Retained::new(1, 10_000, Clock::system());
         retained.apply(&message("a", "x", None));
         assert!(retained.has_room("a", 100) && !retained.has_room("b", 100) && !retained.has_room("a", 20_000));
     }

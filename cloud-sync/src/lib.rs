@@ -15,3 +15,14 @@ pub mod node;
 
 /// Which shard owns which slot, and how to change that with the fewest moves.
 pub mod placement;
+
+/// An error with what caused it.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -187,7 +187,7 @@ async fn run(config: Config, common: Common) -> anyhow::Result<()> {
     tokio::spawn(obey_signals(shutdown.clone(), move || match common.load::<Config>() {
         Ok(config) => {
             reload(&config);
-            tracing::info!("users read again");
+            tracing::info!("users and certificates read again");
         }
         Err(problems) => problems.iter().for_each(|problem| tracing::error!("nothing was changed: {problem}")),
     }));

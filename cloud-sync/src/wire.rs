@@ -28,7 +28,13 @@ pub const SUMMARIES_MAX: usize = 1_000_000;
 /// A batch that is larger unpacked is refused.
 const UNPACKED_MAX: u64 = 32 << 20;
 /// A batch that is larger on the wire is refused.
-pub const PACKED_MAX: usize = 8 << 20;
+const PACKED_MAX: usize = 8 << 20;
+/// A push that is larger is refused: a batch with what stands around it.
+pub(crate) const MESSAGE_MAX: usize = PACKED_MAX + (1 << 20);
+/// The type of a push as a body over HTTP, and of its reply.
+pub(crate) const MESSAGE_TYPE: &str = "application/x-protobuf";
+/// Where it goes.
+pub(crate) const PUSH_PATH: &str = "/v1/push";
 /// Devices, and entries for metrics, in one batch, at most.
 const NAMES_MAX: usize = 110_000;
 /// Lengths of windows in one batch, at most.
@@ -83,6 +89,9 @@ pub struct HeldWindow {
     pub revision: u64,
     /// Numbers and texts in it.
     pub readings: u64,
+    /// It stands for shorter windows that have been retired.
+    #[serde(default)]
+    pub sealed: bool,
 }
 
 /// Why bytes are no batch.

@@ -4,13 +4,15 @@
 //! holds: a client that is slow to shake hands makes nobody else wait, and is let go after a
 //! while; how many shake hands at once is bounded.
 
-use rustls::ServerConfig;
+use futures_util::stream::{self, Stream};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -30,17 +32,54 @@ pub struct TlsError {
     what: String,
 }
 
-/// What a server with this certificate and key needs.
-pub fn server(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+/// What a listener shows to those who come: it may be read again while it listens.
+#[derive(Debug, Clone)]
+pub struct Shown(Arc<RwLock<Arc<ServerConfig>>>);
+
+impl Shown {
+    /// This, from the start.
+    pub fn new(config: Arc<ServerConfig>) -> Self {
+        Shown(Arc::new(RwLock::new(config)))
+    }
+
+    /// This, from now on; connections that are there stay.
+    pub fn set(&self, config: Arc<ServerConfig>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    fn now(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a server with this certificate and key needs; with `client_ca` it asks for certificates that
+/// these sign.
+pub fn server(
+    certificate: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+    protocol: &[u8],
+) -> Result<Arc<ServerConfig>, TlsError> {
     let wrong = |path: &Path, what: String| TlsError { path: path.to_owned(), what };
-    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|e| wrong(certificate, format!("no certificates in PEM: {e}")))?;
+    let certificates = |path: &Path| {
+        let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        all.map_err(|e| wrong(path, format!("no certificates in PEM: {e}")))
+    };
+    let chain = certificates(certificate)?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, format!("no private key in PEM: {e}")))?;
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
+    let builder = match client_ca {
+        None => ServerConfig::builder().with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(certificates(path)?);
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
+            ServerConfig::builder().with_client_cert_verifier(verifier.map_err(|e| wrong(path, e.to_string()))?)
+        }
+    };
+    let mut config = builder
         .with_single_cert(chain, private)
         .map_err(|e| wrong(certificate, format!("cannot be used with {}: {e}", key.display())))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -52,15 +91,20 @@ pub struct TlsListener {
 
 impl TlsListener {
     /// Takes over a listener.
-    pub fn new(listener: TcpListener, config: Arc<ServerConfig>) -> io::Result<Self> {
+    pub fn new(listener: TcpListener, shown: Shown) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (sender, ready) = mpsc::channel(HANDSHAKES);
-        tokio::spawn(accept(listener, TlsAcceptor::from(config), sender));
+        tokio::spawn(accept(listener, shown, sender));
         Ok(TlsListener { address, ready })
+    }
+
+    /// The same, for those who take streams.
+    pub fn into_stream(self) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> {
+        stream::unfold(self.ready, async |mut ready| ready.recv().await.map(|(io, _)| (Ok(io), ready)))
     }
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>) {
+async fn accept(listener: TcpListener, shown: Shown, ready: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>) {
     let room = Arc::new(Semaphore::new(HANDSHAKES));
     while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
         let accepted = tokio::select! {
@@ -71,7 +115,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, ready: mpsc::Sende
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let (acceptor, ready) = (acceptor.clone(), ready.clone());
+        let (acceptor, ready) = (TlsAcceptor::from(shown.now()), ready.clone());
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 let _ = ready.send((stream, from)).await;

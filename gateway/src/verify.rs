@@ -37,6 +37,8 @@ pub struct Comparison {
     pub held_back: u64,
     /// Windows that only the cloud still has.
     pub retired: u64,
+    /// Windows that the cloud has retired; their hours are there.
+    pub retired_there: u64,
     /// What differs, in words.
     pub differences: Vec<String>,
 }
@@ -76,9 +78,16 @@ pub async fn compare(store: &Path, url: &str, token: Option<&str>) -> Result<Com
 }
 
 /// What the cloud holds of a gateway.
-async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<BTreeMap<Key, Version>> {
+#[derive(Debug, Default)]
+struct There {
+    windows: BTreeMap<Key, Version>,
+    /// What stands for shorter windows that the cloud has retired.
+    sealed: BTreeSet<Key>,
+}
+
+async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<There> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
-    let (mut windows, mut cursor) = (BTreeMap::new(), None::<String>);
+    let (mut there, mut cursor) = (There::default(), None::<String>);
     loop {
         let mut query = vec![("gateway", gateway.to_owned())];
         query.extend(cursor.map(|cursor| ("cursor", cursor)));
@@ -95,14 +104,16 @@ async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<BTreeMap
         }
         let page: Page = serde_json::from_str(&text).with_context(|| format!("{url} gives no list of windows"))?;
         for row in page.rows {
-            windows.insert(
-                (row.length_us, row.device, row.start_us),
-                Version { revision: row.revision, readings: row.readings },
-            );
+            let key = (row.length_us, row.device, row.start_us);
+            if row.sealed {
+                there.sealed.insert(key);
+            } else {
+                there.windows.insert(key, Version { revision: row.revision, readings: row.readings });
+            }
         }
         cursor = page.next;
         if cursor.is_none() {
-            return Ok(windows);
+            return Ok(there);
         }
     }
 }
@@ -183,7 +194,8 @@ impl Here {
         self.waiting.contains(key) || self.waiting_stretches.iter().any(within)
     }
 
-    fn compare(&self, there: &BTreeMap<Key, Version>) -> Comparison {
+    fn compare(&self, there: &There) -> Comparison {
+        let There { windows: there, sealed } = there;
         let held_back = self.held_back.len() as u64;
         let mut found = Comparison { held_back, ..Comparison::default() };
         let longer: BTreeSet<Micros> =
@@ -193,6 +205,10 @@ impl Here {
             longer
                 .iter()
                 .any(|&length_us| there.contains_key(&(length_us, device.clone(), window_start(start_us, length_us))))
+        };
+        let lengths: BTreeSet<Micros> = sealed.iter().map(|(length_us, ..)| *length_us).collect();
+        let is_sealed = |device: &String, start_us: Micros| {
+            lengths.iter().any(|&us| sealed.contains(&(us, device.clone(), window_start(start_us, us))))
         };
         for (key, here) in self.windows.iter().filter(|((length_us, ..), _)| *length_us == self.base_us) {
             let name = || format!("{} {}", key.1, time::format(key.2));
@@ -211,6 +227,7 @@ impl Here {
                     there.readings
                 )),
                 None if is_covered(&key.1, key.2) => {}
+                None if is_sealed(&key.1, key.2) => found.retired_there += 1,
                 None => found.differences.push(format!("{}: not in the cloud", name())),
             }
         }
@@ -242,12 +259,14 @@ impl Here {
 pub fn report(comparison: &Comparison) -> Result<()> {
     comparison.differences.iter().for_each(|difference| println!("DIFFERENCE {difference}"));
     println!(
-        "{} windows with {} readings equal, {} not acknowledged yet, {} held back until the clock is set, {} only in the cloud because they are retired here, {} differences",
+        "{} windows with {} readings equal, {} not acknowledged yet, {} held back until the clock is set, {} only in the cloud because they are retired here, \
+         {} only here because they are retired there, {} differences",
         comparison.equal,
         comparison.readings,
         comparison.waiting,
         comparison.held_back,
         comparison.retired,
+        comparison.retired_there,
         comparison.differences.len()
     );
     ensure!(comparison.differences.is_empty(), "store and cloud differ");

@@ -2,6 +2,7 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
@@ -250,15 +251,15 @@ impl Authority {
 #[test]
 fn gateways_show_a_certificate_or_a_token_of_their_own() {
     let authority = Authority::new();
-    let (cert, key) = authority.sign("localhost");
+    let (server_cert, server_key) = authority.sign("localhost");
     let directory = Arc::new(tempfile::tempdir().unwrap());
     let mut add = Command::new(tests::binary("tidegate-cloud"));
     add.arg("--set").arg(format!("cloud.data_dir={}", directory.path().join("cloud").display()));
     let token = tests::output(add.args(["user", "add", "gw-token", "--token"]));
     let token_file = authority.write("token", &token);
     let cloud = cloud()
-        .set("cloud.tls.cert", &cert)
-        .set("cloud.tls.key", &key)
+        .set("cloud.tls.cert", &server_cert)
+        .set("cloud.tls.key", &server_key)
         .set("cloud.tls.client_ca", &authority.ca())
         .start_in(directory);
     let (cert, key) = authority.sign("gw-cert");
@@ -288,9 +289,57 @@ fn gateways_show_a_certificate_or_a_token_of_their_own() {
         serde_json::from_str::<serde_json::Value>(&text).unwrap()["rows"].as_array().unwrap().len()
     };
     eventually("both are taken", || (count() == 2).then_some(()));
-    refused(&by_certificate.set("gateway.id", "other").start(), "gw-cert's, not \"other\"'s");
+    refused(&by_certificate.clone().set("gateway.id", "other").start(), "gw-cert's, not \"other\"'s");
     refused(&by_token.set("gateway.id", "other").start(), "the token is \"gw-token\"'s, not \"other\"'s");
     let plain = gateway().forwarding_to(&[]).set("uplink.endpoints", &format!("[\"http://{}\"]", cloud.grpc)).start();
     eventually("without TLS it does not get through", || error(&plain));
     assert_eq!(count(), 2);
+    // The cloud's certificate is renewed, by another authority.
+    let other = Authority::new();
+    let (new_cert, new_key) = other.sign("localhost");
+    std::fs::copy(new_cert, &server_cert).unwrap();
+    std::fs::copy(new_key, &server_key).unwrap();
+    cloud.signal(Signal::HUP);
+    eventually("it is read again", || cloud.log().contains("read again").then_some(()));
+    let (cert, key) = authority.sign("gw-later");
+    let later = by_certificate
+        .set("uplink.tls.ca", &other.ca())
+        .set("uplink.tls.cert", &cert)
+        .set("uplink.tls.key", &key)
+        .set("gateway.id", "gw-later")
+        .start();
+    post(&later, "d", now_s - 100, 10);
+    eventually("who knows the new authority is taken", || (count() == 3).then_some(()));
+}
+
+/// A shard whose server is down keeps neither the daemon from starting nor the others from working.
+#[test]
+fn a_daemon_starts_and_serves_though_a_shard_is_down() {
+    let down = tests::postgres::free_port();
+    let shards = format!(r#"["sqlite:a.db", "far=postgres://nobody@127.0.0.1:{down}/none"]"#);
+    let cloud = cloud().set("cloud.shards", &shards).start();
+    let gateway = gateway()
+        .set("window.length", "1s")
+        .set("window.lateness", "0s")
+        .set("uplink.batch", "1")
+        .set("uplink.timeout", "8s")
+        .forwarding_to(&[&cloud])
+        .start();
+    let reading = |n: usize| json!({"device": format!("d{n}"), "metric": "m", "value": n, "time": tests::now_s() - 60});
+    let body = json!({"readings": (0..6).map(reading).collect::<Vec<_>>()}).to_string();
+    assert_eq!(gateway.post("/v1/readings", "application/json", body.as_bytes()).0, 200);
+    let places: Vec<String> = (0..6)
+        .map(|n| cloud.get(&format!("/v1/placement?device=d{n}"))["shard"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(places.iter().any(|place| place == "far") && places.iter().any(|place| place == "shard-000"), "{places:?}");
+    let error = eventually("the gateway is told which shard is down", || {
+        let status = gateway.get("/v1/status")["uplink"].clone();
+        status["last_error"].as_str().filter(|error| error.contains("shard far")).map(str::to_owned)
+    });
+    println!("{error}");
+    let answer = cloud.get("/v1/aggregates?stats=count&group_by=all");
+    assert_eq!((&answer["partial"], &answer["missing"][0]["shard"]), (&json!(true), &json!("far")), "{answer}");
+    eventually("what belongs there waits", || {
+        (gateway.get("/v1/status")["uplink"]["backlog"].as_u64() > Some(0)).then_some(())
+    });
 }

@@ -13,24 +13,30 @@ use super::intake::{Grpc, Intake, now_us};
 use super::metrics::Metrics;
 use super::mover::{Mover, SharedProgress};
 use super::router::{Router, RouterError};
+use crate::wire::MESSAGE_MAX;
 use crate::wire::proto::uplink_server::UplinkServer;
 use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::address;
-use daemon::tls::TlsError;
+use daemon::tls::{Shown, TlsError, TlsListener};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tower::limit::GlobalConcurrencyLimitLayer;
 
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a push may take, from its first byte.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a push may send ahead of being read.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// How often hours are rolled up and old rows retired.
 const TIDY_EVERY: Duration = Duration::from_secs(2);
 /// Rows that one look takes.
@@ -51,9 +57,6 @@ pub enum AppError {
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersError),
-    /// A file that the configuration names.
-    #[error("{0}")]
-    File(String),
     /// A certificate or key.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -69,35 +72,42 @@ pub enum AppError {
     },
 }
 
-/// What the listeners need for TLS, if they have it.
+/// What the listeners show, if they have TLS.
+#[derive(Clone)]
 struct Tls {
-    grpc: Option<ServerTlsConfig>,
-    http: Option<Arc<rustls::ServerConfig>>,
+    grpc: Option<Shown>,
+    http: Option<Shown>,
 }
 
 impl Tls {
-    fn read(config: &Config) -> Result<Self, AppError> {
-        let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|e| AppError::File(format!("{} cannot be read: {e}", path.display())))
-        };
-        let GrpcTls { cert, key, client_ca } = &config.cloud.tls;
-        let grpc = match given(cert) {
-            None => None,
-            Some(cert) => {
-                // So that what is wrong is told at the start.
-                daemon::tls::server(&cert, key)?;
-                let mut grpc = ServerTlsConfig::new().identity(Identity::from_pem(read(&cert)?, read(key)?));
-                if let Some(ca) = given(client_ca) {
-                    grpc = grpc.client_ca_root(Certificate::from_pem(read(&ca)?));
-                }
-                Some(grpc)
-            }
-        };
-        let HttpTls { cert, key } = &config.http.tls;
-        let http = given(cert).map(|cert| daemon::tls::server(&cert, key)).transpose()?;
-        Ok(Tls { grpc, http })
+    fn read(config: &Config) -> Result<Self, TlsError> {
+        let (grpc, http) = certificates(config)?;
+        Ok(Tls { grpc: grpc.map(Shown::new), http: http.map(Shown::new) })
     }
+
+    fn read_again(&self, config: &Config) -> Result<(), TlsError> {
+        let (grpc, http) = certificates(config)?;
+        for (shown, config) in [(&self.grpc, grpc), (&self.http, http)] {
+            if let (Some(shown), Some(config)) = (shown, config) {
+                shown.set(config);
+            }
+        }
+        Ok(())
+    }
+}
+
+type Certificate = Option<Arc<rustls::ServerConfig>>;
+
+/// For gRPC, and for HTTP.
+fn certificates(config: &Config) -> Result<(Certificate, Certificate), TlsError> {
+    fn given(path: &Path) -> Option<&Path> {
+        (!path.as_os_str().is_empty()).then_some(path)
+    }
+    let GrpcTls { cert, key, client_ca } = &config.cloud.tls;
+    let grpc = given(cert).map(|cert| daemon::tls::server(cert, key, given(client_ca), b"h2")).transpose()?;
+    let HttpTls { cert, key } = &config.http.tls;
+    let http = given(cert).map(|cert| daemon::tls::server(cert, key, None, b"http/1.1")).transpose()?;
+    Ok((grpc, http))
 }
 
 /// A cloud daemon that is bound and wired, not yet serving.
@@ -117,7 +127,10 @@ impl App {
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
         let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
         let router = Arc::new(Router::open(&config, coordinator).await?);
-        router.settle().await?;
+        if let Err(e) = router.settle().await {
+            // Its slots wait; the mover tries again.
+            tracing::warn!("{e}; what belongs there waits until it answers");
+        }
         let mut addresses = Vec::new();
         let grpc = bind("cloud.listen", "grpc", &config.cloud.listen, &mut addresses).await?;
         let http = bind("http.listen", "http", &config.http.listen, &mut addresses).await?;
@@ -161,12 +174,17 @@ impl App {
         &self.site.addresses
     }
 
-    /// What SIGHUP reads again: users.
+    /// What SIGHUP reads again: users and certificates.
     pub fn reloader(&self) -> impl Fn(&Config) + Send + Sync + use<> {
-        let auth = Arc::clone(&self.site.auth);
-        move |config| match Users::read(&config.users_file()) {
-            Ok(users) => auth.set_users(users),
-            Err(e) => tracing::error!("the users stay as they were: {e}"),
+        let (auth, tls) = (Arc::clone(&self.site.auth), self.tls.clone());
+        move |config| {
+            match Users::read(&config.users_file()) {
+                Ok(users) => auth.set_users(users),
+                Err(e) => tracing::error!("the users stay as they were: {e}"),
+            }
+            if let Err(e) = tls.read_again(config) {
+                tracing::error!("the certificates stay as they were: {e}");
+            }
         }
     }
 
@@ -175,23 +193,7 @@ impl App {
         let App { site, grpc, http, tls, mover, stop } = self;
         let mut tasks: Vec<JoinHandle<()>> = Vec::new();
         if let Some(listener) = grpc {
-            let service =
-                UplinkServer::new(Grpc(Arc::clone(&site.intake))).max_decoding_message_size(Grpc::MESSAGE_MAX);
-            let mut server = Server::builder();
-            if let Some(config) = tls.grpc {
-                // Its files have been read and its form checked.
-                match server.tls_config(config) {
-                    Ok(with_tls) => server = with_tls,
-                    Err(e) => return tracing::error!("TLS for gRPC cannot be used: {e}"),
-                }
-            }
-            let served = server.add_service(service);
-            let stopped = stop.clone().cancelled_owned();
-            tasks.push(tokio::spawn(async move {
-                if let Err(e) = served.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await {
-                    tracing::error!("gRPC ended: {e}");
-                }
-            }));
+            tasks.push(tokio::spawn(serve_grpc(listener, tls.grpc, Arc::clone(&site), stop.clone())));
         }
         if let Some(listener) = http {
             tasks.push(tokio::spawn(http::serve(listener, tls.http, Arc::clone(&site), stop.clone())));
@@ -204,6 +206,29 @@ impl App {
         for task in tasks {
             let _ = tokio::time::timeout(GRACE, task).await;
         }
+    }
+}
+
+/// Pushes over gRPC. What comes is read only as far as there is room for it, whoever it is from.
+async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, stop: CancellationToken) {
+    let service = UplinkServer::new(Grpc(Arc::clone(&site.intake))).max_decoding_message_size(MESSAGE_MAX);
+    let served = Server::builder()
+        .timeout(PUSH_TIMEOUT)
+        .max_concurrent_streams(site.config.cloud.in_flight + 1)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(4 * STREAM_WINDOW_BYTES)
+        .layer(GlobalConcurrencyLimitLayer::new(site.config.cloud.max_pushes))
+        .add_service(service);
+    let stopped = stop.cancelled_owned();
+    let ended = match tls {
+        None => served.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await,
+        Some(shown) => match TlsListener::new(listener, shown) {
+            Ok(listener) => served.serve_with_incoming_shutdown(listener.into_stream(), stopped).await,
+            Err(e) => return tracing::error!("gRPC cannot begin: {e}"),
+        },
+    };
+    if let Err(e) = ended {
+        tracing::error!("gRPC ended: {e}");
     }
 }
 

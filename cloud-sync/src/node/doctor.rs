@@ -6,10 +6,8 @@
 use super::config::Config;
 use super::coordinator;
 use super::map::Map;
-use super::router::open_shard;
-use super::shard::{Fence, State};
+use super::router::{behind, open_shard};
 use anyhow::{Context, Result};
-use std::collections::HashMap;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -36,7 +34,7 @@ pub async fn examine(config: &Config) -> Result<Findings> {
         map.transits.len()
     ));
     for (name, member) in &map.shards {
-        let shard = match open_shard(name, member, &config.cloud.data_dir, config.cloud.coordinator != "sqlite").await {
+        let shard = match open_shard(name, member, &config.cloud.data_dir, config.cloud.coordinator != "sqlite") {
             Ok(shard) => shard,
             Err(e) => {
                 findings.problems.push(format!("{e}; its slots cannot be read or written until it is back"));
@@ -44,14 +42,7 @@ pub async fn examine(config: &Config) -> Result<Findings> {
             }
         };
         let known = shard.fences().await.with_context(|| format!("shard {name}"))?;
-        let known: HashMap<u16, Fence> = known.into_iter().map(|fence| (fence.slot, fence)).collect();
-        let owned = map.slots_of(name);
-        let behind = owned.iter().filter(|(slot, epoch)| {
-            let arrived = |fence: &Fence| fence.state == State::Importing && fence.epoch + 1 == *epoch;
-            !map.transits.contains_key(slot)
-                && known.get(slot).is_none_or(|fence| fence.epoch < *epoch && !arrived(fence))
-        });
-        let behind = behind.count();
+        let behind = behind(&map, name, &known).older;
         if behind > 0 && !known.is_empty() {
             findings.problems.push(format!(
                 "shard {name} is older than the map in {behind} slots: it has been restored. At the next start it takes what the \
@@ -62,7 +53,7 @@ pub async fn examine(config: &Config) -> Result<Findings> {
             findings.problems.push(format!("shard {name}: {what}"));
         }
         let (rows, bytes) = shard.size().await.with_context(|| format!("shard {name}"))?;
-        findings.facts.push(format!("shard {name}: {} slots, {rows} rows, {bytes} bytes", owned.len()));
+        findings.facts.push(format!("shard {name}: {} slots, {rows} rows, {bytes} bytes", map.slots_of(name).len()));
     }
     Ok(findings)
 }

@@ -20,6 +20,7 @@ use super::metrics::Metrics;
 use super::mover::SharedProgress;
 use super::query::{Missing, QueryError};
 use super::router::Router as Routes;
+use crate::wire::MESSAGE_MAX;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode, header};
@@ -28,7 +29,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use daemon::auth::Auth;
 use daemon::http::reply::Problem;
-use daemon::tls::TlsListener;
+use daemon::tls::{Shown, TlsListener};
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -62,7 +63,7 @@ type Shared = Arc<Site>;
 
 fn routes() -> Router<Shared> {
     Router::new()
-        .route("/v1/push", post(push::push).layer(DefaultBodyLimit::max(super::intake::Grpc::MESSAGE_MAX)))
+        .route("/v1/push", post(push::push).layer(DefaultBodyLimit::max(MESSAGE_MAX)))
         .route("/v1/aggregates", get(aggregates::get))
         .route("/v1/devices", get(lists::devices))
         .route("/v1/gateways", get(lists::gateways))
@@ -116,12 +117,7 @@ async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Resu
 }
 
 /// Serves until `stop`, then finishes the requests under way.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    site: Shared,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, tls: Option<Shown>, site: Shared, stop: CancellationToken) {
     let app = routes().layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard)).with_state(site);
     let stopped = stop.cancelled_owned();
     let served = match tls {

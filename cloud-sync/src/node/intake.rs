@@ -8,9 +8,9 @@ use super::metrics::Metrics;
 use super::router::{PushFailure, Router};
 use super::shard::{Beat, Sender};
 use crate::uplink::Held;
+use crate::wire::Batch;
 use crate::wire::proto::uplink_server::Uplink;
-use crate::wire::proto::{PushReply, PushRequest, ShardEcho};
-use crate::wire::{Batch, PACKED_MAX};
+use crate::wire::proto::{PushReply, PushRequest};
 use daemon::auth::Auth;
 use model::{Micros, check_name};
 use std::collections::HashMap;
@@ -140,7 +140,10 @@ impl Intake {
         let expected: HashMap<String, Held> = request
             .expected
             .into_iter()
-            .map(|echo| (echo.shard, Held { highest: echo.highest, recent: echo.recent }))
+            .map(|echo| {
+                let held = Held::of(&echo);
+                (echo.shard, held)
+            })
             .collect();
         match self.router.push(&sender, request.batch, &batch, &expected, received_us).await {
             Ok(held) => {
@@ -178,7 +181,7 @@ impl Intake {
     }
 
     fn reply(&self, held: Vec<(String, Held)>, lacking: bool) -> PushReply {
-        let echo = |(shard, held): (String, Held)| ShardEcho { shard, highest: held.highest, recent: held.recent };
+        let echo = |(shard, held): (String, Held)| held.echo(shard);
         PushReply { shards: held.into_iter().map(echo).collect(), in_flight: self.in_flight, lacking }
     }
 }
@@ -225,11 +228,6 @@ impl From<Refusal> for Status {
 
 /// gRPC.
 pub struct Grpc(pub Arc<Intake>);
-
-impl Grpc {
-    /// The largest message that is read.
-    pub const MESSAGE_MAX: usize = PACKED_MAX + (1 << 20);
-}
 
 #[tonic::async_trait]
 impl Uplink for Grpc {

@@ -13,7 +13,7 @@ use super::intake::now_us;
 use super::map::{Leftover, Transit};
 use super::metrics::Metrics;
 use super::router::{Router, RouterError, View};
-use super::shard::{Fence, Shard, ShardError, State};
+use super::shard::{Fence, Part, Shard, ShardError, State};
 use crate::placement::{Epoch, Move};
 use daemon::config::Span;
 use std::collections::{BTreeMap, BTreeSet};
@@ -233,11 +233,11 @@ impl Mover {
             }
             pause_for_tests("comparing").await;
             self.phase("comparing");
-            self.compare(&lot).await?;
+            self.compare(&lot, true).await?;
             self.phase("cutting over");
             old.set_fences(lot.fences(State::Fenced, 0)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("fenced").await;
-            if let Err(e) = self.compare(&lot).await {
+            if let Err(e) = self.compare(&lot, false).await {
                 old.set_fences(lot.fences(State::Open, 0)).await.map_err(|e| at(&lot.from, e))?;
                 return Err(e);
             }
@@ -263,26 +263,30 @@ impl Mover {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
         let (known, beats) = old.export_names(slot).await.map_err(|e| at(&lot.from, e))?;
         new.import_names(slot, known, beats, lot.epoch(slot)).await.map_err(|e| at(&lot.to, e))?;
-        let mut after = None;
-        loop {
-            let rows = old.export(slot, after, self.rows).await.map_err(|e| at(&lot.from, e))?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            after = Some(last.key.clone());
-            let many = rows.len() as u64;
-            new.import(rows, vec![(slot, lot.epoch(slot))]).await.map_err(|e| at(&lot.to, e))?;
-            self.metrics.moved_rows.inc_by(many);
-            self.note(|progress| progress.rows += many);
-            self.still_leads().await?;
+        for part in [Part::Windows, Part::Sealed] {
+            let mut after = None;
+            loop {
+                let rows = old.export(slot, part, after, self.rows).await.map_err(|e| at(&lot.from, e))?;
+                let Some(last) = rows.last() else { break };
+                after = Some(last.key.clone());
+                let many = rows.len() as u64;
+                new.import(rows, part, vec![(slot, lot.epoch(slot))]).await.map_err(|e| at(&lot.to, e))?;
+                self.metrics.moved_rows.inc_by(many);
+                self.note(|progress| progress.rows += many);
+                self.still_leads().await?;
+            }
         }
+        Ok(())
     }
 
-    /// Compares both copies, hour by hour, and copies again what differs.
-    async fn compare(&self, lot: &Lot<'_>) -> Result<(), MoveError> {
+    /// Compares both copies, hour by hour, and copies again what differs. What only the new one has, of
+    /// a write that failed at the old one, goes if the copy may be begun anew: gateways send it again.
+    async fn compare(&self, lot: &Lot<'_>, anew: bool) -> Result<(), MoveError> {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
         let ours = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
         let theirs = new.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.to, e))?;
         let mut differing: Vec<u16> = ours.into_iter().chain(theirs).collect::<BTreeSet<_>>().into_iter().collect();
-        for _ in 0..COMPARED_MAX {
+        for round in 0..COMPARED_MAX {
             let mut still = Vec::new();
             for &slot in &differing {
                 let ours = old.digests(slot).await.map_err(|e| at(&lot.from, e))?;
@@ -295,6 +299,9 @@ impl Mover {
                 return Ok(());
             }
             for &slot in &still {
+                if anew && round + 2 >= COMPARED_MAX {
+                    self.empty(&*new, &lot.to, Fence { slot, epoch: lot.epoch(slot), state: State::Importing }).await?;
+                }
                 self.copy(lot, slot).await?;
             }
             differing = still;
@@ -358,14 +365,20 @@ impl Mover {
     async fn delete(&self, view: &View, leftover: &Leftover) -> Result<(), MoveError> {
         // A shard that has been removed has nothing left.
         let Ok(shard) = view.shard(&leftover.shard) else { return Ok(()) };
+        let closed = Fence { slot: leftover.slot, epoch: leftover.epoch, state: State::Closed };
+        match self.empty(&**shard, &leftover.shard, closed).await {
+            // It has come back since.
+            Err(MoveError::Shard { error: ShardError::Fenced { .. }, .. }) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Deletes all of a slot, as long as it is what `fence` says.
+    async fn empty(&self, shard: &dyn Shard, name: &str, fence: Fence) -> Result<(), MoveError> {
         loop {
             self.still_leads().await?;
-            match shard.delete(leftover.slot, leftover.epoch, self.rows).await {
-                Ok(rows) if rows < self.rows => return Ok(()),
-                Ok(_) => {}
-                // It has come back since.
-                Err(ShardError::Fenced { .. }) => return Ok(()),
-                Err(error) => return Err(at(&leftover.shard, error)),
+            if shard.delete(fence, self.rows).await.map_err(|e| at(name, e))? < self.rows {
+                return Ok(());
             }
         }
     }

@@ -5,7 +5,7 @@
 //! answers has checked; a shard that does not answer is named, never left out in silence.
 
 use super::router::{Router, View};
-use super::shard::{Beat, Partial, Question as ShardQuestion, ShardError};
+use super::shard::{Beat, Partial, Question as ShardQuestion, ShardError, add_cell, check_cells};
 use crate::placement::Epoch;
 use daemon::aggregates::answer::{Cell, Cells, Head, Sink};
 use daemon::aggregates::{Answer, GroupKey, Question, Starts};
@@ -93,22 +93,13 @@ pub async fn aggregates(
         async move { shard.aggregate(question).await }
     })
     .await?;
-    let mut whole = Partial::new();
+    let mut parts = parts.into_iter();
+    let mut whole: Partial = parts.next().unwrap_or_default();
     for part in parts {
         for (key, cell) in part {
-            match whole.get_mut(&key) {
-                Some(known) => {
-                    known.summary.add(&cell.summary);
-                    known.beyond_us = known.beyond_us.max(cell.beyond_us);
-                }
-                None => drop(whole.insert(key, cell)),
-            }
+            add_cell(&mut whole, key, &cell.summary, cell.beyond_us);
         }
-        if whole.len() > cells_max {
-            return Err(QueryError::TooMuch(format!(
-                "the answer has more than {cells_max} windows of groups: ask for longer windows, a shorter range or fewer series"
-            )));
-        }
+        check_cells(&whole, cells_max).map_err(|e| QueryError::TooMuch(e.to_string()))?;
     }
     let complete_us = match silent.is_empty() && missing.is_empty() {
         true => beats.iter().map(|beat| beat.complete_us).min().unwrap_or(Micros::MIN),

@@ -136,7 +136,7 @@ impl Router {
             let same_place = before.map.shards.get(name).is_some_and(|known| known.url == member.url);
             let shard = match known.or_else(|| before.shards.get(name).filter(|_| same_place)) {
                 Some(shard) => Arc::clone(shard),
-                None => self.open_shard(name, member).await?,
+                None => self.open_shard(name, member)?,
             };
             shards.insert(name.clone(), shard);
         }
@@ -152,44 +152,22 @@ impl Router {
     }
 
     /// Opens a shard by its URL.
-    pub async fn open_shard(&self, name: &str, member: &Member) -> Result<Arc<dyn Shard>, RouterError> {
-        open_shard(name, member, &self.data_dir, self.shared).await
+    pub fn open_shard(&self, name: &str, member: &Member) -> Result<Arc<dyn Shard>, RouterError> {
+        open_shard(name, member, &self.data_dir, self.shared)
     }
 
     /// Makes shards know the slots that the map gives them. One that knows less than the map has
     /// been restored, or is new: it takes what the gateways still have.
+    /// One that does not answer does not keep the others waiting.
     pub async fn settle(&self) -> Result<(), RouterError> {
         let view = self.view();
+        let mut failure = None;
         for name in view.map.shards.keys() {
-            let failed = |error| RouterError::Shard { name: name.clone(), error };
-            let shard = view.shard(name).map_err(failed)?;
-            let known = shard.fences().await.map_err(failed)?;
-            let known: HashMap<u16, Fence> = known.into_iter().map(|fence| (fence.slot, fence)).collect();
-            let (mut behind, mut is_older) = (Vec::new(), false);
-            for (slot, epoch) in view.map.slots_of(name) {
-                if view.map.transits.contains_key(&slot) {
-                    continue;
-                }
-                let known = known.get(&slot);
-                // The last step of a move, not done yet.
-                let arrived = known.is_some_and(|fence| fence.state == State::Importing && fence.epoch + 1 == epoch);
-                if known.is_none_or(|fence| fence.epoch < epoch) {
-                    behind.push(Fence { slot, epoch, state: State::Open });
-                    is_older |= !arrived;
-                }
+            if let Err(error) = settle_one(&view, name).await {
+                failure.get_or_insert(RouterError::Shard { name: name.clone(), error });
             }
-            if behind.is_empty() {
-                continue;
-            }
-            if is_older && !known.is_empty() {
-                tracing::warn!(
-                    "shard {name} is older than the map: it has been restored; the gateways are asked for what it lacks"
-                );
-                shard.forget_batches().await.map_err(failed)?;
-            }
-            shard.set_fences(behind).await.map_err(failed)?;
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Stores a batch; returns the shards that it touched, with what they hold, once all have
@@ -245,7 +223,7 @@ impl Router {
                 }
             }
             match failure {
-                None => return self.held(&view, &sender.gateway).await,
+                None => return Ok(held(&view, &sender.gateway).await),
                 Some((_, ShardError::Refused(text))) => return Err(PushFailure::Refused(text)),
                 Some((_, ShardError::Fenced { .. })) if try_number + 1 < TRIES => {
                     let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
@@ -258,25 +236,63 @@ impl Router {
         }
         Err(PushFailure::Unavailable("slots are being moved".into()))
     }
+}
 
-    async fn held(&self, view: &View, gateway: &str) -> Result<Vec<(String, Held)>, PushFailure> {
-        let mut held = Vec::new();
-        for (name, shard) in &view.shards {
-            let of = shard.held(gateway).await.map_err(|e| PushFailure::Unavailable(format!("shard {name}: {e}")))?;
-            held.push((name.clone(), of));
+/// What all shards that answer hold of a gateway.
+async fn held(view: &View, gateway: &str) -> Vec<(String, Held)> {
+    let mut held = Vec::new();
+    for (name, shard) in &view.shards {
+        match shard.held(gateway).await {
+            Ok(of) => held.push((name.clone(), of)),
+            Err(e) => tracing::debug!("shard {name} does not say what it holds of {gateway}: {e}"),
         }
-        Ok(held)
     }
+    held
+}
+
+async fn settle_one(view: &View, name: &str) -> Result<(), ShardError> {
+    let shard = view.shard(name)?;
+    let known = shard.fences().await?;
+    let Behind { fences, older } = behind(&view.map, name, &known);
+    if fences.is_empty() {
+        return Ok(());
+    }
+    if older > 0 && !known.is_empty() {
+        tracing::warn!(
+            "shard {name} is older than the map: it has been restored; the gateways are asked for what it lacks"
+        );
+        shard.forget_batches().await?;
+    }
+    shard.set_fences(fences).await
+}
+
+/// Where a shard knows less than the map.
+pub struct Behind {
+    /// What it is to be told.
+    pub fences: Vec<Fence>,
+    /// In how many slots it is older, and not only short of the last step of a move.
+    pub older: usize,
+}
+
+/// What a shard that knows these fences does not know of the map.
+pub fn behind(map: &Map, shard: &str, known: &[Fence]) -> Behind {
+    let known: HashMap<u16, &Fence> = known.iter().map(|fence| (fence.slot, fence)).collect();
+    let mut behind = Behind { fences: Vec::new(), older: 0 };
+    for (slot, epoch) in map.slots_of(shard) {
+        let known = known.get(&slot);
+        if map.transits.contains_key(&slot) || known.is_some_and(|fence| fence.epoch >= epoch) {
+            continue;
+        }
+        let arrived = known.is_some_and(|fence| fence.state == State::Importing && fence.epoch + 1 == epoch);
+        behind.older += usize::from(!arrived);
+        behind.fences.push(Fence { slot, epoch, state: State::Open });
+    }
+    behind
 }
 
 /// Opens a shard by its URL; files are relative to `data_dir`, and only for daemons that share
 /// their map with no other.
-pub async fn open_shard(
-    name: &str,
-    member: &Member,
-    data_dir: &Path,
-    shared: bool,
-) -> Result<Arc<dyn Shard>, RouterError> {
+pub fn open_shard(name: &str, member: &Member, data_dir: &Path, shared: bool) -> Result<Arc<dyn Shard>, RouterError> {
     let failed = |error| RouterError::Shard { name: name.to_owned(), error };
     match member.url.split_once(':') {
         Some(("sqlite", _)) if shared => Err(failed(ShardError::Down(
@@ -285,7 +301,7 @@ pub async fn open_shard(
                 .into(),
         ))),
         Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&data_dir.join(file)).map_err(failed)?)),
-        Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::open(&member.url).await.map_err(failed)?)),
+        Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::new(&member.url).map_err(failed)?)),
         _ => Err(failed(ShardError::Down(format!(
             "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
             member.url

@@ -44,9 +44,10 @@ impl State {
         ["open", "importing", "fenced", "closed"][self as usize]
     }
 
-    /// The reverse.
-    pub fn of_name(name: &str) -> Option<Self> {
-        [State::Open, State::Importing, State::Fenced, State::Closed].into_iter().find(|state| state.name() == name)
+    /// The reverse; whatever else it may be called, nothing may be done.
+    pub fn of_name(name: &str) -> Self {
+        let known = [State::Open, State::Importing, State::Fenced];
+        known.into_iter().find(|state| state.name() == name).unwrap_or(State::Closed)
     }
 }
 
@@ -125,6 +126,9 @@ pub struct Labelled {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Which of two sets of labels is the later one: the store's life, and the batch that brought it.
+pub type LabelsVersion = (u64, u64);
+
 /// What a shard gets of a push.
 #[derive(Debug, Clone)]
 pub struct Write {
@@ -140,6 +144,15 @@ pub struct Write {
     pub labels: Vec<Labelled>,
     /// The slots that are touched, with their epochs.
     pub fences: Vec<(u16, Epoch)>,
+}
+
+/// What a move copies of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Windows as gateways sent them.
+    Windows,
+    /// Hours whose windows have been retired, so that nobody can compute them again.
+    Sealed,
 }
 
 /// What a gateway says of itself.
@@ -207,6 +220,27 @@ pub struct Cell {
 /// One shard's part of an answer, by group and start.
 pub type Partial = BTreeMap<(GroupKey, Micros), Cell>;
 
+/// Merges a window into what there is at its place.
+pub fn add_cell(partial: &mut Partial, key: (GroupKey, Micros), summary: &Summary, beyond_us: Option<Micros>) {
+    match partial.get_mut(&key) {
+        Some(known) => {
+            known.summary.add(summary);
+            known.beyond_us = known.beyond_us.max(beyond_us);
+        }
+        None => drop(partial.insert(key, Cell { summary: summary.clone(), beyond_us })),
+    }
+}
+
+/// An error if there is more than one answer may hold.
+pub fn check_cells(partial: &Partial, most: usize) -> Result<(), ShardError> {
+    if partial.len() <= most {
+        return Ok(());
+    }
+    Err(ShardError::TooMuch(format!(
+        "the answer has more than {most} windows of groups: ask for longer windows, a shorter range or fewer series"
+    )))
+}
+
 /// A device as a shard knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
@@ -216,20 +250,32 @@ pub struct Known {
     pub gateway: Arc<str>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// As of when.
+    pub labels_version: LabelsVersion,
     /// Its metrics, in its latest window.
     pub metrics: Vec<String>,
     /// The end of its latest window.
     pub last_us: Option<Micros>,
 }
 
-/// True if a slot in this state, at this epoch, may be written by who believes in `epoch`.
-fn may_write(found: Option<(State, Epoch)>, epoch: Epoch, importing_only: bool) -> bool {
+impl ShardError {
+    /// That a slot is something else at the shard.
+    fn fenced(slot: u16, found: Option<&Fence>) -> Self {
+        ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) }
+    }
+}
+
+/// Checks that a slot may be written by who believes in `epoch`.
+fn check_writable(slot: u16, found: Option<&Fence>, epoch: Epoch, importing_only: bool) -> Result<(), ShardError> {
     let writable = |state| match state {
         State::Open => !importing_only,
         State::Importing => true,
         State::Fenced | State::Closed => false,
     };
-    found.is_some_and(|(state, found)| found == epoch && writable(state))
+    match found {
+        Some(fence) if fence.epoch == epoch && writable(fence.state) => Ok(()),
+        found => Err(ShardError::fenced(slot, found)),
+    }
 }
 
 /// Lengths of windows that a shard may hold: each row looks for windows of all others.
@@ -244,6 +290,13 @@ fn check_lengths(lengths: usize) -> Result<(), ShardError> {
     )))
 }
 
+/// Windows that came for hours or days whose windows are retired.
+fn tell_sealed(windows: usize) {
+    if windows > 0 {
+        tracing::warn!("{windows} windows are not taken: they are of hours whose windows have been retired");
+    }
+}
+
 /// Checks that slots may be read at epochs.
 fn check_readable(known: &BTreeMap<u16, Fence>, wanted: &[(u16, Epoch)]) -> Result<(), ShardError> {
     let readable = |state| matches!(state, State::Open | State::Fenced);
@@ -252,9 +305,7 @@ fn check_readable(known: &BTreeMap<u16, Fence>, wanted: &[(u16, Epoch)]) -> Resu
     };
     match wanted.iter().find(is_wrong) {
         None => Ok(()),
-        Some((slot, _)) => {
-            Err(ShardError::Fenced { slot: *slot, found: known.get(slot).map(|fence| (fence.state, fence.epoch)) })
-        }
+        Some((slot, _)) => Err(ShardError::fenced(*slot, known.get(slot))),
     }
 }
 
@@ -302,7 +353,7 @@ pub trait Shard: Send + Sync + 'static {
     async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError>;
 
     /// Rows of a slot behind `after`, in the order of their keys.
-    async fn export(&self, slot: u16, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError>;
+    async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError>;
 
     /// Which slots, of some, have anything in them.
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError>;
@@ -310,8 +361,9 @@ pub trait Shard: Send + Sync + 'static {
     /// Devices, labels and gateways of a slot.
     async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError>;
 
-    /// Takes copies of rows into slots that are being imported; higher versions stay.
-    async fn import(&self, rows: Vec<Row>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError>;
+    /// Takes copies of rows into slots that are being imported; higher versions stay. Windows of hours
+    /// that are sealed go.
+    async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError>;
 
     /// Takes names into slots that are being imported.
     async fn import_names(
@@ -322,11 +374,12 @@ pub trait Shard: Send + Sync + 'static {
         epoch: Epoch,
     ) -> Result<(), ShardError>;
 
-    /// Rows and the sum of their digests, by hour of window starts, of a slot.
+    /// Rows and the sum of their digests, by hour of window starts, of a slot; sealed hours are
+    /// rows too.
     async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError>;
 
-    /// Deletes rows of a slot that is still closed at that epoch, at most `limit`; how many there were.
-    async fn delete(&self, slot: u16, epoch: Epoch, limit: usize) -> Result<usize, ShardError>;
+    /// Deletes rows of a slot that is still what `fence` says, at most `limit`; how many there were.
+    async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError>;
 
     /// Forgets which batches it holds: the gateways send again what they keep.
     async fn forget_batches(&self) -> Result<(), ShardError>;
@@ -337,7 +390,8 @@ pub trait Shard: Send + Sync + 'static {
     /// Rows, and bytes on disk.
     async fn size(&self) -> Result<(u64, u64), ShardError>;
 
-    /// Deletes rows received before, at most `limit`; how many there were.
+    /// Deletes the windows of hours all of which were received before, at most `limit` hours; how many
+    /// hours there were. They are sealed from then on: what still comes for them is not taken.
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError>;
 
     /// Computes rollups of hours that have changed, at most `limit`; how many there were.

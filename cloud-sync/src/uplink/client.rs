@@ -3,9 +3,10 @@
 //! `http://host:7443` and `https://host:7443` speak gRPC; a URL whose path is `/v1/push` takes
 //! the message as the body of a POST. `?weight=2` gives an endpoint twice the share of others.
 
+use crate::causes;
 use crate::wire::proto::uplink_client::UplinkClient;
 use crate::wire::proto::{PushReply, PushRequest};
-use crate::wire::{PACKED_MAX, proto};
+use crate::wire::{MESSAGE_MAX, MESSAGE_TYPE, PUSH_PATH, proto};
 use prost::Message;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use std::path::PathBuf;
@@ -15,10 +16,6 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use tonic::{Code, Status};
 
-/// The body of a push over HTTP.
-pub(crate) const MESSAGE_TYPE: &str = "application/x-protobuf";
-/// Where it goes.
-pub(crate) const PUSH_PATH: &str = "/v1/push";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -90,12 +87,17 @@ pub(super) enum PushError {
     Later(Duration, String),
     /// The cloud will not take it from us.
     Refused(String),
+    /// The cloud cannot read what is in it, or it is too large.
+    Invalid(String),
 }
 
 impl PushError {
     pub(super) fn text(&self) -> &str {
         match self {
-            PushError::Again(text) | PushError::Later(_, text) | PushError::Refused(text) => text,
+            PushError::Again(text)
+            | PushError::Later(_, text)
+            | PushError::Refused(text)
+            | PushError::Invalid(text) => text,
         }
     }
 }
@@ -130,7 +132,7 @@ impl Client {
         if endpoint.url.starts_with("https") {
             channel = channel.tls_config(grpc_tls(tls)?).map_err(|_| bad())?;
         }
-        let client = UplinkClient::new(channel.connect_lazy()).max_encoding_message_size(PACKED_MAX + (1 << 20));
+        let client = UplinkClient::new(channel.connect_lazy()).max_encoding_message_size(MESSAGE_MAX);
         let token = token.map(|token| format!("Bearer {token}").parse()).transpose().map_err(|_| bad())?;
         Ok(Client::Grpc { client, token, timeout })
     }
@@ -205,9 +207,8 @@ fn of_status(status: &Status) -> PushError {
             let ms = status.metadata().get("retry-after-ms").and_then(|ms| ms.to_str().ok()?.parse().ok());
             PushError::Later(Duration::from_millis(ms.unwrap_or(1_000)), text)
         }
-        Code::FailedPrecondition | Code::InvalidArgument | Code::Unauthenticated | Code::PermissionDenied => {
-            PushError::Refused(text)
-        }
+        Code::InvalidArgument | Code::OutOfRange => PushError::Invalid(text),
+        Code::FailedPrecondition | Code::Unauthenticated | Code::PermissionDenied => PushError::Refused(text),
         _ => PushError::Again(text),
     }
 }
@@ -225,20 +226,10 @@ async fn of_response(response: reqwest::Response) -> Result<PushReply, PushError
     let text = format!("{status}: {}", detail.map_or_else(|| String::from_utf8_lossy(&body), Into::into));
     Err(match status.as_u16() {
         429 => PushError::Later(Duration::from_secs(after.unwrap_or(1)), text),
-        400 | 401 | 403 | 409 | 413 | 415 => PushError::Refused(text),
+        400 | 413 => PushError::Invalid(text),
+        401 | 403 | 409 | 415 => PushError::Refused(text),
         _ => PushError::Again(text),
     })
-}
-
-/// An error with what caused it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use super::client::{Client, PushError};
 use super::picker::Picker;
 use super::progress::Progress;
-use super::shards::{Shards, UNDER_WAY_MAX};
+use super::shards::{REMEMBERED, Shards, UNDER_WAY_MAX};
 use super::status::{EndpointStatus, Status};
 use super::{EndpointError, Identity, Options, Portion, Saved, Source, SourceError};
 use crate::wire::proto::{Heartbeat, PushReply, PushRequest, Sender};
@@ -54,7 +54,10 @@ pub struct Uplink {
     not_before: Instant,
     last_success: Instant,
     in_flight: usize,
-    under_way: usize,
+    /// Batches under way; heartbeats are 0.
+    under_way: Vec<u64>,
+    /// Summaries in a batch, about: fewer while the cloud cannot read one.
+    batch: usize,
     reading: bool,
     turns: u32,
     /// What the cloud may take for complete.
@@ -102,6 +105,7 @@ impl Uplink {
         let latest = source.latest();
         let live_from = *latest.borrow() + 1;
         let now = Instant::now();
+        let options_batch = options.batch;
         let mut uplink = Uplink {
             picker: Picker::new(options.balance, options.endpoints.iter().map(|endpoint| endpoint.weight)),
             in_flight: options.in_flight.clamp(1, UNDER_WAY_MAX),
@@ -121,7 +125,8 @@ impl Uplink {
             heartbeat_at: now,
             not_before: now,
             last_success: now,
-            under_way: 0,
+            under_way: Vec::new(),
+            batch: options_batch,
             reading: false,
             turns: 0,
             complete_us: Micros::MIN,
@@ -173,7 +178,7 @@ impl Uplink {
         if self.not_before > now {
             return;
         }
-        if self.heartbeat_at <= now && self.under_way < self.in_flight {
+        if self.heartbeat_at <= now && self.under_way.len() < self.in_flight {
             self.heartbeat_at = now + self.options.heartbeat;
             self.push(tasks, 0, 0..0, 0, Vec::new());
         }
@@ -181,9 +186,16 @@ impl Uplink {
             self.live_at = self.next_moment(now);
             self.live_until = *self.latest.borrow() + 1;
         }
-        if !self.reading && self.under_way < self.in_flight {
+        if self.may_read() {
             self.read(tasks, now);
         }
+    }
+
+    /// A batch that is slow must not be overtaken by more than a shard remembers.
+    fn may_read(&self) -> bool {
+        let slowest = self.under_way.iter().copied().filter(|&batch| batch > 0).min().unwrap_or(self.next_batch);
+        let ahead = (self.next_batch - slowest) as usize;
+        !self.reading && self.under_way.len() < self.in_flight && ahead < REMEMBERED - UNDER_WAY_MAX
     }
 
     /// Takes changes to be sent and reads what they come to.
@@ -199,7 +211,7 @@ impl Uplink {
             }
             if let Some(changes) = self.progress.take(within) {
                 self.reading = true;
-                let (source, summaries) = (Arc::clone(&self.source), self.options.batch);
+                let (source, summaries) = (Arc::clone(&self.source), self.batch);
                 tasks.spawn_blocking(move || {
                     let portion = source.read(changes.clone(), summaries).map(|portion| {
                         let bytes = if portion.batch.is_empty() { Vec::new() } else { portion.batch.encode() };
@@ -244,7 +256,9 @@ impl Uplink {
                 }
             }
             Done::Pushed(pushed) => {
-                self.under_way -= 1;
+                if let Some(at) = self.under_way.iter().position(|&batch| batch == pushed.batch) {
+                    self.under_way.swap_remove(at);
+                }
                 self.pushed(*pushed, now);
             }
             Done::Saved(saved) => {
@@ -266,7 +280,7 @@ impl Uplink {
                 return;
             }
         };
-        self.under_way += 1;
+        self.under_way.push(batch);
         let client = self.clients[endpoint].clone();
         let length = bytes.len();
         let (request, expected) = (self.request(batch, bytes), self.shards.clone());
@@ -277,9 +291,7 @@ impl Uplink {
     }
 
     fn request(&self, batch: u64, summaries: Vec<u8>) -> PushRequest {
-        let latest = *self.latest.borrow();
-        let backlog = self.progress.waiting_below(latest + 1);
-        let oldest_us = (backlog > 0).then(|| self.source.made_us(self.progress.done_below())).flatten();
+        let (backlog, oldest_us) = self.backlog();
         PushRequest {
             sender: Some(Sender {
                 gateway: self.identity.gateway.clone(),
@@ -318,6 +330,7 @@ impl Uplink {
                     self.progress.put_back(changes);
                 } else if batch > 0 {
                     self.progress.acknowledge(changes.clone());
+                    self.batch = (self.batch * 2).min(self.options.batch);
                     self.shards.acknowledged(batch, &reply.shards);
                     self.unsaved_mut().sent.push((batch, changes));
                     self.status.change(|status| {
@@ -335,12 +348,16 @@ impl Uplink {
                 }
             }
             Err(error) => {
-                self.progress.put_back(changes);
+                self.progress.put_back(changes.clone());
                 match &error {
                     PushError::Again(_) => self.picker.failed(endpoint, now),
                     PushError::Later(wait, _) => {
                         self.picker.succeeded(endpoint);
                         self.not_before = now + wait.mul_f64(rand::random_range(1.0..2.0));
+                    }
+                    PushError::Invalid(text) => {
+                        self.picker.succeeded(endpoint);
+                        self.invalid(changes, text);
                     }
                     PushError::Refused(_) => {
                         self.picker.succeeded(endpoint);
@@ -354,6 +371,18 @@ impl Uplink {
                 self.fail(format!("{}: {}", self.options.endpoints[endpoint].url, error.text()));
             }
         }
+    }
+
+    /// What the cloud cannot read must not hold up the rest: it is sent in smaller batches, until the one
+    /// change that is to blame stands alone.
+    fn invalid(&mut self, changes: Range<u64>, text: &str) {
+        if changes.end - changes.start == 1 {
+            tracing::error!("uplink: change {} is not sent, because the cloud cannot read it: {text}", changes.start);
+            self.progress.acknowledge(changes);
+            self.status.change(|status| status.set_aside += 1);
+            self.unsaved_mut();
+        }
+        self.batch = (self.batch / 4).max(1);
     }
 
     /// If shards have been restored from backups, what they lack is sent again. They are expected to
@@ -431,7 +460,7 @@ impl Uplink {
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
         let save_at = if self.unsaved.is_some() && !self.saving { Some(self.save_at) } else { None };
-        let may_read = !self.reading && self.under_way < self.in_flight;
+        let may_read = self.may_read();
         let backlog_at = (may_read && self.progress.waiting_below(self.live_from) > 0).then_some(self.backlog_at);
         let latest = *self.latest.borrow();
         // Without jitter it is woken by the change itself.
@@ -441,12 +470,17 @@ impl Uplink {
         sends.chain(save_at).min().unwrap_or(now + self.options.heartbeat)
     }
 
+    /// How many changes are not acknowledged, and when the oldest of them was made.
+    fn backlog(&self) -> (u64, Option<Micros>) {
+        let backlog = self.progress.waiting_below(*self.latest.borrow() + 1);
+        (backlog, (backlog > 0).then(|| self.source.made_us(self.progress.done_below())).flatten())
+    }
+
     fn tell(&mut self) {
         let now = Instant::now();
         // Asked before: what becomes complete meanwhile may be a change that waits.
         let complete_us = self.source.complete_us();
-        let backlog = self.progress.waiting_below(*self.latest.borrow() + 1);
-        let oldest_us = (backlog > 0).then(|| self.source.made_us(self.progress.done_below())).flatten();
+        let (backlog, oldest_us) = self.backlog();
         let endpoint = |(at, endpoint): (usize, &super::Endpoint)| EndpointStatus {
             url: endpoint.url.clone(),
             state: self.picker.state(at, now),

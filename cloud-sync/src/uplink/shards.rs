@@ -2,14 +2,16 @@
 //!
 //! A push names what has been acknowledged, by shard; a reply names what the shards hold: the
 //! highest batch and which of the 63 before it. A shard that lacks one that was acknowledged has
-//! been restored from a backup, and takes nothing until this gateway knows. Always holds: fewer
-//! than 64 batches are under way, so what is older than that was committed before the highest
-//! one was sent. Pure.
+//! been restored from a backup, and takes nothing until this gateway knows. Always holds: no batch
+//! is sent while one is under way that is 32 numbers older, so what is older than 64 was committed
+//! before the highest one was sent. Pure.
 
 use crate::wire::proto::ShardEcho;
 use model::varint;
 use std::collections::BTreeMap;
 
+/// Batches that a shard remembers one by one.
+pub(super) const REMEMBERED: usize = 64;
 /// Batches under way at once, at most; far fewer than a shard remembers.
 pub(crate) const UNDER_WAY_MAX: usize = 32;
 
@@ -29,12 +31,7 @@ pub(super) struct Shards(BTreeMap<String, Held>);
 impl Shards {
     /// What has been acknowledged.
     pub(super) fn expected(&self) -> Vec<ShardEcho> {
-        let echo = |(shard, held): (&String, &Held)| ShardEcho {
-            shard: shard.clone(),
-            highest: held.highest,
-            recent: held.recent,
-        };
-        self.0.iter().map(echo).collect()
+        self.0.iter().map(|(shard, held)| held.echo(shard.clone())).collect()
     }
 
     /// These shards have committed a batch.
@@ -46,17 +43,15 @@ impl Shards {
 
     /// The lowest batch that each of these shards lacks, of those that lack any.
     pub(super) fn lacking(&self, echoes: &[ShardEcho]) -> Vec<(String, u64)> {
-        let lacks = |echo: &ShardEcho| {
-            let held = Held { highest: echo.highest, recent: echo.recent };
-            Some((echo.shard.clone(), self.0.get(&echo.shard)?.lowest_not_in(held)?))
-        };
+        let lacks =
+            |echo: &ShardEcho| Some((echo.shard.clone(), self.0.get(&echo.shard)?.lowest_not_in(Held::of(echo))?));
         echoes.iter().filter_map(lacks).collect()
     }
 
     /// No more is expected of shards that lack something than what they hold.
     pub(super) fn adopt(&mut self, echoes: &[ShardEcho], lacking: &[(String, u64)]) {
         for echo in echoes.iter().filter(|echo| lacking.iter().any(|(shard, _)| *shard == echo.shard)) {
-            self.0.insert(echo.shard.clone(), Held { highest: echo.highest, recent: echo.recent });
+            self.0.insert(echo.shard.clone(), Held::of(echo));
         }
     }
 
@@ -81,6 +76,16 @@ impl Shards {
 }
 
 impl Held {
+    /// As it was told.
+    pub(crate) fn of(echo: &ShardEcho) -> Self {
+        Held { highest: echo.highest, recent: echo.recent }
+    }
+
+    /// As it is told.
+    pub(crate) fn echo(self, shard: String) -> ShardEcho {
+        ShardEcho { shard, highest: self.highest, recent: self.recent }
+    }
+
     fn has(self, batch: u64) -> bool {
         match self.highest.checked_sub(batch) {
             Some(back) if back < 64 => self.recent >> back & 1 == 1,

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub failures: u64,
     /// Shards found restored since the start.
     pub replays: u64,
+    /// Changes since the start that the cloud could not read, and that are not sent again.
+    pub set_aside: u64,
     /// When the cloud last answered.
     pub last_answer_us: Option<Micros>,
     /// What went wrong last, until something goes right.

@@ -108,6 +108,7 @@ fn uplink(status: &Snapshot, now_us: i64) -> serde_json::Value {
         "bytes": status.bytes,
         "failures": status.failures,
         "replays": status.replays,
+        "set_aside": status.set_aside,
         "endpoints": endpoints,
     })
 }

@@ -1,6 +1,7 @@
 //! Rows in a PostgreSQL database.
 
 use super::{Coordinator, CoordinatorError};
+use crate::causes;
 use async_trait::async_trait;
 use deadpool_postgres::Pool;
 use std::time::Duration;
@@ -19,10 +20,7 @@ pub struct Postgres {
 }
 
 fn failed(e: impl std::error::Error) -> CoordinatorError {
-    CoordinatorError(match e.source() {
-        Some(cause) => format!("{e}: {cause}"),
-        None => e.to_string(),
-    })
+    CoordinatorError(causes(&e))
 }
 
 impl Postgres {

@@ -78,7 +78,9 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
         let map = changed(&view, &change).map_err(Problem::bad_request)?;
         if let (Some(member), None) = (map.shards.get(&change.name), view.map.shards.get(&change.name)) {
             // It must be there before the map names it.
-            router.open_shard(&change.name, member).await.map_err(|e| Problem::bad_request(e.to_string()))?;
+            let shard = router.open_shard(&change.name, member).map_err(|e| Problem::bad_request(e.to_string()))?;
+            let asked = shard.fences().await;
+            asked.map_err(|e| Problem::bad_request(format!("shard {}: {e}", change.name)))?;
         }
         if router.change(&view, &map).await.map_err(unavailable)? {
             let view = router.view();

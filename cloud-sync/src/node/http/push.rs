@@ -2,6 +2,7 @@
 
 use super::Shared;
 use crate::node::intake::{Credentials, Refusal};
+use crate::wire::MESSAGE_TYPE;
 use crate::wire::proto::PushRequest;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -9,8 +10,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use daemon::http::reply::{Problem, with_type};
 use prost::Message;
-
-const MESSAGE_TYPE: &str = "application/x-protobuf";
 
 pub(super) async fn push(State(site): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());

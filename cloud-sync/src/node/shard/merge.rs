@@ -1,9 +1,10 @@
 //! Rows to a shard's part of an answer, whatever engine they come from.
 //!
 //! Days and hours that are not stale come from rollups; everything else from the windows
-//! themselves. What is merged is a summary per group and start. Pure.
+//! themselves: also those that do not fit into an hour, where there is no whole day, and those that do
+//! not fit into a day. What is merged is a summary per group and start. Pure.
 
-use super::{Cell, Partial, Question, ShardError};
+use super::{Partial, Question, ShardError, add_cell, check_cells};
 use daemon::aggregates::{GroupBy, GroupKey, Range};
 use model::aggregate::glob;
 use model::time::{SECOND_US, window_start};
@@ -14,6 +15,11 @@ use std::sync::Arc;
 /// Rollups are per hour and per day.
 pub(super) const HOUR_US: Micros = 3_600 * SECOND_US;
 pub(super) const DAY_US: Micros = 24 * HOUR_US;
+
+/// True if windows of this length never reach beyond such an hour or day.
+pub(super) fn fits(length_us: Micros, whole_us: Micros) -> bool {
+    length_us > 0 && whole_us % length_us == 0
+}
 
 /// Where the parts of a range come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,28 +110,14 @@ impl<'a> Merger<'a> {
             let group: GroupKey = question.group_by.iter().map(part).collect();
             for (window_us, end_us) in question.windows_of(start_us) {
                 let beyond_us = (start_us + length_us > end_us).then_some(length_us);
-                match self.partial.get_mut(&(group.clone(), window_us)) {
-                    Some(cell) => {
-                        cell.summary.add(&summary);
-                        cell.beyond_us = cell.beyond_us.max(beyond_us);
-                    }
-                    None => {
-                        self.partial.insert((group.clone(), window_us), Cell { summary: summary.clone(), beyond_us });
-                    }
-                }
+                add_cell(&mut self.partial, (group.clone(), window_us), &summary, beyond_us);
             }
         }
     }
 
     /// An error if there is more than one answer may hold.
     pub(super) fn check(&self) -> Result<(), ShardError> {
-        let most = self.question.cells_max;
-        if self.partial.len() <= most {
-            return Ok(());
-        }
-        Err(ShardError::TooMuch(format!(
-            "the answer has more than {most} windows of groups: ask for longer windows, a shorter range or fewer series"
-        )))
+        check_cells(&self.partial, self.question.cells_max)
     }
 
     pub(super) fn finish(self) -> Partial {

@@ -8,6 +8,8 @@
 
 /// Rows to answers.
 mod answer;
+/// What is left when windows are retired.
+mod retire;
 /// Hours and days.
 mod rollup;
 /// Tables, their versions, partitions.
@@ -15,7 +17,8 @@ mod schema;
 /// Rows to SQL and back.
 mod store;
 
-use super::{Beat, Fence, Known, Partial, Question, Sender, Shard, ShardError, State, Write};
+use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
+use crate::causes;
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -28,6 +31,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Fences;
+use tokio::sync::OnceCell;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -40,17 +44,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A shard in a PostgreSQL database.
 pub struct Postgres {
     pool: Pool,
+    /// The tables are there and of this version.
+    migrated: OnceCell<()>,
     fences: Fences,
 }
 
 fn down(e: impl std::error::Error) -> ShardError {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    ShardError::Down(text)
+    ShardError::Down(causes(&e))
 }
 
 impl From<tokio_postgres::Error> for ShardError {
@@ -90,17 +90,16 @@ pub(in crate::node) fn pool(url: &str) -> Result<Pool, ShardError> {
 }
 
 impl Postgres {
-    /// A shard in a database; its tables are made or brought up to date.
-    pub async fn open(url: &str) -> Result<Self, ShardError> {
-        let shard = Postgres { pool: pool(url)?, fences: Fences::default() };
-        let mut pooled = shard.connection().await?;
-        schema::migrate(&mut pooled).await?;
-        drop(pooled);
-        Ok(shard)
+    /// A shard in a database. Its tables are made or brought up to date when it is first reached: a
+    /// server that is down must not keep a daemon from serving the others.
+    pub fn new(url: &str) -> Result<Self, ShardError> {
+        Ok(Postgres { pool: pool(url)?, migrated: OnceCell::new(), fences: Fences::default() })
     }
 
     async fn connection(&self) -> Result<deadpool_postgres::Client, ShardError> {
-        self.pool.get().await.map_err(down)
+        let mut pooled = self.pool.get().await.map_err(down)?;
+        self.migrated.get_or_try_init(|| schema::migrate(&mut pooled)).await?;
+        Ok(pooled)
     }
 }
 
@@ -181,8 +180,8 @@ impl Shard for Postgres {
         Ok(transaction.commit().await?)
     }
 
-    async fn export(&self, slot: u16, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        store::export(&**self.connection().await?, slot, after.as_ref(), limit).await
+    async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
+        store::export(&**self.connection().await?, slot, part, after.as_ref(), limit).await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
@@ -193,12 +192,15 @@ impl Shard for Postgres {
         store::export_names(&**self.connection().await?, slot).await
     }
 
-    async fn import(&self, rows: Vec<Row>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
+    async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
         store::lock_and_check(&transaction, &fences, true).await?;
-        store::put_rows(&transaction, &rows).await?;
+        match part {
+            Part::Windows => store::put_rows(&transaction, &rows).await?,
+            Part::Sealed => retire::import_sealed(&transaction, &rows).await?,
+        }
         Ok(transaction.commit().await?)
     }
 
@@ -221,11 +223,11 @@ impl Shard for Postgres {
         store::digests(&**self.connection().await?, slot).await
     }
 
-    async fn delete(&self, slot: u16, epoch: Epoch, limit: usize) -> Result<usize, ShardError> {
+    async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        let rows = store::delete(&transaction, slot, epoch, limit).await?;
+        let rows = store::delete(&transaction, fence, limit).await?;
         transaction.commit().await?;
         Ok(rows)
     }
@@ -252,7 +254,7 @@ impl Shard for Postgres {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        let rows = store::retire(&transaction, until_us, limit).await?;
+        let rows = retire::retire(&transaction, until_us, limit).await?;
         transaction.commit().await?;
         Ok(rows)
     }
@@ -266,13 +268,4 @@ impl Shard for Postgres {
         transaction.commit().await?;
         Ok(hours)
     }
-}
-
-/// True if a slot may be written at an epoch.
-fn may_write(found: Option<&Fence>, epoch: Epoch, importing_only: bool) -> bool {
-    super::may_write(found.map(|fence| (fence.state, fence.epoch)), epoch, importing_only)
-}
-
-fn state_of(name: &str) -> State {
-    State::of_name(name).unwrap_or(State::Closed)
 }

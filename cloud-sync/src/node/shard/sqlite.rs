@@ -7,10 +7,12 @@
 
 /// Rows to answers.
 mod answer;
+/// Hours and days, from the windows in them; and what is left when those are retired.
+mod rollup;
 /// Rows to SQL and back.
 mod store;
 
-use super::{Beat, Fence, Known, Partial, Question, Sender, Shard, ShardError, Write};
+use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -191,8 +193,8 @@ impl Shard for Sqlite {
         self.change(move |db| store::set_fences(db, &fences)).await
     }
 
-    async fn export(&self, slot: u16, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        self.read(None, move |db| store::export(db, slot, after.as_ref(), limit)).await
+    async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
+        self.read(None, move |db| store::export(db, slot, part, after.as_ref(), limit)).await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
@@ -203,8 +205,8 @@ impl Shard for Sqlite {
         self.read(None, move |db| store::export_names(db, slot)).await
     }
 
-    async fn import(&self, rows: Vec<Row>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
-        self.change(move |db| store::import(db, &rows, &fences)).await
+    async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
+        self.change(move |db| store::import(db, &rows, part, &fences)).await
     }
 
     async fn import_names(
@@ -221,8 +223,8 @@ impl Shard for Sqlite {
         self.read(None, move |db| store::digests(db, slot)).await
     }
 
-    async fn delete(&self, slot: u16, epoch: Epoch, limit: usize) -> Result<usize, ShardError> {
-        self.change(move |db| store::delete(db, slot, epoch, limit)).await
+    async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {
+        self.change(move |db| store::delete(db, fence, limit)).await
     }
 
     async fn forget_batches(&self) -> Result<(), ShardError> {
@@ -256,11 +258,11 @@ impl Shard for Sqlite {
     }
 
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-        self.change(move |db| store::retire(db, until_us, limit)).await
+        self.change(move |db| rollup::retire(db, until_us, limit)).await
     }
 
     async fn roll_up(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-        self.change(move |db| store::roll_up(db, until_us, limit)).await
+        self.change(move |db| rollup::roll_up(db, until_us, limit)).await
     }
 }
 

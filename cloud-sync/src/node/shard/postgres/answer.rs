@@ -1,8 +1,9 @@
 //! Rows to answers, in one snapshot.
 
 use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
+use super::rollup::{LONG, SHORT};
 use super::store::{COLUMNS, labels_of, metrics_of, slot_of};
-use crate::node::shard::{Known, Partial, Question, ShardError};
+use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
 use futures_util::{TryStreamExt, pin_mut};
@@ -30,35 +31,49 @@ pub(super) async fn aggregate(db: &Transaction<'_>, question: &Question) -> Resu
     let mut parts: Vec<(String, Vec<Micros>)> = Vec::new();
     for edge in edges.into_iter().filter(|edge| edge.from_us < edge.to_us) {
         parts.push((windows.clone(), vec![edge.from_us, edge.to_us]));
+        // Hours that are all that is left of their windows.
+        let sealed = format!(
+            "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {HOUR_US} AND r.revision = 1
+                AND r.start_us >= $2 AND r.start_us < $3",
+            columns("r")
+        );
+        parts.push((sealed, vec![edge.from_us, edge.to_us]));
     }
     if hours.from_us < hours.to_us {
         let stale = format!(
             "SELECT {} FROM (SELECT DISTINCT device, hour_us FROM tidegate.stale
                 WHERE device = ANY($1) AND hour_us >= $2 AND hour_us < $3) h
-             JOIN tidegate.summary s ON s.device = h.device AND s.start_us >= h.hour_us AND s.start_us < h.hour_us + {HOUR_US}",
+             JOIN tidegate.summary s ON s.device = h.device AND s.start_us >= h.hour_us AND s.start_us < h.hour_us + {HOUR_US}
+                AND {SHORT}",
             columns("s")
         );
         parts.push((stale, vec![hours.from_us, hours.to_us]));
-        let is_stale = |whole_us: Micros, at: &str| {
+        let is_stale = |whole_us: Micros, of: &str, at: &str| {
             format!(
-                "EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = r.device AND t.hour_us >= {at}
+                "EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = {of}.device AND t.hour_us >= {at}
                     AND t.hour_us < {at} + {whole_us})"
             )
         };
         let of_hours = format!(
             "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {HOUR_US} AND r.start_us >= $2
-                AND r.start_us < $3 AND NOT {} AND (r.start_us < $4 OR r.start_us >= $5 OR {})",
+                AND r.start_us < $3 AND (r.revision = 1 OR NOT {}) AND (r.start_us < $4 OR r.start_us >= $5 OR {})",
             columns("r"),
-            is_stale(HOUR_US, "r.start_us"),
-            is_stale(DAY_US, &format!("(r.start_us - r.start_us % {DAY_US})"))
+            is_stale(HOUR_US, "r", "r.start_us"),
+            is_stale(DAY_US, "r", &format!("(r.start_us - r.start_us % {DAY_US})"))
         );
         parts.push((of_hours, vec![hours.from_us, hours.to_us, days.from_us, days.to_us]));
+        let long = format!(
+            "{windows} AND {LONG} AND (s.start_us < $4 OR s.start_us >= $5 OR {})",
+            is_stale(DAY_US, "s", "(s.start_us - s.start_us % 86400000000)")
+        );
+        parts.push((long, vec![hours.from_us, hours.to_us, days.from_us, days.to_us]));
+        parts.push((format!("{windows} AND 86400000000 % s.length_us <> 0"), vec![hours.from_us, hours.to_us]));
         if days.from_us < days.to_us {
             let of_days = format!(
                 "SELECT {} FROM tidegate.rollup r WHERE r.device = ANY($1) AND r.length_us = {DAY_US} AND r.start_us >= $2
                     AND r.start_us < $3 AND NOT {}",
                 columns("r"),
-                is_stale(DAY_US, "r.start_us")
+                is_stale(DAY_US, "r", "r.start_us")
             );
             parts.push((of_days, vec![days.from_us, days.to_us]));
         }
@@ -135,6 +150,7 @@ pub(super) async fn devices(
             device: row.get::<_, String>(1).into(),
             gateway: row.get::<_, String>(2).into(),
             labels: labels_of(row, 3),
+            labels_version: LabelsVersion::default(),
             metrics: latest.as_ref().map(|row| row.get(1)).unwrap_or_default(),
             last_us: latest.as_ref().map(|row| row.get(0)),
         });
@@ -154,8 +170,11 @@ pub(super) async fn windows(
     let rows = db
         .query(
             "SELECT d.name, s.length_us, s.start_us, s.incarnation, s.revision,
-                (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint
-             FROM tidegate.device d JOIN tidegate.summary s ON s.device = d.id
+                (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint, s.sealed
+             FROM tidegate.device d JOIN (
+                SELECT device, length_us, start_us, incarnation, revision, count, texts, false AS sealed FROM tidegate.summary
+                UNION ALL SELECT device, length_us, start_us, incarnation, revision, count, texts, true FROM tidegate.rollup
+                WHERE revision = 1) s ON s.device = d.id
              WHERE d.gateway = $1 AND d.id >> 40 = ANY($6) AND (d.name COLLATE \"C\", s.length_us, s.start_us) > ($2, $3, $4)
              ORDER BY d.name COLLATE \"C\", s.length_us, s.start_us LIMIT $5",
             &[&gateway, &name, &length_us, &start_us, &(limit as i64), &slots],
@@ -168,6 +187,7 @@ pub(super) async fn windows(
         incarnation: row.get::<_, i64>(3) as u64,
         revision: row.get::<_, i64>(4) as u64,
         readings: row.get::<_, i64>(5) as u64,
+        sealed: row.get(6),
     };
     Ok(rows.iter().map(window).collect())
 }

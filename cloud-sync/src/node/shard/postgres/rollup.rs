@@ -1,6 +1,7 @@
 //! Hours and days, from the windows in them.
 
 use super::super::merge::{DAY_US, HOUR_US};
+use super::retire::Seals;
 use super::schema::LOCK;
 use super::store::{COLUMNS, Columns, TYPES, metrics_of, slot_of};
 use crate::node::row::{Key, Row, Version};
@@ -12,6 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio_postgres::Transaction;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
+
+/// Windows that fit into an hour, and those that fit only into a day.
+pub(super) const SHORT: &str = "3600000000 % s.length_us = 0";
+pub(super) const LONG: &str = "3600000000 % s.length_us <> 0 AND 86400000000 % s.length_us = 0";
 
 /// Computes hours that have changed, oldest first, and the days of which no hour is stale any
 /// more. Hours are taken of earlier generations only: all their writes are over.
@@ -38,21 +43,10 @@ pub(super) async fn roll_up(db: &Transaction<'_>, until_us: Micros, limit: usize
         }
         return Ok(0);
     }
-    let retired_us = db.query_opt("SELECT value FROM tidegate.meta WHERE key = 'retired_us'", &[]).await?;
-    let retired_us: Micros = retired_us.map_or(Micros::MIN, |row| row.get(0));
     let hours: BTreeSet<(i64, Micros)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let (ids, starts): (Vec<i64>, Vec<Micros>) = hours.iter().copied().unzip();
-    let sealed = db
-        .query(
-            "SELECT r.device, r.start_us FROM unnest($1::bigint[], $2::bigint[]) AS w(device, hour_us)
-             JOIN tidegate.rollup r ON r.device = w.device AND r.length_us = $3 AND r.start_us = w.hour_us
-             WHERE r.received_us < $4",
-            &[&ids, &starts, &HOUR_US, &retired_us],
-        )
-        .await?;
-    let sealed: BTreeSet<(i64, Micros)> = sealed.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let open: BTreeSet<(i64, Micros)> = hours.difference(&sealed).copied().collect();
-    roll(db, &open, "summary", "true", HOUR_US).await?;
+    let seals = Seals::read(db, hours.iter().copied()).await?;
+    let open = hours.difference(seals.hours()).copied().collect();
+    roll(db, &open, &[("summary", SHORT)], HOUR_US).await?;
     let generations: Vec<i64> = found.iter().map(|row| row.get(2)).collect();
     let (ids, starts): (Vec<i64>, Vec<Micros>) =
         found.iter().map(|row| (row.get::<_, i64>(0), row.get::<_, Micros>(1))).unzip();
@@ -63,8 +57,8 @@ pub(super) async fn roll_up(db: &Transaction<'_>, until_us: Micros, limit: usize
     )
     .await?;
     // A day with a stale hour is computed with the last of them.
-    let days: BTreeSet<(i64, Micros)> = open.iter().map(|(id, us)| (*id, window_start(*us, DAY_US))).collect();
-    roll(db, &days, "rollup", &format!("s.length_us = {HOUR_US}"), DAY_US).await?;
+    let days: BTreeSet<(i64, Micros)> = hours.iter().map(|(id, us)| (*id, window_start(*us, DAY_US))).collect();
+    roll(db, &days, &[("rollup", &format!("s.length_us = {HOUR_US}")), ("summary", LONG)], DAY_US).await?;
     Ok(hours.len())
 }
 
@@ -75,23 +69,24 @@ type Merged = (Micros, BTreeMap<Arc<str>, Summary>);
 async fn roll(
     db: &Transaction<'_>,
     places: &BTreeSet<(i64, Micros)>,
-    table: &str,
-    which: &str,
+    parts: &[(&str, &str)],
     whole_us: Micros,
 ) -> Result<(), ShardError> {
+    if places.is_empty() {
+        return Ok(());
+    }
     let (ids, starts): (Vec<i64>, Vec<Micros>) = places.iter().copied().unzip();
     let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
-    let found = db
-        .query(
-            &format!(
-                "SELECT w.device, w.start_us, s.received_us, {columns}
-                 FROM unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
-                 JOIN tidegate.{table} s ON s.device = w.device AND s.start_us >= w.start_us
-                    AND s.start_us < w.start_us + $3 AND {which}"
-            ),
-            &[&ids, &starts, &whole_us],
-        )
-        .await?;
+    let mut found = Vec::new();
+    for (table, which) in parts {
+        let select = format!(
+            "SELECT w.device, w.start_us, s.received_us, {columns}
+             FROM unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
+             JOIN tidegate.{table} s ON s.device = w.device AND s.start_us >= w.start_us
+                AND s.start_us < w.start_us + $3 AND {which}"
+        );
+        found.extend(db.query(&select, &[&ids, &starts, &whole_us]).await?);
+    }
     let mut merged: BTreeMap<(i64, Micros), Merged> = BTreeMap::new();
     for row in &found {
         let place: (i64, Micros) = (row.get(0), row.get(1));

@@ -7,7 +7,7 @@ use super::super::merge::DAY_US;
 use super::ShardError;
 use model::Micros;
 use model::time::window_start;
-use tokio_postgres::{Client, GenericClient};
+use tokio_postgres::Client;
 
 /// The lock that all transactions share which rely on fences, and that changing fences takes alone.
 pub(super) const LOCK: i64 = 0x5449_4445_434c_4f55;
@@ -55,6 +55,13 @@ CREATE VIEW tidegate.summaries AS
     FROM tidegate.summary s JOIN tidegate.device d ON d.id = s.device,
         unnest(s.metric, s.count, s.texts, s.sum, s.m2, s.min, s.max, s.first, s.first_text, s.last, s.last_text)
         AS m(metric, count, texts, sum, m2, min, max, first, first_text, last, last_text);
+", "
+ALTER TABLE tidegate.device ADD COLUMN labels_incarnation bigint NOT NULL DEFAULT 0,
+    ADD COLUMN labels_batch bigint NOT NULL DEFAULT 0;
+CREATE INDEX rollup_received ON tidegate.rollup (length_us, revision, received_us);
+-- Rollups with revision 1 are sealed: their windows have been retired.
+UPDATE tidegate.rollup SET revision = 1 WHERE length_us = 3600000000
+    AND received_us < (SELECT value FROM tidegate.meta WHERE key = 'retired_us');
 "];
 
 /// Makes the tables, or brings them up to date, in one transaction.
@@ -117,29 +124,4 @@ pub(super) async fn add_partitions(client: &Client, now_us: Micros) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Drops partitions of which everything was received before; how many rows that were, about.
-pub(super) async fn drop_partitions(client: &impl GenericClient, until_us: Micros) -> Result<usize, ShardError> {
-    let children = client
-        .query(
-            "SELECT c.relname::text, c.reltuples::float8 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-             WHERE i.inhparent = 'tidegate.summary'::regclass AND c.relname ~ '^summary_[0-9]+$'",
-            &[],
-        )
-        .await?;
-    let mut rows = 0.0;
-    for child in children {
-        let table: String = child.get(0);
-        let day: i64 = table.trim_start_matches("summary_").parse().unwrap_or(i64::MAX / DAY_US);
-        if (day + 1) * DAY_US > until_us {
-            continue;
-        }
-        let later = format!("SELECT 1 FROM tidegate.{table} WHERE received_us >= $1 LIMIT 1");
-        if client.query_opt(&later, &[&until_us]).await?.is_none() {
-            client.batch_execute(&format!("DROP TABLE tidegate.{table}")).await?;
-            rows += child.get::<_, f64>(1).max(1.0);
-        }
-    }
-    Ok(rows as usize)
 }

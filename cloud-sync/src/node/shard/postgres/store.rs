@@ -1,10 +1,13 @@
 //! Rows to SQL and back, inside whatever transaction the caller has begun.
 
 use super::super::merge::HOUR_US;
-use super::schema::{LOCK, drop_partitions};
-use super::{may_write, state_of};
+use super::retire::Seals;
+use super::schema::LOCK;
 use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches};
-use crate::node::shard::{Beat, Fence, Known, Sender, ShardError, State, Write, check_lengths};
+use crate::node::shard::{
+    Beat, Fence, Known, LabelsVersion, Part, Sender, ShardError, State, Write, check_lengths, check_writable,
+    tell_sealed,
+};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use futures_util::{TryStreamExt, future, pin_mut};
@@ -93,7 +96,7 @@ pub(super) async fn fences(db: &impl GenericClient) -> Result<BTreeMap<u16, Fenc
 }
 
 fn fence_of(row: &SqlRow) -> Fence {
-    Fence { slot: row.get::<_, i32>(0) as u16, epoch: row.get::<_, i64>(1) as u64, state: state_of(row.get(2)) }
+    Fence { slot: row.get::<_, i32>(0) as u16, epoch: row.get::<_, i64>(1) as u64, state: State::of_name(row.get(2)) }
 }
 
 /// Takes the shared lock, and in the next statement reads what it protects.
@@ -107,10 +110,7 @@ pub(super) async fn lock_and_check(
     let rows = db.query("SELECT slot, epoch, state FROM tidegate.slot WHERE slot = ANY($1)", &[&slots]).await?;
     let known: BTreeMap<u16, Fence> = rows.iter().map(fence_of).map(|fence| (fence.slot, fence)).collect();
     for &(slot, epoch) in wanted {
-        let found = known.get(&slot);
-        if !may_write(found, epoch, importing_only) {
-            return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) });
-        }
+        check_writable(slot, known.get(&slot), epoch, importing_only)?;
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ pub(super) async fn set_fences(db: &impl GenericClient, fences: &[Fence]) -> Res
         )
         .await?;
     if let Some(found) = higher.first().map(fence_of) {
-        return Err(ShardError::Fenced { slot: found.slot, found: Some((found.state, found.epoch)) });
+        return Err(ShardError::fenced(found.slot, Some(&found)));
     }
     db.execute(
         "INSERT INTO tidegate.slot SELECT * FROM unnest($1::int[], $2::bigint[], $3::text[])
@@ -188,13 +188,29 @@ pub(super) async fn write(db: &Transaction<'_>, write: &Write) -> Result<Held, S
         let ids = devices_of(db, wanted.collect()).await?;
         for labelled in &write.labels {
             let id = ids[&(Arc::clone(gateway), Arc::clone(&labelled.device))];
-            let labels = serde_json::to_string(&labelled.labels).unwrap_or_default();
-            db.execute("UPDATE tidegate.device SET labels = $2::text::jsonb WHERE id = $1", &[&id, &labels]).await?;
+            put_labels(db, id, &labelled.labels, (write.sender.incarnation, write.batch)).await?;
         }
     }
     held.add(write.batch);
     put_sender(db, &write.sender, held).await?;
     Ok(held)
+}
+
+/// Labels are of the batch that brought them: those of a later one stay.
+async fn put_labels(
+    db: &impl GenericClient,
+    id: i64,
+    labels: &BTreeMap<String, String>,
+    (incarnation, batch): LabelsVersion,
+) -> Result<(), ShardError> {
+    let labels = serde_json::to_string(labels).unwrap_or_default();
+    db.execute(
+        "UPDATE tidegate.device SET labels = $2::text::jsonb, labels_incarnation = $3, labels_batch = $4
+         WHERE id = $1 AND (labels_incarnation, labels_batch) < ($3, $4)",
+        &[&id, &labels, &(incarnation as i64), &(batch as i64)],
+    )
+    .await?;
+    Ok(())
 }
 
 pub(super) async fn beat(
@@ -244,7 +260,7 @@ pub(super) fn slot_of(device: i64) -> u16 {
 type Name = (Arc<str>, Arc<str>);
 
 /// The numbers of devices, given now to those that have none.
-async fn devices_of(
+pub(super) async fn devices_of(
     db: &impl GenericClient,
     wanted: BTreeSet<(u16, Arc<str>, Arc<str>)>,
 ) -> Result<HashMap<Name, i64>, ShardError> {
@@ -422,12 +438,17 @@ pub(super) async fn put_rows(db: &Transaction<'_>, rows: &[Row]) -> Result<(), S
             db.execute("INSERT INTO tidegate.length VALUES ($1) ON CONFLICT DO NOTHING", &[&length_us]).await?;
         }
     }
+    let places = rows.iter().map(|row| (id(row), row.key.start_us));
+    let (seals, mut sealed) = (Seals::read(db, places).await?, 0);
     let mut columns = Vec::with_capacity(rows.len());
     for row in rows {
-        if lengths.len() == 1 || supersede(db, id(row), row, &lengths).await? {
+        if seals.hold(id(row), row) {
+            sealed += 1;
+        } else if lengths.len() == 1 || supersede(db, id(row), row, &lengths).await? {
             columns.push(Columns::of(id(row), row));
         }
     }
+    tell_sealed(sealed);
     columns.sort_by_key(|row| (row.id, row.length_us, row.start_us));
     let written = if columns.len() < COPIED_FROM {
         let upsert = format!(
@@ -471,7 +492,7 @@ async fn copy(db: &Transaction<'_>, rows: &[Columns]) -> Result<Vec<(i64, Micros
 }
 
 /// Under the shared lock the generation cannot change: whoever rolls up waits for this write.
-async fn mark_stale(db: &Transaction<'_>, written: Vec<(i64, Micros)>) -> Result<(), ShardError> {
+pub(super) async fn mark_stale(db: &Transaction<'_>, written: Vec<(i64, Micros)>) -> Result<(), ShardError> {
     let hours: BTreeSet<(i64, Micros)> =
         written.into_iter().map(|(id, start_us)| (id, window_start(start_us, HOUR_US))).collect();
     let (ids, hours): (Vec<i64>, Vec<Micros>) = hours.into_iter().unzip();
@@ -530,9 +551,14 @@ pub(super) async fn inhabited(db: &impl GenericClient, slots: &[u16]) -> Result<
 pub(super) async fn export(
     db: &impl GenericClient,
     slot: u16,
+    part: Part,
     after: Option<&Key>,
     limit: usize,
 ) -> Result<Vec<Row>, ShardError> {
+    let (table, which) = match part {
+        Part::Windows => ("summary", "true"),
+        Part::Sealed => ("rollup", "s.revision = 1"),
+    };
     let (first, behind) = numbers(slot);
     let place = match after {
         Some(key) => {
@@ -547,8 +573,8 @@ pub(super) async fn export(
         .query(
             &format!(
                 "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
-                 FROM tidegate.summary s JOIN tidegate.device d ON d.id = s.device
-                 WHERE (s.device, s.length_us, s.start_us) > ($1, $2, $3) AND s.device < $4
+                 FROM tidegate.{table} s JOIN tidegate.device d ON d.id = s.device
+                 WHERE (s.device, s.length_us, s.start_us) > ($1, $2, $3) AND s.device < $4 AND {which}
                  ORDER BY s.device, s.length_us, s.start_us LIMIT $5"
             ),
             &[&place.0, &place.1, &place.2, &behind, &(limit as i64)],
@@ -580,7 +606,8 @@ pub(super) async fn export_names(db: &impl GenericClient, slot: u16) -> Result<(
     let (first, behind) = numbers(slot);
     let rows = db
         .query(
-            "SELECT name, gateway, labels::text FROM tidegate.device WHERE id >= $1 AND id < $2 ORDER BY id",
+            "SELECT name, gateway, labels::text, labels_incarnation, labels_batch FROM tidegate.device
+             WHERE id >= $1 AND id < $2 ORDER BY id",
             &[&first, &behind],
         )
         .await?;
@@ -588,6 +615,7 @@ pub(super) async fn export_names(db: &impl GenericClient, slot: u16) -> Result<(
         device: row.get::<_, String>(0).into(),
         gateway: row.get::<_, String>(1).into(),
         labels: labels_of(row, 2),
+        labels_version: (row.get::<_, i64>(3) as u64, row.get::<_, i64>(4) as u64),
         metrics: Vec::new(),
         last_us: None,
     };
@@ -604,12 +632,9 @@ pub(super) async fn import_names(
 ) -> Result<(), ShardError> {
     let wanted = known.iter().map(|known| (slot, Arc::clone(&known.gateway), Arc::clone(&known.device)));
     let ids = devices_of(db, wanted.collect()).await?;
-    for known in known.iter().filter(|known| !known.labels.is_empty()) {
+    for known in known.iter().filter(|known| known.labels_version > LabelsVersion::default()) {
         let id = ids[&(Arc::clone(&known.gateway), Arc::clone(&known.device))];
-        let labels = serde_json::to_string(&known.labels).unwrap_or_default();
-        // Labels that came meanwhile are later than those that are copied.
-        let set = "UPDATE tidegate.device SET labels = $2::text::jsonb WHERE id = $1 AND labels = '{}'";
-        db.execute(set, &[&id, &labels]).await?;
+        put_labels(db, id, &known.labels, known.labels_version).await?;
     }
     for beat in beats {
         put_beat(db, beat, slot).await?;
@@ -622,7 +647,11 @@ pub(super) async fn digests(db: &impl GenericClient, slot: u16) -> Result<BTreeM
     let rows = db
         .query_raw(
             "SELECT d.gateway, d.name, s.length_us, s.start_us, s.incarnation, s.revision
-             FROM tidegate.summary s JOIN tidegate.device d ON d.id = s.device WHERE s.device >= $1 AND s.device < $2",
+             FROM (SELECT device, length_us, start_us, incarnation, revision FROM tidegate.summary
+                    WHERE device >= $1 AND device < $2
+                UNION ALL SELECT device, -length_us, start_us, incarnation, revision FROM tidegate.rollup
+                    WHERE device >= $1 AND device < $2 AND revision = 1) s
+             JOIN tidegate.device d ON d.id = s.device",
             [first, behind],
         )
         .await?;
@@ -642,17 +671,13 @@ pub(super) async fn digests(db: &impl GenericClient, slot: u16) -> Result<BTreeM
     Ok(digests)
 }
 
-pub(super) async fn delete(
-    db: &impl GenericClient,
-    slot: u16,
-    epoch: Epoch,
-    limit: usize,
-) -> Result<usize, ShardError> {
+pub(super) async fn delete(db: &impl GenericClient, wanted: Fence, limit: usize) -> Result<usize, ShardError> {
+    let slot = wanted.slot;
     db.query("SELECT pg_advisory_xact_lock_shared($1)", &[&LOCK]).await?;
     let of = "SELECT slot, epoch, state FROM tidegate.slot WHERE slot = $1";
     let found = db.query_opt(of, &[&i32::from(slot)]).await?.as_ref().map(fence_of);
-    if !found.is_some_and(|fence| fence.epoch == epoch && fence.state == State::Closed) {
-        return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) });
+    if found != Some(wanted) {
+        return Err(ShardError::fenced(slot, found.as_ref()));
     }
     let (first, behind) = numbers(slot);
     let rows = db
@@ -682,27 +707,6 @@ pub(super) async fn size(db: &impl GenericClient) -> Result<(u64, u64), ShardErr
         )
         .await?;
     Ok((row.get::<_, i64>(0) as u64, row.get::<_, i64>(1) as u64))
-}
-
-/// Whole days first, then the rest row by row. Rollups stay; from now on they are not computed
-/// again from what is left.
-pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-    let dropped = drop_partitions(db, until_us).await?;
-    let deleted = db
-        .execute(
-            "DELETE FROM tidegate.summary WHERE (device, length_us, start_us) IN
-                (SELECT device, length_us, start_us FROM tidegate.summary WHERE received_us < $1 LIMIT $2)",
-            &[&until_us, &(limit as i64)],
-        )
-        .await? as usize;
-    if dropped + deleted > 0 {
-        db.execute(
-            "INSERT INTO tidegate.meta VALUES ('retired_us', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            &[&until_us],
-        )
-        .await?;
-    }
-    Ok(deleted)
 }
 
 pub(super) fn labels_of(row: &SqlRow, at: usize) -> BTreeMap<String, String> {

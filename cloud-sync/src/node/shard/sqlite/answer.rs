@@ -1,8 +1,8 @@
 //! Rows to answers, in one snapshot.
 
 use super::store::{COLUMNS, slot_of, take_metrics};
-use crate::node::shard::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
-use crate::node::shard::{Known, Partial, Question, ShardError};
+use crate::node::shard::merge::{Asked, DAY_US, HOUR_US, Merger, Spans, fits};
+use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
 use daemon::aggregates::Range;
@@ -60,36 +60,54 @@ impl Task<'_> {
     /// Merges what there is of a device.
     fn device(&mut self, device: &Asked) -> Result<(), ShardError> {
         let Spans { edges, hours, days } = self.spans;
-        edges.into_iter().try_for_each(|edge| self.windows(device, edge))?;
+        for edge in edges {
+            self.windows(device, edge, |_| true)?;
+            self.sealed(device, edge)?;
+        }
         if hours.from_us >= hours.to_us {
             return Ok(());
         }
         let mut query = self.db.prepare_cached(
-            "SELECT hour_us FROM stale WHERE device = ?1 AND hour_us >= ?2 AND hour_us < ?3 ORDER BY hour_us",
+            "SELECT s.hour_us, coalesce(r.revision, 0) FROM stale s LEFT JOIN rollup r
+                ON r.device = s.device AND r.length_us = ?4 AND r.start_us = s.hour_us
+             WHERE s.device = ?1 AND s.hour_us >= ?2 AND s.hour_us < ?3",
         )?;
-        let stale = query.query_map([device.id, hours.from_us, hours.to_us], |row| row.get::<_, Micros>(0))?;
-        let stale = stale.collect::<rusqlite::Result<BTreeSet<_>>>()?;
+        let marks = query.query_map([device.id, hours.from_us, hours.to_us, HOUR_US], |row| {
+            Ok((row.get::<_, Micros>(0)?, row.get::<_, i64>(1)? > 0))
+        })?;
+        let marks = marks.collect::<rusqlite::Result<Vec<_>>>()?;
+        // A sealed hour is what it is, though its day may have to be computed again.
+        let stale: BTreeSet<Micros> = marks.iter().filter(|(_, sealed)| !sealed).map(|(hour_us, _)| *hour_us).collect();
         for &hour_us in &stale {
-            self.windows(device, Range { from_us: hour_us, to_us: hour_us + HOUR_US })?;
+            self.windows(device, Range { from_us: hour_us, to_us: hour_us + HOUR_US }, |us| fits(us, HOUR_US))?;
         }
-        if days.from_us >= days.to_us {
-            return self.rows("rollup", device, HOUR_US, hours, &stale);
+        let stale_days: BTreeSet<Micros> = marks.iter().map(|(hour_us, _)| window_start(*hour_us, DAY_US)).collect();
+        let whole = |&day_us: &Micros| Range { from_us: day_us, to_us: day_us + DAY_US };
+        let mut by_hour: Vec<Range> = stale_days.range(days.from_us..days.to_us).map(whole).collect();
+        if days.from_us < days.to_us {
+            by_hour.extend([Range { to_us: days.from_us, ..hours }, Range { from_us: days.to_us, ..hours }]);
+        } else {
+            by_hour.push(hours);
         }
-        let stale_days: BTreeSet<Micros> = stale.iter().map(|&hour_us| window_start(hour_us, DAY_US)).collect();
-        self.rows("rollup", device, HOUR_US, Range { to_us: days.from_us, ..hours }, &stale)?;
-        self.rows("rollup", device, HOUR_US, Range { from_us: days.to_us, ..hours }, &stale)?;
-        for &day_us in stale_days.range(days.from_us..days.to_us) {
-            self.rows("rollup", device, HOUR_US, Range { from_us: day_us, to_us: day_us + DAY_US }, &stale)?;
+        for range in by_hour {
+            self.rows("rollup", device, HOUR_US, range, &stale)?;
+            self.windows(device, range, |us| fits(us, DAY_US) && !fits(us, HOUR_US))?;
         }
-        self.rows("rollup", device, DAY_US, days, &stale_days)
+        self.rows("rollup", device, DAY_US, days, &stale_days)?;
+        self.windows(device, hours, |us| !fits(us, DAY_US))
     }
 
-    /// Windows that start in a range.
-    fn windows(&mut self, device: &Asked, range: Range) -> Result<(), ShardError> {
-        for length_us in self.lengths.clone() {
+    /// Windows of some lengths that start in a range.
+    fn windows(&mut self, device: &Asked, range: Range, of: impl Fn(Micros) -> bool) -> Result<(), ShardError> {
+        for length_us in self.lengths.clone().into_iter().filter(|&us| of(us)) {
             self.rows("summary", device, length_us, range, &BTreeSet::new())?;
         }
         Ok(())
+    }
+
+    /// Hours that start in a range and are all that is left of their windows.
+    fn sealed(&mut self, device: &Asked, range: Range) -> Result<(), ShardError> {
+        self.rows("(SELECT * FROM rollup WHERE revision = 1)", device, HOUR_US, range, &BTreeSet::new())
     }
 
     /// Rows that start in a range, but for those of `without`.
@@ -156,6 +174,7 @@ pub(super) fn devices(
             device: name.into(),
             gateway: row.get::<_, String>(2)?.into(),
             labels: serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default(),
+            labels_version: LabelsVersion::default(),
             metrics: newest.1.and_then(|metrics| serde_json::from_str(&metrics).ok()).unwrap_or_default(),
             last_us: newest.0,
         });
@@ -177,8 +196,10 @@ pub(super) fn windows(
     let (name, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
     let mut query = db.prepare_cached(
         "SELECT d.id, d.name, s.length_us, s.start_us, s.incarnation, s.revision,
-            (SELECT sum(value) FROM json_each(s.count)) + (SELECT sum(value) FROM json_each(s.texts))
-         FROM device d JOIN summary s ON s.device = d.id
+            (SELECT sum(value) FROM json_each(s.count)) + (SELECT sum(value) FROM json_each(s.texts)), s.sealed
+         FROM device d JOIN (SELECT device, length_us, start_us, incarnation, revision, count, texts, false sealed FROM summary
+            UNION ALL SELECT device, length_us, start_us, incarnation, revision, count, texts, true FROM rollup
+            WHERE revision = 1) s ON s.device = d.id
          WHERE d.gateway = ?1 AND (d.name, s.length_us, s.start_us) > (?2, ?3, ?4)
          ORDER BY d.name, s.length_us, s.start_us",
     )?;
@@ -195,6 +216,7 @@ pub(super) fn windows(
             incarnation: row.get::<_, i64>(4)? as u64,
             revision: row.get::<_, i64>(5)? as u64,
             readings: row.get::<_, i64>(6)? as u64,
+            sealed: row.get(7)?,
         });
         if windows.len() == limit {
             break;

@@ -1,10 +1,12 @@
 //! Rows to SQL and back, inside whatever transaction the caller has begun.
 
 use super::Sqlite;
+use super::rollup::{Seals, import_sealed};
 use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches, value_of_json, value_to_json};
-use crate::node::shard::merge::{DAY_US, HOUR_US};
+use crate::node::shard::merge::HOUR_US;
 use crate::node::shard::{
-    Beat, Fence, Known, Sender, ShardError, State, Write, check_lengths, check_readable, may_write,
+    Beat, Fence, Known, LabelsVersion, Part, Sender, ShardError, State, Write, check_lengths, check_readable,
+    check_writable, tell_sealed,
 };
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -18,11 +20,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// "TIDC": tells the file from other SQLite files.
 const APPLICATION_ID: i32 = 0x5449_4443;
-const VERSION: i32 = 1;
+const VERSION: i32 = MIGRATIONS.len() as i32;
+/// What each version added to the one before; the first makes a shard out of an empty file.
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 /// Devices of a slot have numbers from `slot << DEVICE_BITS` on.
 const DEVICE_BITS: i64 = 40;
 
-const SCHEMA: &str = "
+const VERSION_1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 -- What this shard may do with each slot that it has ever known: open, importing, fenced, closed.
 CREATE TABLE slot (slot INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, state TEXT NOT NULL) STRICT;
@@ -65,6 +69,15 @@ CREATE VIEW summaries AS
     FROM summary s JOIN device d ON d.id = s.device JOIN json_each(s.metric) m;
 ";
 
+const VERSION_2: &str = "
+ALTER TABLE device ADD COLUMN labels_incarnation INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE device ADD COLUMN labels_batch INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX rollup_received ON rollup (length_us, revision, received_us);
+-- Rollups with revision 1 are sealed: their windows have been retired.
+UPDATE rollup SET revision = 1 WHERE length_us = 3600000000
+    AND received_us < (SELECT value FROM meta WHERE key = 'retired_us');
+";
+
 pub(super) fn open(path: &Path) -> Result<Connection, ShardError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)
@@ -77,9 +90,14 @@ pub(super) fn open(path: &Path) -> Result<Connection, ShardError> {
     match (fact("application_id")?, fact("user_version")?, tables) {
         (0, 0, 0) => db.execute_batch(&format!(
             "PRAGMA page_size=8192; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA synchronous=EXTRA; PRAGMA journal_mode=WAL;
-             BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION}; COMMIT;"
+             BEGIN IMMEDIATE; {} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION}; COMMIT;",
+            MIGRATIONS.concat()
         ))?,
         (APPLICATION_ID, VERSION, _) => {}
+        (APPLICATION_ID, found @ 1..VERSION, _) => db.execute_batch(&format!(
+            "PRAGMA synchronous=FULL; BEGIN IMMEDIATE; {} PRAGMA user_version={VERSION}; COMMIT;",
+            MIGRATIONS[found as usize..].concat()
+        ))?,
         (APPLICATION_ID, found, _) => {
             return Err(ShardError::Down(format!(
                 "{} has schema version {found}, this build knows {VERSION}: run a newer tidegate-cloud",
@@ -128,7 +146,7 @@ impl Fences {
 pub(super) fn fences(db: &Connection) -> rusqlite::Result<BTreeMap<u16, Fence>> {
     let mut query = db.prepare_cached("SELECT slot, epoch, state FROM slot")?;
     let rows = query.query_map([], |row| {
-        let state = State::of_name(&row.get::<_, String>(2)?).unwrap_or(State::Closed);
+        let state = State::of_name(&row.get::<_, String>(2)?);
         Ok(Fence { slot: row.get(0)?, epoch: row.get::<_, i64>(1)? as u64, state })
     })?;
     rows.map(|row| row.map(|fence| (fence.slot, fence))).collect()
@@ -137,26 +155,21 @@ pub(super) fn fences(db: &Connection) -> rusqlite::Result<BTreeMap<u16, Fence>> 
 fn fence(db: &Connection, slot: u16) -> rusqlite::Result<Option<Fence>> {
     let mut query = db.prepare_cached("SELECT epoch, state FROM slot WHERE slot = ?1")?;
     let row = query.query_row([slot], |row| {
-        let state = State::of_name(&row.get::<_, String>(1)?).unwrap_or(State::Closed);
+        let state = State::of_name(&row.get::<_, String>(1)?);
         Ok(Fence { slot, epoch: row.get::<_, i64>(0)? as u64, state })
     });
     row.optional()
 }
 
-fn check_writable(db: &Connection, wanted: &[(u16, Epoch)], importing_only: bool) -> Result<(), ShardError> {
-    for &(slot, epoch) in wanted {
-        let found = fence(db, slot)?;
-        if !may_write(found.as_ref().map(|fence| (fence.state, fence.epoch)), epoch, importing_only) {
-            return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) });
-        }
-    }
-    Ok(())
+fn check_all_writable(db: &Connection, wanted: &[(u16, Epoch)], importing_only: bool) -> Result<(), ShardError> {
+    let each = |&(slot, epoch): &(u16, Epoch)| check_writable(slot, fence(db, slot)?.as_ref(), epoch, importing_only);
+    wanted.iter().try_for_each(each)
 }
 
 pub(super) fn set_fences(db: &Connection, fences: &[Fence]) -> Result<(), ShardError> {
     for wanted in fences {
         if let Some(found) = fence(db, wanted.slot)?.filter(|found| found.epoch > wanted.epoch) {
-            return Err(ShardError::Fenced { slot: wanted.slot, found: Some((found.state, found.epoch)) });
+            return Err(ShardError::fenced(wanted.slot, Some(&found)));
         }
         db.prepare_cached("INSERT OR REPLACE INTO slot VALUES (?1, ?2, ?3)")?.execute(params![
             wanted.slot,
@@ -193,7 +206,7 @@ fn put_sender(db: &Connection, sender: &Sender, held: Held) -> rusqlite::Result<
 }
 
 pub(super) fn write(db: &Connection, write: &Write) -> Result<Held, ShardError> {
-    check_writable(db, &write.fences, false)?;
+    check_all_writable(db, &write.fences, false)?;
     let mut held = Held::default();
     if let Some((known, kept)) = sender(db, &write.sender.gateway)? {
         write.sender.check(&known)?;
@@ -205,22 +218,31 @@ pub(super) fn write(db: &Connection, write: &Write) -> Result<Held, ShardError> 
     put_rows(db, &write.rows)?;
     for labelled in &write.labels {
         let id = device(db, labelled.slot, &write.sender.gateway, &labelled.device)?;
-        put_labels(db, id, &labelled.labels, true)?;
+        put_labels(db, id, &labelled.labels, (write.sender.incarnation, write.batch))?;
     }
     held.add(write.batch);
     put_sender(db, &write.sender, held)?;
     Ok(held)
 }
 
-fn put_labels(db: &Connection, id: i64, labels: &BTreeMap<String, String>, replace: bool) -> rusqlite::Result<()> {
+/// Labels are of the batch that brought them: those of a later one stay.
+fn put_labels(
+    db: &Connection,
+    id: i64,
+    labels: &BTreeMap<String, String>,
+    (incarnation, batch): LabelsVersion,
+) -> rusqlite::Result<()> {
     let labels = serde_json::to_string(labels).unwrap_or_else(|_| "{}".into());
-    db.prepare_cached("UPDATE device SET labels = ?2 WHERE id = ?1 AND (?3 OR labels = '{}')")?
-        .execute(params![id, labels, replace])?;
+    db.prepare_cached(
+        "UPDATE device SET labels = ?2, labels_incarnation = ?3, labels_batch = ?4
+         WHERE id = ?1 AND (labels_incarnation, labels_batch) < (?3, ?4)",
+    )?
+    .execute(params![id, labels, incarnation as i64, batch as i64])?;
     Ok(())
 }
 
 pub(super) fn beat(db: &Connection, beat: &Beat, from: &Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
-    check_writable(db, &[fence], false)?;
+    check_all_writable(db, &[fence], false)?;
     let known = sender(db, &from.gateway)?;
     if let Some((known, _)) = &known {
         from.check(known)?;
@@ -275,7 +297,7 @@ fn device(db: &Connection, slot: u16, gateway: &str, name: &str) -> rusqlite::Re
     Ok(id)
 }
 
-fn lengths(db: &Connection) -> rusqlite::Result<BTreeSet<Micros>> {
+pub(super) fn lengths(db: &Connection) -> rusqlite::Result<BTreeSet<Micros>> {
     let mut query = db.prepare_cached("SELECT length_us FROM length")?;
     query.query_map([], |row| row.get(0))?.collect()
 }
@@ -283,6 +305,7 @@ fn lengths(db: &Connection) -> rusqlite::Result<BTreeSet<Micros>> {
 fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> {
     let mut lengths = lengths(db)?;
     let mut ids: HashMap<(&str, &str), i64> = HashMap::new();
+    let (mut seals, mut sealed) = (Seals::of(db)?, 0);
     // Rollups go by the hour in which a window starts.
     let mut stale: BTreeSet<(i64, Micros)> = BTreeSet::new();
     for row in rows {
@@ -296,6 +319,10 @@ fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> {
             check_lengths(lengths.len())?;
             db.execute("INSERT OR IGNORE INTO length VALUES (?1)", [length_us])?;
         }
+        if seals.hold(id, *length_us, *start_us)? {
+            sealed += 1;
+            continue;
+        }
         if lengths.len() > 1 && !supersede(db, id, row, &lengths, &mut stale)? {
             continue;
         }
@@ -307,6 +334,7 @@ fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> {
     for (id, hour_us) in stale {
         mark.execute([id, hour_us])?;
     }
+    tell_sealed(sealed);
     Ok(())
 }
 
@@ -346,7 +374,7 @@ fn supersede(
 }
 
 /// Writes a row unless a version as high is there; true if it was written.
-fn put_row(db: &Connection, table: &str, id: i64, row: &Row) -> Result<bool, ShardError> {
+pub(super) fn put_row(db: &Connection, table: &str, id: i64, row: &Row) -> Result<bool, ShardError> {
     let array = |of: &dyn Fn(&Summary) -> Json| Json::Array(row.metrics.values().map(of).collect()).to_string();
     let number = |n: f64| if n.is_finite() { Json::from(n) } else { Json::from(n.to_string()) };
     let extreme = |n: f64| if n.is_finite() { Json::from(n) } else { Json::Null };
@@ -431,7 +459,17 @@ pub(super) fn take_metrics(
     read().ok_or_else(|| ShardError::Down("a row is damaged: restore the shard from a backup".into()))
 }
 
-pub(super) fn export(db: &Connection, slot: u16, after: Option<&Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
+pub(super) fn export(
+    db: &Connection,
+    slot: u16,
+    part: Part,
+    after: Option<&Key>,
+    limit: usize,
+) -> Result<Vec<Row>, ShardError> {
+    let (table, which) = match part {
+        Part::Windows => ("summary", "true"),
+        Part::Sealed => ("rollup", "s.revision = 1"),
+    };
     let (first, behind) = numbers(slot);
     let place = match after {
         Some(key) => {
@@ -444,8 +482,8 @@ pub(super) fn export(db: &Connection, slot: u16, after: Option<&Key>, limit: usi
     let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
     let mut query = db.prepare_cached(&format!(
         "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
-         FROM summary s JOIN device d ON d.id = s.device
-         WHERE (s.device, s.length_us, s.start_us) > (?1, ?2, ?3) AND s.device < ?4
+         FROM {table} s JOIN device d ON d.id = s.device
+         WHERE (s.device, s.length_us, s.start_us) > (?1, ?2, ?3) AND s.device < ?4 AND {which}
          ORDER BY s.device, s.length_us, s.start_us LIMIT ?5"
     ))?;
     let mut found = query.query(params![place.0, place.1, place.2, behind, limit as i64])?;
@@ -475,12 +513,15 @@ fn version(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<Version> {
 pub(super) fn export_names(db: &Connection, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
     let (first, behind) = numbers(slot);
     let mut query =
-        db.prepare_cached("SELECT name, gateway, labels FROM device WHERE id >= ?1 AND id < ?2 ORDER BY id")?;
+        db.prepare_cached(
+            "SELECT name, gateway, labels, labels_incarnation, labels_batch FROM device WHERE id >= ?1 AND id < ?2 ORDER BY id",
+        )?;
     let known = query.query_map([first, behind], |row| {
         Ok(Known {
             device: row.get::<_, String>(0)?.into(),
             gateway: row.get::<_, String>(1)?.into(),
             labels: serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default(),
+            labels_version: (row.get::<_, i64>(3)? as u64, row.get::<_, i64>(4)? as u64),
             metrics: Vec::new(),
             last_us: None,
         })
@@ -506,9 +547,14 @@ pub(super) fn inhabited(db: &Connection, slots: &[u16]) -> Result<Vec<u16>, Shar
     Ok(inhabited)
 }
 
-pub(super) fn import(db: &Connection, rows: &[Row], fences: &[(u16, Epoch)]) -> Result<(), ShardError> {
-    check_writable(db, fences, true)?;
-    put_rows(db, rows)
+pub(super) fn import(db: &Connection, rows: &[Row], part: Part, fences: &[(u16, Epoch)]) -> Result<(), ShardError> {
+    check_all_writable(db, fences, true)?;
+    if part == Part::Windows {
+        return put_rows(db, rows);
+    }
+    let id = |row: &Row| device(db, row.key.slot, &row.key.gateway, &row.key.device);
+    let ids = rows.iter().map(id).collect::<rusqlite::Result<Vec<i64>>>()?;
+    import_sealed(db, &ids, rows)
 }
 
 pub(super) fn import_names(
@@ -518,11 +564,10 @@ pub(super) fn import_names(
     beats: &[Beat],
     epoch: Epoch,
 ) -> Result<(), ShardError> {
-    check_writable(db, &[(slot, epoch)], true)?;
+    check_all_writable(db, &[(slot, epoch)], true)?;
     for known in known {
         let id = device(db, slot, &known.gateway, &known.device)?;
-        // Labels that came meanwhile are later than those that are copied.
-        put_labels(db, id, &known.labels, false)?;
+        put_labels(db, id, &known.labels, known.labels_version)?;
     }
     for beat in beats {
         let mut later = db.prepare_cached("SELECT 1 FROM gateway WHERE id = ?1 AND beat ->> 'seen_us' >= ?2")?;
@@ -537,7 +582,9 @@ pub(super) fn digests(db: &Connection, slot: u16) -> Result<BTreeMap<i64, (u64, 
     let (first, behind) = numbers(slot);
     let mut query = db.prepare_cached(
         "SELECT d.gateway, d.name, s.length_us, s.start_us, s.incarnation, s.revision
-         FROM summary s JOIN device d ON d.id = s.device WHERE s.device >= ?1 AND s.device < ?2",
+         FROM (SELECT device, length_us, start_us, incarnation, revision FROM summary WHERE device >= ?1 AND device < ?2
+            UNION ALL SELECT device, -length_us, start_us, incarnation, revision FROM rollup
+            WHERE device >= ?1 AND device < ?2 AND revision = 1) s JOIN device d ON d.id = s.device",
     )?;
     let mut found = query.query([first, behind])?;
     let mut digests: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
@@ -551,10 +598,11 @@ pub(super) fn digests(db: &Connection, slot: u16) -> Result<BTreeMap<i64, (u64, 
     Ok(digests)
 }
 
-pub(super) fn delete(db: &Connection, slot: u16, epoch: Epoch, limit: usize) -> Result<usize, ShardError> {
-    match fence(db, slot)? {
-        Some(Fence { epoch: found, state: State::Closed, .. }) if found == epoch => {}
-        found => return Err(ShardError::Fenced { slot, found: found.map(|fence| (fence.state, fence.epoch)) }),
+pub(super) fn delete(db: &Connection, wanted: Fence, limit: usize) -> Result<usize, ShardError> {
+    let slot = wanted.slot;
+    let found = fence(db, slot)?;
+    if found != Some(wanted) {
+        return Err(ShardError::fenced(slot, found.as_ref()));
     }
     let (first, behind) = numbers(slot);
     let rows = db.execute(
@@ -572,94 +620,31 @@ pub(super) fn delete(db: &Connection, slot: u16, epoch: Epoch, limit: usize) -> 
     Ok(rows)
 }
 
-/// Rollups stay; from now on they are not computed again from what is left.
-pub(super) fn retire(db: &Connection, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-    let rows = db
-        .prepare_cached(
-            "DELETE FROM summary WHERE (device, length_us, start_us) IN
-                (SELECT device, length_us, start_us FROM summary WHERE received_us < ?1 LIMIT ?2)",
-        )?
-        .execute(params![until_us, limit as i64])?;
-    if rows > 0 {
-        db.execute("INSERT OR REPLACE INTO meta VALUES ('retired_us', ?1)", [until_us])?;
-    }
-    Ok(rows)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Computes hours that have changed, oldest first, and the days of which no hour is stale any more.
-pub(super) fn roll_up(db: &Connection, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-    let retired_us: Option<Micros> =
-        db.query_row("SELECT value FROM meta WHERE key = 'retired_us'", [], |row| row.get(0)).optional()?;
-    let mut query =
-        db.prepare_cached("SELECT device, hour_us FROM stale WHERE hour_us < ?1 ORDER BY hour_us, device LIMIT ?2")?;
-    let found = query.query_map([until_us - HOUR_US, limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let hours: Vec<(i64, Micros)> = found.collect::<rusqlite::Result<_>>()?;
-    let lengths = lengths(db)?;
-    let mut days = BTreeSet::new();
-    for &(id, hour_us) in &hours {
-        let mut sealed = db.prepare_cached(
-            "SELECT 1 FROM rollup WHERE device = ?1 AND length_us = ?2 AND start_us = ?3 AND received_us < ?4",
-        )?;
-        if !sealed.exists([id, HOUR_US, hour_us, retired_us.unwrap_or(Micros::MIN)])? {
-            let merged = merged(db, id, "summary", &lengths, hour_us, HOUR_US)?;
-            put_rollup(db, id, HOUR_US, hour_us, merged)?;
-            days.insert((id, window_start(hour_us, DAY_US)));
-        }
-        db.prepare_cached("DELETE FROM stale WHERE device = ?1 AND hour_us = ?2")?.execute([id, hour_us])?;
+    #[test]
+    fn a_shard_of_an_earlier_version_is_brought_up_to_date_with_all_that_is_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("shard.db");
+        let before = Connection::open(&path).unwrap();
+        let make = format!("{VERSION_1} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1;");
+        before.execute_batch(&make).unwrap();
+        before
+            .execute_batch(
+                "INSERT INTO device VALUES (7, 'g', 'd', '{\"site\":\"north\"}');
+                 INSERT INTO rollup VALUES (7, 3600000000, 0, 0, 0, 5, '[]', '[]', '[]', '[]', '[]', '[]', '[]', '[]',
+                    '[]', '[]', '[]', x'');
+                 INSERT INTO meta VALUES ('retired_us', 6);",
+            )
+            .unwrap();
+        drop(before);
+        let db = open(&path).unwrap();
+        let row = "SELECT (SELECT labels_batch FROM device), (SELECT revision FROM rollup)";
+        let found: (i64, i64) = db.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        assert_eq!(found, (0, 1), "labels of no version yet, and an hour that is sealed");
+        drop(db);
+        assert!(open(&path).is_ok(), "and again");
     }
-    for (id, day_us) in days {
-        let mut stale =
-            db.prepare_cached("SELECT 1 FROM stale WHERE device = ?1 AND hour_us >= ?2 AND hour_us < ?3")?;
-        if !stale.exists([id, day_us, day_us + DAY_US])? {
-            let merged = merged(db, id, "rollup", &BTreeSet::from([HOUR_US]), day_us, DAY_US)?;
-            put_rollup(db, id, DAY_US, day_us, merged)?;
-        }
-    }
-    Ok(hours.len())
-}
-
-type Merged = (Micros, BTreeMap<Arc<str>, Summary>);
-
-/// The windows of a device that start within a longer one.
-fn merged(
-    db: &Connection,
-    id: i64,
-    table: &str,
-    lengths: &BTreeSet<Micros>,
-    start_us: Micros,
-    whole_us: Micros,
-) -> Result<Merged, ShardError> {
-    let mut query = db.prepare_cached(&format!(
-        "SELECT received_us, {COLUMNS} FROM {table}
-         WHERE device = ?1 AND length_us = ?2 AND start_us >= ?3 AND start_us < ?4"
-    ))?;
-    let (mut received_us, mut metrics) = (0, BTreeMap::<Arc<str>, Summary>::new());
-    for length_us in lengths {
-        let mut found = query.query([id, *length_us, start_us, start_us + whole_us])?;
-        while let Some(row) = found.next()? {
-            received_us = received_us.max(row.get(0)?);
-            for (name, summary) in take_metrics(row, 1, true)? {
-                let whole = metrics.entry(name.into()).or_insert_with(|| Summary::empty(start_us));
-                whole.add(&summary);
-            }
-        }
-    }
-    Ok((received_us, metrics))
-}
-
-/// Rollups follow from what they are made of: they have no version of their own.
-fn put_rollup(
-    db: &Connection,
-    id: i64,
-    length_us: Micros,
-    start_us: Micros,
-    (received_us, metrics): Merged,
-) -> Result<(), ShardError> {
-    db.prepare_cached("DELETE FROM rollup WHERE device = ?1 AND length_us = ?2 AND start_us = ?3")?
-        .execute([id, length_us, start_us])?;
-    if !metrics.is_empty() {
-        let key = Key { slot: slot_of(id), gateway: "".into(), device: "".into(), length_us, start_us };
-        put_row(db, "rollup", id, &Row { key, version: Version::default(), received_us, metrics })?;
-    }
-    Ok(())
 }

@@ -1,0 +1,275 @@
+//! Both engines of shards beside a plain model: windows of all lengths, revised, rolled up, retired and
+//! moved from one engine to the other, in any order.
+
+use cloud_sync::node::row::{Key, Row, Version};
+use cloud_sync::node::shard::postgres::Postgres;
+use cloud_sync::node::shard::sqlite::Sqlite;
+use cloud_sync::node::shard::{Fence, Labelled, Part, Question, Sender, Shard, ShardError, State, Write};
+use cloud_sync::placement::Epoch;
+use cloud_sync::uplink::Held;
+use daemon::aggregates::{Filter, GroupBy, Range};
+use model::identity::slot;
+use model::time::window_start;
+use model::{Micros, Sketch, Summary, Value};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tests::postgres::postgres;
+use tests::seed;
+
+const MINUTE_US: Micros = 60_000_000;
+const HOUR_US: Micros = 60 * MINUTE_US;
+const DAY_US: Micros = 24 * HOUR_US;
+/// 2026-01-01T00:00:00Z.
+const BEGIN_US: Micros = 1_767_225_600_000_000;
+const END_US: Micros = BEGIN_US + 3 * DAY_US;
+/// What each device's windows are long: some fit into an hour, some into a day, one into neither.
+const LENGTHS_US: [Micros; 6] = [MINUTE_US, MINUTE_US, 15 * MINUTE_US, HOUR_US, 32 * MINUTE_US, 2 * DAY_US];
+const GATEWAY: &str = "g";
+
+fn device(number: usize) -> Arc<str> {
+    format!("d{number}").into()
+}
+
+fn fences(epoch: Epoch) -> Vec<(u16, Epoch)> {
+    (0..LENGTHS_US.len()).map(|number| (slot(&device(number)), epoch)).collect()
+}
+
+fn summary(random: &mut StdRng, start_us: Micros) -> Summary {
+    let values: Vec<f64> = (0..random.random_range(1..6)).map(|_| f64::from(random.random_range(0..100))).collect();
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    Summary {
+        count: values.len() as u64,
+        texts: 0,
+        sum: values.iter().sum(),
+        m2: values.iter().map(|value| (value - mean).powi(2)).sum(),
+        min: values.iter().copied().fold(f64::INFINITY, f64::min),
+        max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        first: (start_us, Value::Number(values[0])),
+        last: (start_us + values.len() as i64, Value::Number(values[values.len() - 1])),
+        sketch: Sketch::of(values.iter().copied()),
+    }
+}
+
+/// What a shard should hold.
+#[derive(Default)]
+struct Model {
+    windows: BTreeMap<(usize, Micros), (Version, Summary, Micros)>,
+    stale: BTreeSet<(usize, Micros)>,
+    sealed: BTreeSet<(usize, Micros)>,
+    /// By device: the batch that brought them.
+    labels: BTreeMap<String, u64>,
+}
+
+impl Model {
+    fn hour(number: usize, start_us: Micros) -> Option<(usize, Micros)> {
+        (HOUR_US % LENGTHS_US[number] == 0).then_some((number, window_start(start_us, HOUR_US)))
+    }
+
+    fn write(&mut self, number: usize, row: &Row) {
+        let hour = Self::hour(number, row.key.start_us);
+        if hour.is_some_and(|hour| self.sealed.contains(&hour)) {
+            return;
+        }
+        let place = (number, row.key.start_us);
+        if self.windows.get(&place).is_none_or(|(version, ..)| *version < row.version) {
+            let summary = row.metrics.values().next().unwrap().clone();
+            self.windows.insert(place, (row.version, summary, row.received_us));
+            self.stale.insert((number, window_start(row.key.start_us, HOUR_US)));
+        }
+    }
+
+    fn retire(&mut self, until_us: Micros) {
+        let mut latest: BTreeMap<(usize, Micros), Micros> = BTreeMap::new();
+        for ((number, start_us), (.., received_us)) in &self.windows {
+            if let Some(hour) = Self::hour(*number, *start_us) {
+                let latest_us = latest.entry(hour).or_insert(*received_us);
+                *latest_us = (*latest_us).max(*received_us);
+            }
+        }
+        let due = latest.into_iter().filter(|(hour, us)| *us < until_us && !self.stale.contains(hour));
+        self.sealed.extend(due.map(|(hour, _)| hour));
+    }
+
+    /// Count, sum and extremes, by device and start.
+    fn answer(&self, every_us: Option<Micros>) -> BTreeMap<(String, Micros), (u64, i64, i64, i64)> {
+        let mut cells: BTreeMap<(String, Micros), Summary> = BTreeMap::new();
+        for ((number, start_us), (_, summary, _)) in &self.windows {
+            if !(BEGIN_US..END_US).contains(start_us) {
+                continue;
+            }
+            let at_us = every_us.map_or(BEGIN_US, |every_us| window_start(*start_us, every_us));
+            let cell = cells.entry((device(*number).to_string(), at_us)).or_insert_with(|| Summary::empty(at_us));
+            cell.add(summary);
+        }
+        cells.into_iter().map(|(key, summary)| (key, digest(&summary))).collect()
+    }
+}
+
+fn digest(summary: &Summary) -> (u64, i64, i64, i64) {
+    (summary.count, summary.sum.round() as i64, summary.min as i64, summary.max as i64)
+}
+
+async fn answer(
+    shard: &dyn Shard,
+    epoch: Epoch,
+    every_us: Option<Micros>,
+) -> BTreeMap<(String, Micros), (u64, i64, i64, i64)> {
+    let question = Question {
+        filter: Filter::default(),
+        gateways: Vec::new(),
+        range: Range { from_us: BEGIN_US, to_us: END_US },
+        grid: every_us.map(|us| (us, us)),
+        group_by: vec![GroupBy::Device],
+        sketches: true,
+        fences: Arc::new(fences(epoch)),
+        cells_max: 1_000_000,
+    };
+    let partial = shard.aggregate(question).await.unwrap();
+    let cell = |((group, at_us), cell): ((Vec<Option<Arc<str>>>, Micros), cloud_sync::node::shard::Cell)| {
+        assert_eq!(cell.summary.sketch.count(), cell.summary.count, "sketches merge as counts do");
+        ((group[0].as_deref().unwrap().to_owned(), at_us), digest(&cell.summary))
+    };
+    partial.into_iter().map(cell).collect()
+}
+
+async fn check(shard: &dyn Shard, epoch: Epoch, model: &Model) {
+    for every_us in [Some(HOUR_US), Some(DAY_US), None] {
+        assert_eq!(answer(shard, epoch, every_us).await, model.answer(every_us), "by {every_us:?}");
+    }
+    let known = shard.devices(Vec::new(), None, 100, Arc::new(fences(epoch))).await.unwrap();
+    let labels =
+        known.iter().filter_map(|known| Some((known.device.to_string(), known.labels.get("batch")?.parse().ok()?)));
+    assert_eq!(labels.collect::<BTreeMap<_, _>>(), model.labels);
+    // Of what is sealed the hours are left: nothing is missing where shorter windows are asked for.
+    let total = |cells: BTreeMap<_, (u64, i64, i64, i64)>| {
+        cells.values().map(|cell| (cell.0, cell.1)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    };
+    assert_eq!(total(answer(shard, epoch, Some(5 * MINUTE_US)).await), total(model.answer(None)));
+}
+
+/// All that a move does, as the mover does it.
+async fn moved(from: &dyn Shard, to: &dyn Shard, epoch: Epoch) -> Result<(), ShardError> {
+    let set =
+        |epoch: Epoch, state: State| fences(epoch).into_iter().map(move |(slot, epoch)| Fence { slot, epoch, state });
+    to.set_fences(set(epoch + 1, State::Importing).collect()).await?;
+    from.set_fences(set(epoch + 1, State::Open).collect()).await?;
+    let slots: BTreeSet<u16> = fences(0).into_iter().map(|(slot, _)| slot).collect();
+    for &slot in &slots {
+        let (known, beats) = from.export_names(slot).await?;
+        to.import_names(slot, known, beats, epoch + 1).await?;
+        for part in [Part::Windows, Part::Sealed] {
+            let mut after = None;
+            loop {
+                let rows = from.export(slot, part, after, 7).await?;
+                let Some(last) = rows.last() else { break };
+                after = Some(last.key.clone());
+                to.import(rows, part, vec![(slot, epoch + 1)]).await?;
+            }
+        }
+        assert_eq!(from.digests(slot).await?, to.digests(slot).await?, "both copies of slot {slot}");
+    }
+    from.set_fences(set(epoch + 2, State::Closed).collect()).await?;
+    to.set_fences(set(epoch + 2, State::Open).collect()).await?;
+    for &slot in &slots {
+        let closed = Fence { slot, epoch: epoch + 2, state: State::Closed };
+        while from.delete(closed, 50).await? == 50 {}
+    }
+    Ok(())
+}
+
+async fn rolled_up(shard: &dyn Shard, model: &mut Model) {
+    // PostgreSQL takes two looks: the first ends a generation of writes.
+    while shard.roll_up(END_US + DAY_US, 100).await.unwrap() + shard.roll_up(END_US + DAY_US, 100).await.unwrap() > 0 {}
+    model.stale.clear();
+}
+
+async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let (mut at, mut epoch, mut now_us, mut batch) = (0, 1, END_US, 0_u64);
+    let mut model = Model::default();
+    // Makes partitions for the days.
+    shards[0].roll_up(BEGIN_US, 1).await.unwrap();
+    shards[1].roll_up(BEGIN_US, 1).await.unwrap();
+    let open = fences(epoch).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
+    shards[0].set_fences(open.collect()).await.unwrap();
+    for _ in 0..120 {
+        now_us += HOUR_US;
+        let shard = &*shards[at];
+        match random.random_range(0..10) {
+            0..6 => {
+                let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
+                let hour_us = BEGIN_US + random.random_range(0..72) * HOUR_US;
+                for _ in 0..random.random_range(1..40) {
+                    let number = random.random_range(0..LENGTHS_US.len());
+                    let start_us = window_start(hour_us + random.random_range(0..90) * MINUTE_US, LENGTHS_US[number]);
+                    let name = device(number);
+                    let key = Key {
+                        slot: slot(&name),
+                        gateway: GATEWAY.into(),
+                        device: name,
+                        length_us: LENGTHS_US[number],
+                        start_us,
+                    };
+                    let version = Version { incarnation: 1, revision: random.random_range(1..9) };
+                    let metrics = BTreeMap::from([("m".into(), summary(&mut random, start_us))]);
+                    let row = Row { key: key.clone(), version, received_us: now_us, metrics };
+                    rows.insert(key, row);
+                }
+                for row in rows.values() {
+                    model.write(row.key.device[1..].parse().unwrap(), row);
+                }
+                batch += 1;
+                let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
+                let rows = rows.into_values().collect();
+                let expected = Held::default();
+                // Batches overtake each other; labels are those of the latest one.
+                let number = batch.saturating_sub(random.random_range(0..4)).max(1);
+                let name = device(random.random_range(0..LENGTHS_US.len()));
+                let of = BTreeMap::from([("batch".to_owned(), number.to_string())]);
+                let labels = vec![Labelled { slot: slot(&name), device: Arc::clone(&name), labels: of }];
+                let latest = model.labels.entry(name.to_string()).or_default();
+                *latest = number.max(*latest);
+                let write = Write { sender, batch: number, expected, rows, labels, fences: fences(epoch) };
+                shard.write(write).await.unwrap();
+            }
+            6..8 => rolled_up(shard, &mut model).await,
+            8 => {
+                let until_us = now_us - [2, 10, 30].choose(&mut random).unwrap() * HOUR_US;
+                while shard.retire(until_us, 1_000).await.unwrap() > 0 {}
+                model.retire(until_us);
+            }
+            _ => {
+                moved(shard, &*shards[1 - at], epoch).await.unwrap();
+                (at, epoch) = (1 - at, epoch + 2);
+                // Rollups are computed anew there.
+                let hours = model.windows.keys().map(|&(number, us)| (number, window_start(us, HOUR_US)));
+                model.stale.extend(hours.filter(|hour| !model.sealed.contains(hour)));
+            }
+        }
+        check(&*shards[at], epoch, &model).await;
+    }
+    println!("{} windows, {} hours sealed, {} moves", model.windows.len(), model.sealed.len(), epoch / 2);
+    assert!(!model.sealed.is_empty() && epoch > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_and_postgresql_answer_as_a_plain_model_does() {
+    let seed = seed();
+    let server = postgres();
+    for round in 0..4 {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| Arc::new(Sqlite::open(&directory.path().join(name)).unwrap()) as Arc<dyn Shard>;
+        let database = |name: &str| {
+            Arc::new(Postgres::new(&server.database(&format!("{name}_{round}"))).unwrap()) as Arc<dyn Shard>
+        };
+        let shards = match round {
+            0 => [file("a"), file("b")],
+            1 => [database("a"), database("b")],
+            _ => [file("a"), database("b")],
+        };
+        run(shards, seed.wrapping_add(round)).await;
+    }
+}

@@ -1,7 +1,7 @@
 //! Readings as tables that dataframe tools read. A value that is a text stands in a column of
 //! its own, so that numbers stay numbers; booleans are 0 and 1.
 
-use crate::query::readings::Row;
+use crate::query::readings::Rows;
 use arrow_array::builder::{Float64Builder, StringBuilder, TimestampMicrosecondBuilder};
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
@@ -86,8 +86,11 @@ fn text(value: &Value) -> Option<&str> {
 }
 
 /// Readings as a table.
-pub fn of_readings(rows: &[Row]) -> Result<RecordBatch, TableError> {
+pub fn of_readings(rows: &Rows) -> Result<RecordBatch, TableError> {
     let mut builder = ReadingsBuilder::default();
-    rows.iter().for_each(|row| builder.push(&row.device, &row.metric, row.time_us, &row.value));
+    for row in &rows.rows {
+        let (device, metric) = rows.names(row);
+        builder.push(device, metric, row.time_us, &row.value);
+    }
     builder.finish()
 }

@@ -22,6 +22,9 @@ pub mod cut;
 /// Dirty windows, computed again from the raw readings.
 pub mod revise;
 
+/// What of them waits to be written, folded or not.
+mod pending;
+
 use crate::journal::{Committed, SummaryRow};
 use crate::readings::{Readings, flag};
 use dirty::Dirty;

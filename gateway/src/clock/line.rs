@@ -9,7 +9,7 @@
 use super::RELEASE_US;
 use crate::readings::{Readings, flag};
 use model::Micros;
-use model::time::SECOND_US;
+use model::time::{self, SECOND_US};
 use serde::{Deserialize, Serialize};
 
 /// A smaller leap is none: clocks are put right by a second now and then.
@@ -18,6 +18,8 @@ pub(super) const STEP_US: Micros = 10 * SECOND_US;
 pub(super) const BELIEVED_AFTER_US: Micros = 24 * 3_600 * SECOND_US;
 /// A clock of which nobody said that it was unset was not further behind.
 const BEHIND_MAX_US: Micros = 400 * BELIEVED_AFTER_US;
+/// How far a time that the gateway gave may be ahead of its clock.
+const AHEAD_US: Micros = SECOND_US;
 /// Stretches of wrong time that are remembered.
 const STRETCHES_MAX: usize = 16;
 
@@ -170,7 +172,9 @@ impl Line {
         self.unset = now.wall_us < RELEASE_US || doubted && !self.vouched;
     }
 
+    /// Times assigned to a burst may be a little ahead.
     fn remember(&mut self, from_us: Micros, to_us: Micros, epoch_us: Micros) {
+        let to_us = to_us + AHEAD_US;
         if self.earlier.len() < STRETCHES_MAX {
             self.earlier.push(Stretch { from_us, to_us, epoch_us });
         }
@@ -201,6 +205,22 @@ impl Line {
             corrections.push(Correction { from_us: self.from_us, to_us: now.wall_us, shift_us: 0 });
         }
         corrections
+    }
+
+    /// Why the clock is not believed.
+    pub(super) fn doubt(&self, now: Sample) -> String {
+        let floor_us = self.floor_us;
+        match now {
+            _ if now.wall_us < RELEASE_US => format!("it shows {}", time::format(now.wall_us)),
+            _ if now.awaited => "a time service has yet to set it".into(),
+            _ => {
+                format!(
+                    "it shows {}, and the store has readings received at {}",
+                    time::format(now.wall_us),
+                    time::format(floor_us)
+                )
+            }
+        }
     }
 
     /// What a restart has to know.
@@ -235,7 +255,7 @@ mod tests {
         assert!(line.unset && line.observe(at(80 * SECOND_US, 80)).is_empty());
         // Set at 100 s of uptime, seen half a second later.
         let got = line.observe(at(NOW_US, 100));
-        let want = Correction { from_us: 20 * SECOND_US, to_us: 100 * SECOND_US, shift_us: NOW_US - 100 * SECOND_US };
+        let want = Correction { from_us: 20 * SECOND_US, to_us: 101 * SECOND_US, shift_us: NOW_US - 100 * SECOND_US };
         assert_eq!(got, [want]);
         assert!(!line.unset && !line.vouched && line.kept().is_none());
         assert!(line.observe(at(NOW_US + SECOND_US, 101)).is_empty());
@@ -259,7 +279,7 @@ mod tests {
         let mut line = line(Micros::MIN, at(begin_us, 20));
         assert!(!line.unset);
         let got = line.observe(at(NOW_US, 30));
-        assert_eq!((got.len(), got[0].from_us, got[0].to_us), (1, begin_us, begin_us + 10 * SECOND_US));
+        assert_eq!((got.len(), got[0].from_us, got[0].to_us), (1, begin_us, begin_us + 11 * SECOND_US));
         // Too far to be a clock that was merely behind.
         assert!(line.observe(at(NOW_US + 3_000 * BELIEVED_AFTER_US, 40)).is_empty());
         assert!(line.observe(at(NOW_US, 50)).is_empty(), "and back");
@@ -304,7 +324,7 @@ mod tests {
         assert_eq!(given_up, None);
         let got = next.observe(at(NOW_US, 100));
         assert_eq!(got[0].shift_us, NOW_US - 100 * SECOND_US);
-        assert_eq!((got[0].from_us, got[0].to_us), (20 * SECOND_US, 100 * SECOND_US));
+        assert_eq!((got[0].from_us, got[0].to_us), (20 * SECOND_US, 101 * SECOND_US));
         // It runs on.
         let (next, _) = Line::new("b".into(), Micros::MIN, at(60 * SECOND_US, 60), kept.clone());
         assert_eq!(next.kept().map(|unset| unset.from_us), Some(20 * SECOND_US));

@@ -30,13 +30,15 @@ pub fn watch(
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
     let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
-    let (mut line, given_up) = Line::new(boot, floor_us, sample(), before);
+    let now = sample();
+    let (mut line, given_up) = Line::new(boot, floor_us, now, before);
     trust.restore(waiting.into_iter().chain(given_up).collect());
     trust.tell(line.vouched, line.kept(), Vec::new());
     if line.unset {
         tracing::warn!(
-            "the clock does not seem to be set: readings without a time of their own are kept, and \
-             put right and forwarded when it is"
+            "the clock does not seem to be set: {}; readings without a time of their own are kept, and put \
+             right and forwarded when it is",
+            line.doubt(now)
         );
     }
     let trust = Arc::clone(trust);

@@ -1,7 +1,7 @@
 //! `GET /v1/readings`: the readings of a range.
 
 use super::{Shared, ask};
-use crate::query::readings::{Page, Row};
+use crate::query::readings::{Page, Row, Rows};
 use crate::table::of_readings;
 use axum::extract::State;
 use axum::response::Response;
@@ -18,16 +18,18 @@ struct Body<'a> {
     next: Option<&'a str>,
 }
 
-struct JsonRow<'a>(&'a Row);
+struct JsonRow<'a>(&'a Rows, &'a Row);
 
 impl Serialize for JsonRow<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeMap;
         let mut map = s.serialize_map(Some(4))?;
-        map.serialize_entry("device", &*self.0.device)?;
-        map.serialize_entry("metric", &*self.0.metric)?;
-        map.serialize_entry("time", &time::format(self.0.time_us))?;
-        map.serialize_entry("value", &JsonValue(Some(&self.0.value), false))?;
+        let JsonRow(rows, row) = self;
+        let (device, metric) = rows.names(row);
+        map.serialize_entry("device", device)?;
+        map.serialize_entry("metric", metric)?;
+        map.serialize_entry("time", &time::format(row.time_us))?;
+        map.serialize_entry("value", &JsonValue(Some(&row.value), false))?;
         map.end()
     }
 }
@@ -42,18 +44,23 @@ pub(super) async fn get(State(site): State<Shared>, asked: Asked) -> Result<Resp
         other => return Err(Problem::bad_request(format!("order: {other:?} is neither asc nor desc"))),
     };
     let page = Page { descending, limit: params.limit(1_000, 100_000)?, after: params.cursor()? };
-    let (rows, more) = ask(&site, move |engine| engine.readings(&filter, range, &page)).await?;
-    let last = rows.last().filter(|_| more);
-    let next = last.map(|row| cursor(&(row.time_us, &*row.device, &*row.metric)));
+    let answer = ask(&site, move |engine| engine.readings(&filter, range, &page)).await?;
+    let last = answer.rows.last().filter(|_| answer.more);
+    let next = last.map(|row| {
+        let (device, metric) = answer.names(row);
+        cursor(&(row.time_us, device, metric))
+    });
+    let rows = answer.rows.iter();
     Ok(match form {
-        Accept::Json => json(&Body { rows: rows.iter().map(JsonRow).collect(), next: next.as_deref() }),
+        Accept::Json => json(&Body { rows: rows.map(|row| JsonRow(&answer, row)).collect(), next: next.as_deref() }),
         Accept::Csv => {
             let line = |row: &Row| {
                 let value = csv_value(Some(&row.value), false);
-                vec![row.device.to_string(), row.metric.to_string(), time::format(row.time_us), value]
+                let (device, metric) = answer.names(row);
+                vec![device.to_owned(), metric.to_owned(), time::format(row.time_us), value]
             };
-            csv(&["device", "metric", "time", "value"], rows.iter().map(line), next.as_deref())
+            csv(&["device", "metric", "time", "value"], rows.map(line), next.as_deref())
         }
-        Accept::Arrow | Accept::Parquet => table(of_readings(&rows), form, next.as_deref())?,
+        Accept::Arrow | Accept::Parquet => table(of_readings(&answer), form, next.as_deref())?,
     })
 }

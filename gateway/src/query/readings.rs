@@ -29,18 +29,32 @@ pub struct Page {
 /// A reading as an answer shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Whose.
-    pub device: Arc<str>,
-    /// Of what.
-    pub metric: Arc<str>,
+    /// Which of the answer's series.
+    pub series: u32,
     /// When.
     pub time_us: Micros,
     /// The value.
     pub value: Value,
 }
 
-/// The rows of a page, and whether there are more.
-pub type Rows = (Vec<Row>, bool);
+/// The rows of a page.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// The series that were asked for.
+    pub series: Vec<Arc<Series>>,
+    /// In the order asked for.
+    pub rows: Vec<Row>,
+    /// There are more.
+    pub more: bool,
+}
+
+impl Rows {
+    /// Device and metric of a row.
+    pub fn names(&self, row: &Row) -> (&str, &str) {
+        let series = &self.series[row.series as usize];
+        (&series.device.name, &series.metric)
+    }
+}
 
 /// A place in the order asked for: negated times turn "latest first" into "smallest first".
 type Key = (Micros, u32);
@@ -104,19 +118,18 @@ impl Engine {
         {
             let rows_max = self.memory_bytes / Cuts::ROW_BYTES;
             let rows = self.with_store(|db| one_series(&Raw::open(db)?, only, range, page, rows_max));
-            if let Some(rows) = rows? {
-                return Ok(rows);
+            if let Some((rows, more)) = rows? {
+                return Ok(Rows { series, rows, more });
             }
         }
         if range.from_us < range.to_us && !series.is_empty() {
             self.with_store(|db| collect(&Raw::open(db)?, &series, range, &mut kept))?;
         }
-        let row = |((time, rank), value): (Key, Value)| {
-            let series = &series[rank as usize];
+        let row = |((time, series), value): (Key, Value)| {
             let time_us = if page.descending { -time } else { time };
-            Row { device: Arc::clone(&series.device.name), metric: Arc::clone(&series.metric), time_us, value }
+            Row { series, time_us, value }
         };
-        Ok((kept.rows.into_iter().map(row).collect(), kept.more))
+        Ok(Rows { rows: kept.rows.into_iter().map(row).collect(), series, more: kept.more })
     }
 }
 
@@ -128,7 +141,7 @@ fn one_series(
     range: Range,
     page: &Page,
     rows_max: usize,
-) -> Result<Option<Rows>, ReadError> {
+) -> Result<Option<(Vec<Row>, bool)>, ReadError> {
     let (from_us, to_us) = (range.from_us, range.to_us);
     let Some(tail) = raw.tail(&Wanted::new(&[series.id]), from_us, to_us, rows_max)? else { return Ok(None) };
     let tail = tail.points(0);
@@ -142,12 +155,7 @@ fn one_series(
         let own = points.between(from_us, to_us);
         let room = page.limit - rows.len();
         let more = own.len() > room;
-        let row = |at: usize| Row {
-            device: Arc::clone(&series.device.name),
-            metric: Arc::clone(&series.metric),
-            time_us: points.time_us[at],
-            value: points.value(at),
-        };
+        let row = |at: usize| Row { series: 0, time_us: points.time_us[at], value: points.value(at) };
         if page.descending {
             rows.extend(own.rev().take(room).map(row));
         } else {

@@ -8,23 +8,22 @@
 //! its windows are folded, or are to be.
 
 use super::cut::{Cuts, Needs, windows};
+use super::pending::{Day, Pending, Place, of_day};
 use crate::archive::fold::SLICE_BYTES;
-use crate::archive::levels::{Level, Levels, Rows, is_sealed};
+use crate::archive::levels::{Levels, is_sealed};
 use crate::archive::read::{Raw, Wanted};
-use crate::archive::rollup::{self, Folded};
+use crate::archive::rollup::Folded;
 use crate::archive::{DAY_US, day};
 use crate::clock::Clock;
 use crate::journal::intake::{NotDone, wait};
 use crate::journal::steps::read_summary;
-use crate::journal::{Intake, ReadError, Rollup, Step, SummaryRow};
+use crate::journal::{Intake, ReadError, Step, SummaryRow};
 use crate::live::{Event, Live};
 use crate::readings::Points;
-use model::time::window_start;
 use model::{Micros, Summary};
 use polars::prelude::PolarsError;
 use rusqlite::{Connection, OptionalExtension, params};
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -109,45 +108,14 @@ pub struct Reviser {
     pub stop: CancellationToken,
 }
 
-/// A day of a series and the windows of it that are dirty.
-struct Place {
+/// The raw readings of a series, as of the snapshot of a lot.
+struct Own<'a> {
+    raw: &'a Raw<'a>,
     series: u32,
-    day: i64,
-    dirty: Vec<(Micros, Micros)>,
-}
-
-impl Place {
-    fn holds(&self, start_us: Micros) -> bool {
-        self.dirty.iter().any(|&(from_us, to_us)| (from_us..to_us).contains(&start_us))
-    }
-
-    /// What has to be done again if it could not be done.
-    fn stretches(&self) -> Vec<Stretch> {
-        self.dirty.iter().map(|&(from_us, to_us)| Stretch { series: self.series, from_us, to_us }).collect()
-    }
-}
-
-/// What a day of a series comes to.
-struct Day<'a> {
-    place: &'a Place,
-    /// Its windows, by their starts.
-    windows: BTreeMap<Micros, Folded>,
-    /// The starts of those that have come to something else.
-    changed: Vec<Micros>,
-    received_us: Micros,
-}
-
-/// What waits to be written, and what of the series under way may be written again.
-#[derive(Default)]
-struct Pending {
-    recent: Vec<SummaryRow>,
-    rollups: Vec<Rollup>,
-    /// The windows in rollups that have come to something else, by series and start.
-    changed: Vec<(u32, Micros)>,
-    remove: Vec<i64>,
-    bytes: usize,
-    open_series: u32,
-    open: HashMap<i64, Rows>,
+    /// Those for which any series has a chunk.
+    days: &'a [i64],
+    /// What is not in chunks yet.
+    tail: &'a Points,
 }
 
 impl Reviser {
@@ -215,7 +183,8 @@ impl Reviser {
         let mut pending = Pending::default();
         for place in lot {
             let tail = tail.points(ids.binary_search(&place.series).unwrap_or_default());
-            if let Err(e) = self.place(&raw, place, old_until_us, &days, tail, &mut pending, revised) {
+            let own = Own { raw: &raw, series: place.series, days: &days, tail };
+            if let Err(e) = self.place(&own, place, old_until_us, &mut pending, revised) {
                 fail(place, &e, revised);
             }
             if pending.bytes >= SLICE_BYTES || pending.recent.len() >= SLICE_ROWS {
@@ -228,17 +197,15 @@ impl Reviser {
         Ok(true)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a lot's snapshot, read once for all of its places")]
     fn place(
         &self,
-        raw: &Raw<'_>,
+        own: &Own<'_>,
         place: &Place,
         old_until_us: Micros,
-        days: &[i64],
-        tail: &Points,
         pending: &mut Pending,
         revised: &mut Revised,
     ) -> Result<(), ReviseError> {
+        let raw = own.raw;
         if is_sealed(raw, place.day, place.series)? {
             revised.sealed += place.dirty.len() as u64;
             return Ok(());
@@ -254,7 +221,7 @@ impl Reviser {
         // The first time, an old day is folded whole.
         let folding = old && before.is_empty();
         let wanted = if folding { vec![(from_us, to_us)] } else { place.dirty.clone() };
-        let (now, read_us) = match self.compute(raw, place.series, &wanted, days, tail) {
+        let (now, read_us) = match self.compute(own, &wanted) {
             Err(ReviseError::Read(e)) if folding => {
                 // What its rows say is better than nothing, and must not hold up the others.
                 tracing::error!(series = place.series, "a day is folded as its summaries have it: {e}");
@@ -278,7 +245,7 @@ impl Reviser {
         } else if !day.windows.is_empty() {
             let whole = folding || self.lacks_a_level(raw, place, pending)?;
             if whole || !day.changed.is_empty() {
-                self.fold(raw, &day, whole, pending)?;
+                pending.fold(&self.levels, raw, &day, whole)?;
                 pending.changed.extend(changed.iter().map(|row| (row.series, row.start_us)));
             }
         }
@@ -303,17 +270,15 @@ impl Reviser {
     /// What windows come to, and when the latest of their readings was received, about.
     fn compute(
         &self,
-        raw: &Raw<'_>,
-        series: u32,
+        own: &Own<'_>,
         wanted: &[(Micros, Micros)],
-        days: &[i64],
-        tail: &Points,
     ) -> Result<(BTreeMap<Micros, Summary>, Micros), ReviseError> {
+        let Own { raw, series, days, tail } = *own;
         let length_us = self.levels.base.length_us;
         let (mut now, mut received_us, mut cuts) = (BTreeMap::new(), Micros::MIN, Cuts::default());
-        for (from_us, to_us) in self.in_pieces(raw, series, wanted, days)? {
-            let own = days.partition_point(|&d| d < day(from_us))..days.partition_point(|&d| d <= day(to_us - 1));
-            let days = &days[own];
+        for (from_us, to_us) in self.in_pieces(own, wanted)? {
+            let touched = days.partition_point(|&d| d < day(from_us))..days.partition_point(|&d| d <= day(to_us - 1));
+            let days = &days[touched];
             let tail = tail.slice(tail.between(from_us, to_us));
             let mut points = Points::default();
             raw.each_day::<ReadError>(series, days, &tail, from_us, to_us, |day| {
@@ -340,13 +305,8 @@ impl Reviser {
     }
 
     /// Stretches of a day cut into ones whose readings fit into memory, whole windows each.
-    fn in_pieces(
-        &self,
-        raw: &Raw<'_>,
-        series: u32,
-        wanted: &[(Micros, Micros)],
-        days: &[i64],
-    ) -> Result<Vec<(Micros, Micros)>, ReadError> {
+    fn in_pieces(&self, own: &Own<'_>, wanted: &[(Micros, Micros)]) -> Result<Vec<(Micros, Micros)>, ReadError> {
+        let Own { raw, series, days, .. } = *own;
         let length_us = self.levels.base.length_us;
         let mut pieces = Vec::new();
         for &(from_us, to_us) in wanted {
@@ -409,55 +369,6 @@ impl Reviser {
         Ok(())
     }
 
-    /// Folds a day of a series, and its windows at all levels above.
-    fn fold(&self, raw: &Raw<'_>, day: &Day<'_>, whole: bool, pending: &mut Pending) -> Result<(), ReviseError> {
-        let Place { series, day: number, .. } = *day.place;
-        let windows: Vec<Folded> = day.windows.values().cloned().collect();
-        pending.replace(raw, &self.levels.base, day, windows)?;
-        for level in &self.levels.rollups {
-            let touches = |start_us: Micros| {
-                let mut changed = day.changed.iter();
-                whole || changed.any(|&base_us| window_start(base_us, level.length_us) == start_us)
-            };
-            let (from_us, to_us) = of_day(number);
-            let mut above: BTreeMap<Micros, Folded> = {
-                let rows = pending.rows(raw, level, number, series)?.between(from_us, to_us);
-                rows.iter().map(|row| (row.start_us, row.clone())).collect()
-            };
-            let parts = day.windows.values().filter(|window| !window.summary.is_empty());
-            let mut merged: BTreeMap<Micros, Summary> = BTreeMap::new();
-            for part in parts {
-                let start_us = window_start(part.start_us, level.length_us);
-                if touches(start_us) {
-                    merged
-                        .entry(start_us)
-                        .and_modify(|whole| whole.merge(&part.summary))
-                        .or_insert_with(|| part.summary.clone());
-                }
-            }
-            for start_us in (from_us..to_us).step_by(level.length_us as usize).filter(|&start_us| touches(start_us)) {
-                let before = above.remove(&start_us);
-                let Some(summary) =
-                    merged.remove(&start_us).or_else(|| before.as_ref().map(|_| Summary::empty(start_us)))
-                else {
-                    continue;
-                };
-                let window = match before {
-                    Some(before) if before.summary.says_the_same(&summary) => before,
-                    before => Folded { start_us, revision: before.map_or(0, |before| before.revision) + 1, summary },
-                };
-                above.insert(start_us, window);
-            }
-            pending.replace(raw, level, day, above.into_values().collect())?;
-        }
-        if whole {
-            // Windows of a length that is not configured any more would only be in the way.
-            let former = self.levels.former.iter().filter(|level| level.span_days == 1);
-            pending.remove.extend(former.map(|level| level.id(number, series)));
-        }
-        Ok(())
-    }
-
     fn write(&self, pending: &mut Pending) -> Result<(), NotDone> {
         let recent = std::mem::take(&mut pending.recent);
         if !recent.is_empty() {
@@ -487,64 +398,6 @@ impl Reviser {
         }
         Ok(())
     }
-}
-
-impl Pending {
-    /// Rows of other series need not be kept.
-    fn turn_to(&mut self, series: u32) {
-        if self.open_series != series {
-            self.open_series = series;
-            self.open.clear();
-        }
-    }
-
-    fn rows(&mut self, raw: &Raw<'_>, level: &Level, day: i64, series: u32) -> Result<&Rows, ReadError> {
-        match self.open.entry(level.id(day, series)) {
-            Entry::Occupied(rows) => Ok(rows.into_mut()),
-            Entry::Vacant(vacant) => {
-                let rows = match level.read(raw, day, series, true) {
-                    Err(e @ ReadError::Rollup { .. }) => {
-                        tracing::error!("a row of folded summaries is written anew: {e}");
-                        None
-                    }
-                    rows => rows?,
-                };
-                Ok(vacant.insert(rows.unwrap_or_default()))
-            }
-        }
-    }
-
-    /// Puts the windows of a day into the row of a level that holds it.
-    fn replace(&mut self, raw: &Raw<'_>, level: &Level, day: &Day<'_>, windows: Vec<Folded>) -> Result<(), ReadError> {
-        let Place { series, day: number, .. } = *day.place;
-        let (from_us, to_us) = of_day(number);
-        let id = level.id(number, series);
-        let received_us = day.received_us.max(self.rows(raw, level, number, series)?.received_us);
-        let Some(rows) = self.open.get_mut(&id) else { return Ok(()) };
-        let own = rows.windows.partition_point(|row| row.start_us < from_us)
-            ..rows.windows.partition_point(|row| row.start_us < to_us);
-        rows.windows.splice(own, windows);
-        rows.received_us = received_us;
-        let (Some(first), Some(last)) = (rows.windows.first(), rows.windows.last()) else { return Ok(()) };
-        let rollup = Rollup {
-            id,
-            received_us,
-            windows: rows.windows.len() as i64,
-            from_us: first.start_us,
-            to_us: last.start_us + level.length_us,
-            body: rollup::encode(level.length_us, &rows.windows),
-        };
-        self.bytes += rollup.body.len() + 64;
-        // Of one written twice the later counts.
-        self.rollups.retain(|before| before.id != id);
-        self.rollups.push(rollup);
-        Ok(())
-    }
-}
-
-/// From its begin to its end.
-fn of_day(day: i64) -> (Micros, Micros) {
-    (day * DAY_US, (day + 1) * DAY_US)
 }
 
 fn fail(place: &Place, error: &ReviseError, revised: &mut Revised) {

@@ -1,5 +1,5 @@
 //! `cargo xtask bench query`: answers over HTTP on the loopback, beside plain SQLite rows with
-//! an index in this process, and DuckDB's Python package (if python3, or the interpreter in
+//! an index in this process and by Python, and DuckDB's Python package (if python3, or the interpreter in
 //! `BENCH_PYTHON`, has it) on the exported Parquet. Medians; every peer computes the same.
 
 use super::day::{self, DAY_S, Day, FROM_S, YEAR_DAYS, YEAR_DEVICE};
@@ -115,14 +115,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let gateway = Gateway::start(&root().join("target/release/tidegate"), &directory.path().join("data"), &[])?;
     println!("ready again after {:.2} s", started.elapsed().as_secs_f64());
     let rows = sqlite(directory.path(), day)?;
+    let by_python = sqlite_by_python(directory.path(), options.times)?;
     let duckdb = duckdb(directory.path(), options.times)?;
-    println!("{:<36} {:>12} {:>12} {:>12}   milliseconds", "", "tidegate", "SQLite rows", "DuckDB");
+    println!("milliseconds; tidegate over HTTP, SQLite in this process and by Python, DuckDB by Python");
+    println!("{:<36} {:>12} {:>12} {:>12} {:>12}", "", "tidegate", "SQLite rows", "by Python", "DuckDB");
+    let client = ureq::Agent::new_with_defaults();
     for question in questions() {
-        let ours = median(options.times, || fetch(&gateway, &question.path))?;
+        let ours = median(options.times, || fetch(&client, &gateway, &question.path))?;
         let theirs = question.sqlite.map(|sql| median(options.times, || drain(&rows, sql))).transpose()?;
         let show = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2}"));
-        let duck = duckdb.get(question.name).copied();
-        println!("{:<36} {:>12} {:>12} {:>12}", question.name, show(Some(ours)), show(theirs), show(duck));
+        let of = |peer: &HashMap<String, f64>| show(peer.get(question.name).copied());
+        let (python, duck) = (of(&by_python), of(&duckdb));
+        println!("{:<36} {:>12} {:>12} {:>12} {:>12}", question.name, show(Some(ours)), show(theirs), python, duck);
     }
     println!("peak memory while asked: {:.0} MB", Usage::of(gateway.running.id()).peak_bytes as f64 / 1e6);
     gateway.running.stop()
@@ -140,9 +144,10 @@ fn median(times: usize, mut ask: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(took[times / 2])
 }
 
-fn fetch(gateway: &Gateway, path: &str) -> Result<()> {
+fn fetch(client: &ureq::Agent, gateway: &Gateway, path: &str) -> Result<()> {
     let url = format!("http://{}{path}", gateway.http);
-    let mut answer = ureq::get(url).header("accept", "application/vnd.apache.arrow.stream, application/json").call()?;
+    let mut answer =
+        client.get(url).header("accept", "application/vnd.apache.arrow.stream, application/json").call()?;
     let bytes = answer.body_mut().with_config().limit(1 << 30).read_to_vec()?;
     ensure!(bytes.len() > 50, "an empty answer to {path}");
     Ok(())
@@ -184,7 +189,7 @@ fn sqlite(directory: &Path, day: Day) -> Result<Connection> {
 
 /// Medians in milliseconds by question; empty without DuckDB.
 fn duckdb(directory: &Path, times: usize) -> Result<HashMap<String, f64>> {
-    let python = std::env::var("BENCH_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = python();
     let has = Command::new(&python).args(["-c", "import duckdb"]).output();
     if !has.is_ok_and(|output| output.status.success()) {
         println!("DuckDB is left out: {python} has no package duckdb (pip install duckdb, or set BENCH_PYTHON)");
@@ -206,17 +211,44 @@ fn duckdb(directory: &Path, times: usize) -> Result<HashMap<String, f64>> {
         );
     }
     for question in questions() {
-        script += &format!(
-            "took = []\nfor i in range({times}):\n  t = time.perf_counter(); db.execute(\"\"\"{}\"\"\").fetchnumpy(); took.append((time.perf_counter() - t) * 1e3)\n\
-             print(\"{}\\t%f\" % statistics.median(took))\n",
-            question.duckdb, question.name
-        );
+        script += &timed(question.name, question.duckdb, "fetchnumpy", times);
     }
-    let output = Command::new(&python).args(["-c", &script]).output()?;
-    ensure!(output.status.success(), "DuckDB: {}", String::from_utf8_lossy(&output.stderr));
+    medians(&python, &script)
+}
+
+/// The same rows through Python's own module, as a person would ask.
+fn sqlite_by_python(directory: &Path, times: usize) -> Result<HashMap<String, f64>> {
+    let file = directory.join("rows.db");
+    let mut script = format!(
+        "import sqlite3, time, statistics\ndb = sqlite3.connect('{}')\ndb.execute('PRAGMA cache_size=-64000')\n",
+        file.display()
+    );
+    for question in questions() {
+        if let Some(sql) = question.sqlite {
+            script += &timed(question.name, sql, "fetchall", times);
+        }
+    }
+    medians(&python(), &script)
+}
+
+fn python() -> String {
+    std::env::var("BENCH_PYTHON").unwrap_or_else(|_| "python3".into())
+}
+
+/// Python that prints a question's name and the median of its times.
+fn timed(name: &str, sql: &str, fetch: &str, times: usize) -> String {
+    format!(
+        "took = []\nfor i in range({times}):\n  t = time.perf_counter(); db.execute(\"\"\"{sql}\"\"\").{fetch}(); \
+         took.append((time.perf_counter() - t) * 1e3)\nprint(\"{name}\\t%f\" % statistics.median(took))\n"
+    )
+}
+
+fn medians(python: &str, script: &str) -> Result<HashMap<String, f64>> {
+    let output = Command::new(python).args(["-c", script]).output()?;
+    ensure!(output.status.success(), "{python}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let line = |line: &str| -> Result<(String, f64)> {
-        let (name, ms) = line.split_once('\t').context("DuckDB says something else")?;
+        let (name, ms) = line.split_once('\t').context("the script says something else")?;
         Ok((name.to_owned(), ms.parse()?))
     };
     text.lines().map(line).collect()

@@ -30,7 +30,7 @@ use crate::journal::changes::Recorder;
 use crate::journal::pace::Pace;
 use crate::journal::recover::recover;
 use crate::journal::schema::{self, OpenError, Store};
-use crate::journal::steps::read_ledger;
+use crate::journal::steps::{read_ledger, write_ledger};
 use crate::journal::writer::Writer;
 use crate::journal::{Intake, handover};
 use crate::listen::admit::Admission;
@@ -440,7 +440,15 @@ fn watch_clock(trust: &Arc<Trust>, db: &Connection, stop: &CancellationToken) ->
     let latest =
         "SELECT max(us) FROM (SELECT max(received_us) us FROM batch UNION ALL SELECT max(received_us) FROM chunk)";
     let latest_us: Option<i64> = db.query_row(latest, [], |row| row.get(0))?;
-    Ok(Box::pin(clock::watch(trust, latest_us.unwrap_or_default(), unset, waiting, stop.clone())))
+    let seq = "SELECT max(seq) FROM (SELECT max(seq) seq FROM batch UNION ALL SELECT max(seq) FROM chunk)";
+    let last_seq: Option<i64> = db.query_row(seq, [], |row| row.get(0))?;
+    let start = clock::Start { floor_us: latest_us.unwrap_or_default(), from_seq: last_seq.unwrap_or(0) + 1 };
+    let watching = clock::watch(trust, start, unset, waiting, stop.clone());
+    // On disk before anything is acknowledged under such a clock.
+    if let Some(ledger) = trust.changed() {
+        write_ledger(db, &ledger)?;
+    }
+    Ok(Box::pin(watching))
 }
 
 /// Who this is: the id is made at the first start and kept; the incarnation is the time at which

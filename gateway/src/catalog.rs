@@ -305,7 +305,7 @@ impl Catalog {
 
     /// Receive times of a stretch turn out to have been wrong.
     pub fn correct(&self, correction: &Correction) {
-        let Correction { from_us, to_us, shift_us } = *correction;
+        let Correction { from_us, to_us, shift_us, .. } = *correction;
         let wrong = from_us..to_us;
         for latest in write(&self.latest).iter_mut().flatten() {
             if wrong.contains(&latest.received_us) {

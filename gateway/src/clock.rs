@@ -12,7 +12,7 @@ mod trust;
 /// Watches the system's clock.
 mod watch;
 
-pub use line::{Correction, Unset};
+pub use line::{Correction, Start, Unset};
 use model::Micros;
 use model::time::SECOND_US;
 use std::sync::Arc;
@@ -125,7 +125,8 @@ impl Steady {
 
     fn follow(&mut self, wall_us: Micros, quality: Quality, now: Instant) -> Micros {
         let expected_us = self.base_us + (now - self.base).as_micros() as Micros;
-        if wall_us <= expected_us + LEAP_US || self.unset {
+        let was_set = self.unset && quality != Quality::Unset;
+        if wall_us <= expected_us + LEAP_US || was_set {
             *self = Steady::at(wall_us, quality, now);
             return wall_us;
         }

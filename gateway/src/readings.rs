@@ -94,6 +94,15 @@ impl Readings {
         (times().min().unwrap_or_default(), times().max().unwrap_or_default())
     }
 
+    /// Keeps the first `length` readings.
+    pub fn truncate(&mut self, length: usize) {
+        self.series.truncate(length);
+        self.time_us.truncate(length);
+        self.flags.truncate(length);
+        self.number.truncate(length);
+        self.texts.truncate(self.texts.partition_point(|(row, _)| (*row as usize) < length));
+    }
+
     /// Forgets everything but the capacity.
     pub fn clear(&mut self) {
         self.series.clear();

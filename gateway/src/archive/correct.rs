@@ -25,6 +25,8 @@ use std::time::Duration;
 const SLICE_BATCHES: usize = 64;
 /// Readings moved in one step, about.
 const SLICE_ROWS: usize = 20_000;
+/// Summaries that one change names, at most.
+const STRETCH_SUMMARIES: i64 = 5_000;
 /// Changes for the uplink in one step.
 const SLICE_CHANGES: usize = 1_000;
 
@@ -36,7 +38,8 @@ impl Folder {
         while let Some(correction) = trust.next_correction() {
             let moved = self.correct(db, &correction)?;
             trust.corrected(correction);
-            self.forward(&correction)?;
+            // Nothing that was held back may be forgotten.
+            self.forward(&correction).inspect_err(|_| trust.restore(vec![correction]))?;
             self.keep_ledger(trust)?;
             self.metrics.corrected.inc_by(moved);
             if correction.shift_us != 0 {
@@ -72,7 +75,7 @@ impl Folder {
     fn correct_batches(&self, db: &Connection, correction: &Correction) -> Result<u64, Interrupted> {
         let archived_seq = schema::meta::<i64>(db, "archived_seq")?.unwrap_or(0);
         let last: Option<i64> = db.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
-        let (mut after, mut moved) = (archived_seq, 0);
+        let (mut after, mut moved) = (archived_seq.max(correction.from_seq - 1), 0);
         loop {
             let slice = slice_of(db, after..last.unwrap_or(0), correction)?;
             let Some(until) = slice.until else { return Ok(moved) };
@@ -87,12 +90,22 @@ impl Folder {
     fn correct_chunks(&self, db: &Connection, correction: &Correction) -> Result<u64, Interrupted> {
         let mut count = 0;
         for place in places(db, correction)? {
-            let raw = Raw::open(db)?;
-            let moved = of_chunks(&raw, place, correction)?;
-            drop(raw);
-            if let Some(moved) = moved {
-                count += moved.readings.len() as u64;
-                self.step(Step::Move(Box::new(moved)))?;
+            loop {
+                let raw = Raw::open(db)?;
+                let moved = of_chunks(&raw, place, correction);
+                drop(raw);
+                match moved {
+                    Ok(Some(moved)) => {
+                        count += moved.readings.len() as u64;
+                        self.step(Step::Move(Box::new(moved)))?;
+                    }
+                    Ok(None) => break,
+                    Err(e) => {
+                        // What cannot be read stays where it is, and holds up nothing else.
+                        tracing::error!("{e}");
+                        break;
+                    }
+                }
             }
         }
         Ok(count)
@@ -125,13 +138,19 @@ impl Folder {
         if to_us <= PLAUSIBLE_FROM_US {
             return Ok(());
         }
-        let devices: Vec<u32> = self.catalog.devices().iter().map(|device| device.id).collect();
-        for slice in devices.chunks(SLICE_CHANGES) {
-            let from_us = window_start(from_us, self.levels.base.length_us);
-            let change = |&device: &u32| Change::Stretch { device, from_us, to_us };
-            self.step(Step::Changes(slice.iter().map(change).collect()))?;
+        let length_us = self.levels.base.length_us;
+        let mut changes = Vec::new();
+        for device in self.catalog.devices() {
+            let metrics = self.catalog.series_of(&device.name).map_or(1, |series| series.len().max(1));
+            let step_us = (STRETCH_SUMMARIES / metrics as i64).max(1) * length_us;
+            for from_us in (window_start(from_us, length_us)..to_us).step_by(step_us as usize) {
+                changes.push(Change::Stretch { device: device.id, from_us, to_us: to_us.min(from_us + step_us) });
+                if changes.len() >= SLICE_CHANGES {
+                    self.step(Step::Changes(std::mem::take(&mut changes)))?;
+                }
+            }
         }
-        Ok(())
+        self.step(Step::Changes(changes))
     }
 }
 
@@ -196,13 +215,15 @@ fn corrected(flags: u8) -> u8 {
 /// Days of series that have chunks where the times were wrong.
 fn places(db: &Connection, correction: &Correction) -> Result<BTreeSet<(i64, u32)>, FoldError> {
     let (first, last) = (day(correction.from_us), day(correction.to_us));
-    let mut ids = db.prepare("SELECT id FROM chunk WHERE id >= ?1 AND id < ?2 AND last_us >= ?3 AND first_us < ?4")?;
-    let range = params![chunk_id(first, 0, 0), chunk_id(last + 1, 0, 0), correction.from_us, correction.to_us];
+    let mut ids = db
+        .prepare("SELECT id FROM chunk WHERE id >= ?1 AND id < ?2 AND last_us >= ?3 AND first_us < ?4 AND seq >= ?5")?;
+    let Correction { from_us, to_us, from_seq, .. } = *correction;
+    let range = params![chunk_id(first, 0, 0), chunk_id(last + 1, 0, 0), from_us, to_us, from_seq];
     let ids = ids.query_map(range, |row| row.get::<_, i64>(0))?;
     Ok(ids.map(|id| id.map(|id| (super::day_of(id), series_of(id)))).collect::<Result<_, _>>()?)
 }
 
-/// What is to be moved of a day of a series.
+/// What is to be moved next of a day of a series.
 fn of_chunks(raw: &Raw<'_>, (day, series): (i64, u32), correction: &Correction) -> Result<Option<Moved>, ReadError> {
     let points = raw.chunk(day, series)?;
     let is_wrong = |row: usize| correction.concerns(points.time_us[row], points.flags[row]);
@@ -212,7 +233,8 @@ fn of_chunks(raw: &Raw<'_>, (day, series): (i64, u32), correction: &Correction) 
     let (mut moved, mut left) = (Moved::default(), Points::default());
     for row in 0..points.len() {
         let (time_us, flags) = (points.time_us[row], points.flags[row]);
-        if is_wrong(row) {
+        // The rest goes with the next step.
+        if is_wrong(row) && moved.readings.len() < SLICE_ROWS {
             let flags = corrected(flags & !flag::KIND);
             moved.readings.push(series, time_us + correction.shift_us, points.value(row), flags);
         } else {
@@ -237,7 +259,7 @@ mod tests {
     proptest! {
         #[test]
         fn each_reading_is_either_left_or_moved(rows in prop::collection::vec((0..3_u32, 0..100_i64, 0..64_u8), 0..40)) {
-            let correction = Correction { from_us: 20, to_us: 60, shift_us: 1_000 };
+            let correction = Correction { from_us: 20, to_us: 60, shift_us: 1_000, from_seq: 0 };
             let mut readings = Readings::default();
             for &(series, time_us, flags) in &rows {
                 readings.push_number(series, time_us, time_us as f64, (flags << 2) & !flag::MOVED);

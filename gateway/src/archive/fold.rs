@@ -151,11 +151,12 @@ impl Folder {
 
     /// Does a little of what there is to do; true if there may be more.
     fn work(&self, db: &Connection, state: &mut State) -> Result<bool, Interrupted> {
-        let mut more = self.fold_what_is_due(db, state)?;
+        let folded = self.fold_what_is_due(db, state);
         // A fold that was interrupted would give other parts if readings were moved before it is done.
         if schema::meta::<i64>(db, "folding_seq")?.is_none() {
             self.keep_time(db)?;
         }
+        let mut more = folded?;
         if state.retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
             let now_us = state.steady.now_us(&self.clock, Instant::now());
             self.retire(db, now_us, &mut state.pressed)?;

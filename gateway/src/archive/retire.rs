@@ -12,6 +12,7 @@ use super::fold::{Folder, Interrupted};
 use super::levels::{Level, is_sealed};
 use super::read::Raw;
 use super::{DAY_US, day_of, series_of};
+use crate::clock::Quality;
 use crate::journal::{ReadError, Step, schema};
 use crate::window::dirty::read_blob;
 use crate::window::revise::Stretch;
@@ -129,13 +130,15 @@ impl Folder {
         now_us: Micros,
         pressed: &mut Option<Instant>,
     ) -> Result<(), Interrupted> {
-        if let Some(age_us) = self.retention.raw_us {
+        // Nothing has an age by a clock that is known to be wrong.
+        let is_set = self.clock.quality() != Quality::Unset;
+        if let Some(age_us) = self.retention.raw_us.filter(|_| is_set) {
             let mut after = (PLAUSIBLE_FROM_US, i64::MIN);
             while let Some(next) = self.retire_readings_before(db, now_us, age_us, after)? {
                 after = next;
             }
         }
-        for (level, age_us) in self.aged_levels() {
+        for (level, age_us) in self.aged_levels().into_iter().filter(|_| is_set) {
             self.retire_rollups_before(db, level, now_us - age_us)?;
         }
         self.keep_the_budget(db, now_us, pressed)?;

@@ -33,6 +33,8 @@ pub struct Correction {
     pub to_us: Micros,
     /// How much later it was. With 0 they were right after all.
     pub shift_us: Micros,
+    /// Commits before this one are of earlier starts, and stay as they are.
+    pub from_seq: i64,
 }
 
 impl Correction {
@@ -60,6 +62,7 @@ struct Stretch {
     from_us: Micros,
     to_us: Micros,
     epoch_us: Micros,
+    from_seq: i64,
 }
 
 impl Stretch {
@@ -67,7 +70,11 @@ impl Stretch {
     fn corrected(&self, epoch_us: Micros) -> Correction {
         let shift_us = epoch_us - self.epoch_us;
         let is_clear = shift_us >= STEP_US || -shift_us >= (self.to_us - self.from_us).max(STEP_US);
-        Correction { from_us: self.from_us, to_us: self.to_us, shift_us: if is_clear { shift_us } else { 0 } }
+        Correction { shift_us: if is_clear { shift_us } else { 0 }, ..self.given_up() }
+    }
+
+    fn given_up(&self) -> Correction {
+        Correction { from_us: self.from_us, to_us: self.to_us, shift_us: 0, from_seq: self.from_seq }
     }
 }
 
@@ -77,6 +84,7 @@ pub struct Unset {
     boot: String,
     from_us: Micros,
     epoch_us: Micros,
+    from_seq: i64,
     earlier: Vec<Stretch>,
 }
 
@@ -93,6 +101,15 @@ impl Unset {
         let earlier = self.earlier.iter().map(|stretch| (stretch.from_us, stretch.to_us));
         earlier.chain([current]).any(|(begin_us, end_us)| begin_us < to_us && from_us < end_us)
     }
+}
+
+/// What the store says at the start.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// No right time is earlier: there are commits from then.
+    pub floor_us: Micros,
+    /// The first commit of this start.
+    pub from_seq: i64,
 }
 
 /// Both clocks at one moment.
@@ -119,6 +136,10 @@ pub(super) struct Line {
     /// When the clock began to run like this, by both clocks.
     from_us: Micros,
     began_boot_us: Micros,
+    /// When it was last looked at.
+    seen_boot_us: Micros,
+    /// The first commit of this line.
+    from_seq: i64,
     earlier: Vec<Stretch>,
     pub(super) vouched: bool,
     pub(super) unset: bool,
@@ -127,12 +148,8 @@ pub(super) struct Line {
 impl Line {
     /// Begins now; `before` is what the last start left of an unset clock. Times of a boot that
     /// ended before its clock was set are what they are: nobody will ever know better.
-    pub(super) fn new(
-        boot: String,
-        floor_us: Micros,
-        now: Sample,
-        before: Option<Unset>,
-    ) -> (Self, Option<Correction>) {
+    pub(super) fn new(boot: String, start: Start, now: Sample, before: Option<Unset>) -> (Self, Vec<Correction>) {
+        let Start { floor_us, from_seq } = start;
         let epoch_us = now.wall_us - now.boot_us;
         let mut line = Line {
             boot,
@@ -140,14 +157,17 @@ impl Line {
             epoch_us,
             from_us: now.wall_us,
             began_boot_us: now.boot_us,
+            seen_boot_us: now.boot_us,
+            from_seq,
             earlier: Vec::new(),
             vouched: false,
             unset: true,
         };
-        let mut given_up = None;
+        let mut given_up = Vec::new();
         match before {
             Some(before) if before.boot == line.boot => {
                 line.earlier = before.earlier;
+                line.from_seq = before.from_seq;
                 if (epoch_us - before.epoch_us).abs() < STEP_US {
                     line.from_us = before.from_us;
                     line.began_boot_us = before.from_us - before.epoch_us;
@@ -156,8 +176,9 @@ impl Line {
                 }
             }
             Some(before) => {
-                let to_us = before.from_us + 2 * BELIEVED_AFTER_US;
-                given_up = Some(Correction { from_us: before.from_us, to_us, shift_us: 0 });
+                let (from_us, to_us) = (before.from_us, before.from_us + 2 * BELIEVED_AFTER_US);
+                given_up.extend(before.earlier.iter().map(Stretch::given_up));
+                given_up.push(Correction { from_us, to_us, shift_us: 0, from_seq: before.from_seq });
             }
             None => {}
         }
@@ -176,7 +197,7 @@ impl Line {
     fn remember(&mut self, from_us: Micros, to_us: Micros, epoch_us: Micros) {
         let to_us = to_us + AHEAD_US;
         if self.earlier.len() < STRETCHES_MAX {
-            self.earlier.push(Stretch { from_us, to_us, epoch_us });
+            self.earlier.push(Stretch { from_us, to_us, epoch_us, from_seq: self.from_seq });
         }
     }
 
@@ -190,11 +211,13 @@ impl Line {
             if was_unset || behind {
                 self.remember(self.from_us, self.epoch_us + now.boot_us, self.epoch_us);
             }
-            (self.from_us, self.began_boot_us) = (now.wall_us, now.boot_us);
+            // It may have leapt right after it was last looked at.
+            self.from_us = now.wall_us - (now.boot_us - self.seen_boot_us);
+            self.began_boot_us = self.seen_boot_us;
             // Whoever vouched for it before a leap does not vouch for what it shows now.
             self.vouched = false;
         }
-        self.epoch_us = epoch_us;
+        (self.epoch_us, self.seen_boot_us) = (epoch_us, now.boot_us);
         self.judge(now);
         if self.unset {
             return Vec::new();
@@ -202,7 +225,8 @@ impl Line {
         let mut corrections: Vec<Correction> =
             self.earlier.drain(..).map(|stretch| stretch.corrected(epoch_us)).collect();
         if was_unset && leap_us.abs() < STEP_US {
-            corrections.push(Correction { from_us: self.from_us, to_us: now.wall_us, shift_us: 0 });
+            let (from_us, to_us, from_seq) = (self.from_us, now.wall_us, self.from_seq);
+            corrections.push(Correction { from_us, to_us, shift_us: 0, from_seq });
         }
         corrections
     }
@@ -229,6 +253,7 @@ impl Line {
             boot: self.boot.clone(),
             from_us: self.from_us,
             epoch_us: self.epoch_us,
+            from_seq: self.from_seq,
             earlier: self.earlier.clone(),
         })
     }
@@ -246,7 +271,7 @@ mod tests {
     }
 
     fn line(floor_us: Micros, now: Sample) -> Line {
-        Line::new("b".into(), floor_us, now, None).0
+        Line::new("b".into(), Start { floor_us, from_seq: 5 }, now, None).0
     }
 
     #[test]
@@ -255,7 +280,12 @@ mod tests {
         assert!(line.unset && line.observe(at(80 * SECOND_US, 80)).is_empty());
         // Set at 100 s of uptime, seen half a second later.
         let got = line.observe(at(NOW_US, 100));
-        let want = Correction { from_us: 20 * SECOND_US, to_us: 101 * SECOND_US, shift_us: NOW_US - 100 * SECOND_US };
+        let want = Correction {
+            from_us: 20 * SECOND_US,
+            to_us: 101 * SECOND_US,
+            shift_us: NOW_US - 100 * SECOND_US,
+            from_seq: 5,
+        };
         assert_eq!(got, [want]);
         assert!(!line.unset && !line.vouched && line.kept().is_none());
         assert!(line.observe(at(NOW_US + SECOND_US, 101)).is_empty());
@@ -270,7 +300,7 @@ mod tests {
         let got = line.observe(at(NOW_US, 50));
         let shifts: Vec<Micros> = got.iter().map(|correction| correction.shift_us).collect();
         assert_eq!(shifts, [NOW_US - 50 * SECOND_US, NOW_US - last_week - 20 * SECOND_US]);
-        assert_eq!(got[1].from_us, last_week);
+        assert_eq!(got[1].from_us, last_week - 10 * SECOND_US, "since it was last looked at");
     }
 
     #[test]
@@ -299,7 +329,7 @@ mod tests {
         assert!(line.unset);
         assert!(line.observe(at(NOW_US + 30 * SECOND_US, 50)).is_empty());
         let got = line.observe(at(NOW_US + 60 * SECOND_US, 80));
-        assert_eq!(got, [Correction { from_us: NOW_US, to_us: NOW_US + 60 * SECOND_US, shift_us: 0 }]);
+        assert_eq!(got, [Correction { from_us: NOW_US, to_us: NOW_US + 60 * SECOND_US, shift_us: 0, from_seq: 5 }]);
         assert!(!line.unset);
     }
 
@@ -310,7 +340,7 @@ mod tests {
         assert!(line.unset);
         assert_eq!(line.observe(awaited(NOW_US + BELIEVED_AFTER_US, 20 + 86_400)).len(), 1);
         assert!(line.vouched && !line.unset);
-        let (mut line, _) = Line::new("b".into(), Micros::MIN, at(0, 0), None);
+        let mut line = self::line(Micros::MIN, at(0, 0));
         assert!(line.observe(at(9 * BELIEVED_AFTER_US, 9 * 86_400)).is_empty());
         assert!(line.unset && !line.vouched);
     }
@@ -320,17 +350,18 @@ mod tests {
         let line = line(Micros::MIN, at(20 * SECOND_US, 20));
         let kept = line.kept();
         // The clock is set while the gateway does not run.
-        let (mut next, given_up) = Line::new("b".into(), Micros::MIN, at(NOW_US, 100), kept.clone());
-        assert_eq!(given_up, None);
+        let later = Start { floor_us: Micros::MIN, from_seq: 9 };
+        let (mut next, given_up) = Line::new("b".into(), later, at(NOW_US, 100), kept.clone());
+        assert_eq!((given_up.len(), next.from_seq), (0, 5));
         let got = next.observe(at(NOW_US, 100));
         assert_eq!(got[0].shift_us, NOW_US - 100 * SECOND_US);
         assert_eq!((got[0].from_us, got[0].to_us), (20 * SECOND_US, 101 * SECOND_US));
         // It runs on.
-        let (next, _) = Line::new("b".into(), Micros::MIN, at(60 * SECOND_US, 60), kept.clone());
+        let (next, _) = Line::new("b".into(), later, at(60 * SECOND_US, 60), kept.clone());
         assert_eq!(next.kept().map(|unset| unset.from_us), Some(20 * SECOND_US));
         // Another boot.
-        let (next, given_up) = Line::new("c".into(), Micros::MIN, at(5 * SECOND_US, 5), kept);
+        let (next, given_up) = Line::new("c".into(), later, at(5 * SECOND_US, 5), kept);
         assert_eq!(next.kept().map(|unset| unset.from_us), Some(5 * SECOND_US));
-        assert_eq!(given_up.map(|given_up| (given_up.from_us, given_up.shift_us)), Some((20 * SECOND_US, 0)));
+        assert_eq!((given_up[0].from_us, given_up[0].shift_us, given_up.len()), (20 * SECOND_US, 0, 1));
     }
 }

@@ -74,8 +74,14 @@ impl Trust {
         self.known.store(state.corrections.len(), Ordering::Release);
     }
 
-    /// Puts back what waited when the gateway stopped.
-    pub(super) fn restore(&self, waiting: Vec<Correction>) {
+    /// True if something is held back from forwarding.
+    pub fn holds_anything_back(&self) -> bool {
+        let state = self.state();
+        state.ledger.unset.is_some() || !state.ledger.waiting.is_empty()
+    }
+
+    /// Puts back what waited when the gateway stopped, or could not be done to its end.
+    pub fn restore(&self, waiting: Vec<Correction>) {
         let mut state = self.state();
         state.changed |= !waiting.is_empty();
         state.ledger.waiting.extend(waiting);

@@ -3,7 +3,7 @@
 //! Arrives: both clocks, twice a second, and what kernel and time services say. Leaves: what
 //! [`Trust`] knows. Always holds: a leap is seen before its own length has passed.
 
-use super::line::{Line, Sample, Unset};
+use super::line::{Line, Sample, Start, Unset};
 use super::{Correction, Trust, wall_us};
 use model::Micros;
 use rustix::time::{ClockId, clock_gettime};
@@ -20,18 +20,18 @@ const SERVICES: [&str; 3] = ["/run/systemd/timesync", "/run/chrony", "/run/ntpd.
 const TIMESYNC_DONE: &str = "/run/systemd/timesync/synchronized";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Begins to watch, with what the last start left and the latest receive time in the store. The
+/// Begins to watch, with what the last start left and what the store says. The
 /// result runs until `stop`.
 pub fn watch(
     trust: &Arc<Trust>,
-    floor_us: Micros,
+    start: Start,
     before: Option<Unset>,
     waiting: Vec<Correction>,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
     let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
     let now = sample();
-    let (mut line, given_up) = Line::new(boot, floor_us, now, before);
+    let (mut line, given_up) = Line::new(boot, start, now, before);
     trust.restore(waiting.into_iter().chain(given_up).collect());
     trust.tell(line.vouched, line.kept(), Vec::new());
     if line.unset {

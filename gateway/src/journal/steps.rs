@@ -103,7 +103,8 @@ pub(crate) fn read_ledger(db: &Connection) -> rusqlite::Result<Ledger> {
     })
 }
 
-fn write_ledger(db: &Connection, ledger: &Ledger) -> rusqlite::Result<()> {
+/// Keeps it.
+pub(crate) fn write_ledger(db: &Connection, ledger: &Ledger) -> rusqlite::Result<()> {
     let json = |value: serde_json::Result<String>| value.map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()));
     let unset = ledger.unset.as_ref().map(|unset| json(serde_json::to_string(unset))).transpose()?;
     let waiting = Some(&ledger.waiting).filter(|waiting| !waiting.is_empty());

@@ -116,11 +116,11 @@ impl Writer {
         if let Some(trust) = self.clock.trust() {
             trust.correct(&mut load.parcel.readings);
         }
-        let moved = bring_in(&mut load);
+        let mut moved = bring_in(&mut load);
         let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty() || self.catalog.has_births();
         if has_content {
             let started = Instant::now();
-            self.commit_patiently(&mut load, received_us, state)?;
+            self.commit_patiently(&mut load, &mut moved, received_us, state)?;
             self.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.commits.inc();
         }
@@ -168,7 +168,13 @@ impl Writer {
     }
 
     /// Commits; on a full disk waits for space and tries again.
-    fn commit_patiently(&mut self, load: &mut Load, received_us: i64, state: &mut State) -> Result<(), WriteError> {
+    fn commit_patiently(
+        &mut self,
+        load: &mut Load,
+        moved: &mut usize,
+        received_us: i64,
+        state: &mut State,
+    ) -> Result<(), WriteError> {
         let births = self.catalog.take_births();
         loop {
             let many = SNAPSHOT_EVERY_READINGS.max(self.catalog.counts().1 as u64 * 10);
@@ -197,6 +203,8 @@ impl Writer {
                     }
                     // Readings first: the others are told that their steps failed, and try later.
                     load.chores.retain(|chore| matches!(chore.step, Step::Windows { .. }));
+                    let own = load.parcel.readings.len() - std::mem::take(moved);
+                    load.parcel.readings.truncate(own);
                     std::thread::sleep(FULL_DISK_PAUSE);
                 }
                 Err(e) => return Err(e.into()),
@@ -285,8 +293,7 @@ impl Writer {
     }
 }
 
-/// Readings that get other times come in again with what has come now. Should the disk have no room
-/// for taking them out where they were, that is done later, over the same readings.
+/// Readings that get other times come in again with what has come now, behind it.
 fn bring_in(load: &mut Load) -> usize {
     let before = load.parcel.readings.len();
     for chore in &mut load.chores {

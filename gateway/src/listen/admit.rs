@@ -236,7 +236,14 @@ impl Admission {
                 let is_later = (arrival.now_us - later).abs() < (arrival.now_us - earlier).abs();
                 if arrival.is_clock_set() && is_later { later } else { earlier }
             }
-            Stamp::Relative(us) => arrival.now_us.saturating_add(us).min(LAST_US),
+            Stamp::Relative(us) => {
+                let us = arrival.now_us.saturating_add(us).min(LAST_US);
+                if arrival.clock == Quality::Unset {
+                    // As wrong as the clock that it is counted from, and put right with it.
+                    return (us, arrival.flags());
+                }
+                us
+            }
         };
         if us < PLAUSIBLE_FROM_US {
             self.metrics.restamped.inc();

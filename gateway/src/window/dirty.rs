@@ -9,7 +9,7 @@
 use super::Key;
 use super::revise::Stretch;
 use crate::archive::{DAY_US, day};
-use model::time::window_start;
+use model::time::{PLAUSIBLE_FROM_US, window_start};
 use model::{Micros, varint};
 use std::collections::BTreeMap;
 
@@ -212,14 +212,16 @@ impl Dirty {
         }));
     }
 
-    /// All there is as at most three stretches for each series.
+    /// All there is as at most four stretches for each series: what was received before a clock was set
+    /// lies decades before the rest.
     fn hulls(&self, length_us: Micros, old_until_us: Micros, now_us: Micros) -> Vec<Stretch> {
         let windows = self.windows.keys().map(|&(from_us, series)| one(series, from_us, length_us));
         let old = self.old.iter().map(|(&(series, _), &(from_us, to_us))| Stretch { series, from_us, to_us });
         let stretches = self.stretches.values().flatten().chain(&self.lot).copied();
         let mut hulls: BTreeMap<(u32, u8), Stretch> = BTreeMap::new();
         for stretch in windows.chain(old).chain(stretches) {
-            let class = u8::from(stretch.from_us >= old_until_us) + u8::from(stretch.from_us > now_us);
+            let bounds = [PLAUSIBLE_FROM_US - 1, old_until_us.saturating_sub(1), now_us];
+            let class = bounds.iter().filter(|&&bound_us| stretch.from_us > bound_us).count() as u8;
             let hull = hulls.entry((stretch.series, class)).or_insert(stretch);
             hull.from_us = hull.from_us.min(stretch.from_us);
             hull.to_us = hull.to_us.max(stretch.to_us);

@@ -66,7 +66,9 @@ pub(in crate::node) fn pool(url: &str) -> Result<Pool, ShardError> {
     config.connect_timeout(CONNECT_TIMEOUT).application_name("tidegate-cloud");
     // Who stops in the middle of a transaction must not hold its locks for ever.
     let options = config.get_options().unwrap_or_default().to_owned();
-    config.options(format!("{options} -c idle_in_transaction_session_timeout=5s -c statement_timeout=60s"));
+    config.options(format!(
+        "{options} -c idle_in_transaction_session_timeout=5s -c statement_timeout=60s -c client_min_messages=warning"
+    ));
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = match config.get_ssl_mode() {
         SslMode::Require => {

@@ -33,6 +33,8 @@ const PACKED_MAX: usize = 8 << 20;
 pub(crate) const MESSAGE_MAX: usize = PACKED_MAX + (1 << 20);
 /// The type of a push as a body over HTTP, and of its reply.
 pub(crate) const MESSAGE_TYPE: &str = "application/x-protobuf";
+/// Beside INVALID_ARGUMENT, in the metadata: it is the batch that cannot be read, as 422 says over HTTP.
+pub(crate) const UNREADABLE: &str = "tidegate-batch-unreadable";
 /// Where it goes.
 pub(crate) const PUSH_PATH: &str = "/v1/push";
 /// Devices, and entries for metrics, in one batch, at most.

@@ -166,7 +166,7 @@ async fn a_change_that_the_cloud_cannot_read_holds_up_no_other() {
     let (taken, bad) = (Arc::clone(&seen), ["c13", "c70"]);
     let answer: Answer = Arc::new(move |_, batch| {
         if batch.devices.iter().any(|device| bad.contains(&&*device.id)) {
-            return 400;
+            return 422;
         }
         let mut taken = taken.lock().unwrap();
         batch.devices.iter().for_each(|device| *taken.entry(device.id.to_string()).or_default() += 1);

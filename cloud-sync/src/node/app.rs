@@ -29,7 +29,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tower::limit::GlobalConcurrencyLimitLayer;
 
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -209,7 +208,8 @@ impl App {
     }
 }
 
-/// Pushes over gRPC. What comes is read only as far as there is room for it, whoever it is from.
+/// Pushes over gRPC. A connection has a few under way, each of them read piece by piece; those for
+/// which the intake has no room are told to wait, since a queue here would only make them old.
 async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, stop: CancellationToken) {
     let service = UplinkServer::new(Grpc(Arc::clone(&site.intake))).max_decoding_message_size(MESSAGE_MAX);
     let served = Server::builder()
@@ -217,7 +217,6 @@ async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, 
         .max_concurrent_streams(site.config.cloud.in_flight + 1)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(4 * STREAM_WINDOW_BYTES)
-        .layer(GlobalConcurrencyLimitLayer::new(site.config.cloud.max_pushes))
         .add_service(service);
     let stopped = stop.cancelled_owned();
     let ended = match tls {

@@ -8,15 +8,16 @@ use super::metrics::Metrics;
 use super::router::{PushFailure, Router};
 use super::shard::{Beat, Sender};
 use crate::uplink::Held;
-use crate::wire::Batch;
 use crate::wire::proto::uplink_server::Uplink;
 use crate::wire::proto::{PushReply, PushRequest};
+use crate::wire::{Batch, UNREADABLE};
 use daemon::auth::Auth;
 use model::{Micros, check_name};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
 
 /// Bytes of what a program says of its version.
@@ -29,6 +30,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub enum Refusal {
     /// The request cannot be understood.
     Invalid(String),
+    /// The batch in it cannot: nobody will ever take it.
+    Unreadable(String),
     /// Who sends is not known.
     Unauthenticated(String),
     /// Who sends may not send this.
@@ -135,8 +138,9 @@ impl Intake {
         }
         let bytes = request.summaries.len();
         let decoded = tokio::task::spawn_blocking(move || Batch::decode(&request.summaries)).await;
-        let batch =
-            decoded.map_err(|e| Refusal::Unavailable(e.to_string()))?.map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let batch = decoded
+            .map_err(|e| Refusal::Unavailable(e.to_string()))?
+            .map_err(|e| Refusal::Unreadable(e.to_string()))?;
         let expected: HashMap<String, Held> = request
             .expected
             .into_iter()
@@ -199,6 +203,7 @@ impl Refusal {
     pub fn name(&self) -> &'static str {
         match self {
             Refusal::Invalid(_) => "invalid",
+            Refusal::Unreadable(_) => "unreadable",
             Refusal::Unauthenticated(_) => "unauthenticated",
             Refusal::Forbidden(_) => "forbidden",
             Refusal::Conflict(_) => "conflict",
@@ -212,6 +217,11 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Invalid(text) => Status::invalid_argument(text),
+            Refusal::Unreadable(text) => {
+                let mut status = Status::invalid_argument(text);
+                status.metadata_mut().insert(UNREADABLE, MetadataValue::from_static("1"));
+                status
+            }
             Refusal::Unauthenticated(text) => Status::unauthenticated(text),
             Refusal::Forbidden(text) => Status::permission_denied(text),
             Refusal::Conflict(text) => Status::failed_precondition(text),

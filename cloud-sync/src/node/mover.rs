@@ -161,8 +161,9 @@ impl Mover {
         let failed = self.progress.lock().unwrap_or_else(PoisonError::into_inner).last_error.is_some();
         // Whoever led before may have left the last step of a move undone.
         if !led_before || failed || !view.map.transits.is_empty() {
-            self.router.settle().await?;
-            self.note(|progress| progress.last_error = None);
+            // A shard that is down holds up only what belongs there.
+            let settled = self.router.settle().await;
+            self.note(|progress| progress.last_error = settled.err().map(|e| e.to_string()));
         }
         if !view.map.transits.is_empty() {
             self.carry(&view).await?;
@@ -178,7 +179,9 @@ impl Mover {
     async fn begin(&self, view: &View) -> Result<bool, MoveError> {
         let plan = view.map.table.plan(&view.map.weights()).map_err(RouterError::from)?;
         let Some(first) = plan.first() else {
-            self.router.settle().await?;
+            if let Err(e) = self.router.settle().await {
+                tracing::warn!("{e}; it is told its slots when it answers");
+            }
             let mut map = view.map.clone();
             map.rebalancing = false;
             self.change(view, &map).await?;
@@ -233,11 +236,11 @@ impl Mover {
             }
             pause_for_tests("comparing").await;
             self.phase("comparing");
-            self.compare(&lot, true).await?;
+            self.compare(&lot).await?;
             self.phase("cutting over");
             old.set_fences(lot.fences(State::Fenced, 0)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("fenced").await;
-            if let Err(e) = self.compare(&lot, false).await {
+            if let Err(e) = self.compare(&lot).await {
                 old.set_fences(lot.fences(State::Open, 0)).await.map_err(|e| at(&lot.from, e))?;
                 return Err(e);
             }
@@ -279,14 +282,14 @@ impl Mover {
         Ok(())
     }
 
-    /// Compares both copies, hour by hour, and copies again what differs. What only the new one has, of
-    /// a write that failed at the old one, goes if the copy may be begun anew: gateways send it again.
-    async fn compare(&self, lot: &Lot<'_>, anew: bool) -> Result<(), MoveError> {
+    /// Compares both copies, hour by hour, and copies again what differs. The new one has nothing that
+    /// the old one has not: pushes are written there first.
+    async fn compare(&self, lot: &Lot<'_>) -> Result<(), MoveError> {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
         let ours = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
         let theirs = new.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.to, e))?;
         let mut differing: Vec<u16> = ours.into_iter().chain(theirs).collect::<BTreeSet<_>>().into_iter().collect();
-        for round in 0..COMPARED_MAX {
+        for _ in 0..COMPARED_MAX {
             let mut still = Vec::new();
             for &slot in &differing {
                 let ours = old.digests(slot).await.map_err(|e| at(&lot.from, e))?;
@@ -299,9 +302,6 @@ impl Mover {
                 return Ok(());
             }
             for &slot in &still {
-                if anew && round + 2 >= COMPARED_MAX {
-                    self.empty(&*new, &lot.to, Fence { slot, epoch: lot.epoch(slot), state: State::Importing }).await?;
-                }
                 self.copy(lot, slot).await?;
             }
             differing = still;
@@ -366,19 +366,14 @@ impl Mover {
         // A shard that has been removed has nothing left.
         let Ok(shard) = view.shard(&leftover.shard) else { return Ok(()) };
         let closed = Fence { slot: leftover.slot, epoch: leftover.epoch, state: State::Closed };
-        match self.empty(&**shard, &leftover.shard, closed).await {
-            // It has come back since.
-            Err(MoveError::Shard { error: ShardError::Fenced { .. }, .. }) => Ok(()),
-            done => done,
-        }
-    }
-
-    /// Deletes all of a slot, as long as it is what `fence` says.
-    async fn empty(&self, shard: &dyn Shard, name: &str, fence: Fence) -> Result<(), MoveError> {
         loop {
             self.still_leads().await?;
-            if shard.delete(fence, self.rows).await.map_err(|e| at(name, e))? < self.rows {
-                return Ok(());
+            match shard.delete(closed, self.rows).await {
+                Ok(rows) if rows < self.rows => return Ok(()),
+                Ok(_) => {}
+                // It has come back since.
+                Err(ShardError::Fenced { .. }) => return Ok(()),
+                Err(error) => return Err(at(&leftover.shard, error)),
             }
         }
     }

@@ -184,8 +184,17 @@ impl Router {
         let mut last = String::new();
         for _ in 0..TRIES {
             let view = self.view();
-            let writes = split(&view.map, sender, number, &rows, &labels, expected);
-            match write_all(&view, writes).await {
+            let (owners, importers) = split(&view.map, sender, number, &rows, &labels, expected);
+            // Importers get what owners have accepted: a copy never has more than what it is a copy of.
+            let written = match write_all(&view, owners).await {
+                Ok(mut held) => write_all(&view, importers).await.map(|more| {
+                    held.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
+                    held.extend(more);
+                    held
+                }),
+                failed => failed,
+            };
+            match written {
                 Err(ShardFailure { shard, error: error @ ShardError::Fenced { .. } }) => {
                     last = format!("shard {shard}: {error}");
                     let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
@@ -365,7 +374,7 @@ fn without_overlaps(rows: Vec<Row>) -> Vec<Row> {
     rows.into_iter().zip(covered).filter(|(_, covered)| !covered).map(|(row, _)| row).collect()
 }
 
-/// One write for each shard that owns, or is getting, a slot that is touched.
+/// One write for each shard that owns a slot that is touched, and one for each that is getting one.
 fn split(
     map: &Map,
     sender: &Sender,
@@ -373,14 +382,14 @@ fn split(
     rows: &[Row],
     labels: &[Labelled],
     expected: &HashMap<String, Held>,
-) -> BTreeMap<String, Write> {
-    let mut writes: BTreeMap<String, Write> = BTreeMap::new();
-    let mut fences: BTreeMap<String, BTreeMap<u16, Epoch>> = BTreeMap::new();
+) -> (Writes, Writes) {
+    let mut writes: [Writes; 2] = Default::default();
+    let mut fences: [BTreeMap<String, BTreeMap<u16, Epoch>>; 2] = Default::default();
     let mut each = |slot: u16, add: &dyn Fn(&mut Write)| {
         let owner = map.table.slot(slot);
         let importer = map.transits.get(&slot).map(|transit| &transit.to);
-        for shard in std::iter::once(&owner.owner).chain(importer) {
-            let write = writes.entry(shard.clone()).or_insert_with(|| Write {
+        for (role, shard) in std::iter::once(&owner.owner).chain(importer).enumerate() {
+            let write = writes[role].entry(shard.clone()).or_insert_with(|| Write {
                 sender: sender.clone(),
                 batch,
                 expected: expected.get(shard).copied().unwrap_or_default(),
@@ -389,7 +398,7 @@ fn split(
                 fences: Vec::new(),
             });
             add(write);
-            fences.entry(shard.clone()).or_default().insert(slot, owner.epoch);
+            fences[role].entry(shard.clone()).or_default().insert(slot, owner.epoch);
         }
     };
     for row in rows {
@@ -398,13 +407,19 @@ fn split(
     for labelled in labels {
         each(labelled.slot, &|write| write.labels.push(labelled.clone()));
     }
-    for (shard, fences) in fences {
-        if let Some(write) = writes.get_mut(&shard) {
-            write.fences = fences.into_iter().collect();
+    for (writes, fences) in writes.iter_mut().zip(fences) {
+        for (shard, fences) in fences {
+            if let Some(write) = writes.get_mut(&shard) {
+                write.fences = fences.into_iter().collect();
+            }
         }
     }
-    writes
+    let [owners, importers] = writes;
+    (owners, importers)
 }
+
+/// By shard.
+type Writes = BTreeMap<String, Write>;
 
 struct ShardFailure {
     shard: String,
@@ -412,7 +427,7 @@ struct ShardFailure {
 }
 
 /// All writes side by side; the worst failure, if any fails.
-async fn write_all(view: &View, writes: BTreeMap<String, Write>) -> Result<Vec<(String, Held)>, ShardFailure> {
+async fn write_all(view: &View, writes: Writes) -> Result<Vec<(String, Held)>, ShardFailure> {
     let mut tasks = JoinSet::new();
     for (name, write) in writes {
         let shard = view.shard(&name).map_err(|error| ShardFailure { shard: name.clone(), error })?;

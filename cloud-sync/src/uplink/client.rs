@@ -6,7 +6,7 @@
 use crate::causes;
 use crate::wire::proto::uplink_client::UplinkClient;
 use crate::wire::proto::{PushReply, PushRequest};
-use crate::wire::{MESSAGE_MAX, MESSAGE_TYPE, PUSH_PATH, proto};
+use crate::wire::{MESSAGE_MAX, MESSAGE_TYPE, PUSH_PATH, UNREADABLE, proto};
 use prost::Message;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use std::path::PathBuf;
@@ -87,8 +87,10 @@ pub(super) enum PushError {
     Later(Duration, String),
     /// The cloud will not take it from us.
     Refused(String),
-    /// The cloud cannot read what is in it, or it is too large.
-    Invalid(String),
+    /// It is too large.
+    TooLarge(String),
+    /// The cloud has looked at it and cannot read what is in it.
+    Unreadable(String),
 }
 
 impl PushError {
@@ -97,7 +99,8 @@ impl PushError {
             PushError::Again(text)
             | PushError::Later(_, text)
             | PushError::Refused(text)
-            | PushError::Invalid(text) => text,
+            | PushError::TooLarge(text)
+            | PushError::Unreadable(text) => text,
         }
     }
 }
@@ -207,8 +210,12 @@ fn of_status(status: &Status) -> PushError {
             let ms = status.metadata().get("retry-after-ms").and_then(|ms| ms.to_str().ok()?.parse().ok());
             PushError::Later(Duration::from_millis(ms.unwrap_or(1_000)), text)
         }
-        Code::InvalidArgument | Code::OutOfRange => PushError::Invalid(text),
-        Code::FailedPrecondition | Code::Unauthenticated | Code::PermissionDenied => PushError::Refused(text),
+        Code::OutOfRange => PushError::TooLarge(text),
+        // What stands between may refuse with any code: only the cloud itself says this.
+        Code::InvalidArgument if status.metadata().contains_key(UNREADABLE) => PushError::Unreadable(text),
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unauthenticated | Code::PermissionDenied => {
+            PushError::Refused(text)
+        }
         _ => PushError::Again(text),
     }
 }
@@ -226,8 +233,9 @@ async fn of_response(response: reqwest::Response) -> Result<PushReply, PushError
     let text = format!("{status}: {}", detail.map_or_else(|| String::from_utf8_lossy(&body), Into::into));
     Err(match status.as_u16() {
         429 => PushError::Later(Duration::from_secs(after.unwrap_or(1)), text),
-        400 | 413 => PushError::Invalid(text),
-        401 | 403 | 409 | 415 => PushError::Refused(text),
+        413 => PushError::TooLarge(text),
+        422 => PushError::Unreadable(text),
+        400 | 401 | 403 | 409 | 415 => PushError::Refused(text),
         _ => PushError::Again(text),
     })
 }

@@ -57,6 +57,11 @@ impl Progress {
         }
     }
 
+    /// True if all of them are acknowledged.
+    pub(super) fn has(&self, changes: &Range<u64>) -> bool {
+        self.acknowledged.gaps(changes).next().is_none()
+    }
+
     /// How many of the changes below `end` are not acknowledged.
     pub(super) fn waiting_below(&self, end: u64) -> u64 {
         self.acknowledged.gaps(&(1..end.max(1))).map(|gap| gap.end - gap.start).sum()

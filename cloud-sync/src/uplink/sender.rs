@@ -58,6 +58,8 @@ pub struct Uplink {
     under_way: Vec<u64>,
     /// Summaries in a batch, about: fewer while the cloud cannot read one.
     batch: usize,
+    /// Changes among which there is one that it cannot.
+    doubted: Option<Range<u64>>,
     reading: bool,
     turns: u32,
     /// What the cloud may take for complete.
@@ -127,6 +129,7 @@ impl Uplink {
             last_success: now,
             under_way: Vec::new(),
             batch: options_batch,
+            doubted: None,
             reading: false,
             turns: 0,
             complete_us: Micros::MIN,
@@ -330,7 +333,10 @@ impl Uplink {
                     self.progress.put_back(changes);
                 } else if batch > 0 {
                     self.progress.acknowledge(changes.clone());
-                    self.batch = (self.batch * 2).min(self.options.batch);
+                    self.doubted.take_if(|doubted| self.progress.has(doubted));
+                    if self.doubted.is_none() {
+                        self.batch = (self.batch * 2).min(self.options.batch);
+                    }
                     self.shards.acknowledged(batch, &reply.shards);
                     self.unsaved_mut().sent.push((batch, changes));
                     self.status.change(|status| {
@@ -353,11 +359,20 @@ impl Uplink {
                     PushError::Again(_) => self.picker.failed(endpoint, now),
                     PushError::Later(wait, _) => {
                         self.picker.succeeded(endpoint);
+                        // Who is asked to wait has been answered: what is fresh stays so.
+                        self.last_success = now;
                         self.not_before = now + wait.mul_f64(rand::random_range(1.0..2.0));
                     }
-                    PushError::Invalid(text) => {
+                    PushError::Unreadable(text) => {
                         self.picker.succeeded(endpoint);
-                        self.invalid(changes, text);
+                        self.unreadable(changes, text);
+                    }
+                    PushError::TooLarge(_) => {
+                        self.picker.succeeded(endpoint);
+                        if changes.end - changes.start <= 1 {
+                            self.not_before = now + REFUSED_WAIT.mul_f64(rand::random_range(1.0..2.0));
+                        }
+                        self.doubt(changes);
                     }
                     PushError::Refused(_) => {
                         self.picker.succeeded(endpoint);
@@ -375,13 +390,20 @@ impl Uplink {
 
     /// What the cloud cannot read must not hold up the rest: it is sent in smaller batches, until the one
     /// change that is to blame stands alone.
-    fn invalid(&mut self, changes: Range<u64>, text: &str) {
+    fn unreadable(&mut self, changes: Range<u64>, text: &str) {
         if changes.end - changes.start == 1 {
             tracing::error!("uplink: change {} is not sent, because the cloud cannot read it: {text}", changes.start);
-            self.progress.acknowledge(changes);
+            self.progress.acknowledge(changes.clone());
             self.status.change(|status| status.set_aside += 1);
             self.unsaved_mut();
         }
+        self.doubt(changes);
+    }
+
+    /// Until all of these are through, batches stay small.
+    fn doubt(&mut self, changes: Range<u64>) {
+        let doubted = self.doubted.take().unwrap_or_else(|| changes.clone());
+        self.doubted = Some(doubted.start.min(changes.start)..doubted.end.max(changes.end));
         self.batch = (self.batch / 4).max(1);
     }
 
@@ -462,10 +484,11 @@ impl Uplink {
         let save_at = if self.unsaved.is_some() && !self.saving { Some(self.save_at) } else { None };
         let may_read = self.may_read();
         let backlog_at = (may_read && self.progress.waiting_below(self.live_from) > 0).then_some(self.backlog_at);
-        let latest = *self.latest.borrow();
-        // Without jitter it is woken by the change itself.
-        let live_at = (may_read && latest >= self.live_until).then_some(self.live_at);
-        let sends = [Some(self.heartbeat_at), backlog_at, live_at].into_iter().flatten();
+        // Moments pass also while nothing waits: a change that comes then has to wait for the next. Without
+        // jitter it is woken by the change itself.
+        let live_at = (!self.options.jitter.is_zero()).then_some(self.live_at);
+        let put_back = (may_read && self.progress.waiting_below(self.live_until) > 0).then_some(self.not_before);
+        let sends = [Some(self.heartbeat_at), backlog_at, live_at, put_back].into_iter().flatten();
         let sends = sends.map(|at| at.max(self.not_before)).filter(|&at| at > now);
         sends.chain(save_at).min().unwrap_or(now + self.options.heartbeat)
     }

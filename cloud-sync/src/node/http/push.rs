@@ -27,6 +27,7 @@ pub(super) async fn push(State(site): State<Shared>, headers: HeaderMap, body: B
 fn problem(refusal: Refusal) -> Response {
     let (status, text) = match refusal {
         Refusal::Invalid(text) => (StatusCode::BAD_REQUEST, text),
+        Refusal::Unreadable(text) => (StatusCode::UNPROCESSABLE_ENTITY, text),
         Refusal::Unauthenticated(text) => (StatusCode::UNAUTHORIZED, text),
         Refusal::Forbidden(text) => (StatusCode::FORBIDDEN, text),
         Refusal::Conflict(text) => (StatusCode::CONFLICT, text),

@@ -9,7 +9,7 @@ use super::schema::LOCK;
 use super::store::{Columns, TYPES, devices_of, mark_stale};
 use crate::node::row::Row;
 use crate::node::shard::ShardError;
-use crate::node::shard::merge::{DAY_US, HOUR_US, fits};
+use crate::node::shard::merge::{DAY_US, HOUR_US};
 use futures_util::pin_mut;
 use model::Micros;
 use model::time::window_start;
@@ -25,6 +25,8 @@ pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize)
     if db.query_opt(due, &[&HOUR_US, &until_us]).await?.is_none() {
         return Ok(0);
     }
+    // Whoever reads for long must not make all writes wait behind this.
+    db.batch_execute("SET LOCAL lock_timeout = '2s'").await?;
     // Alone: no write is under way that has not marked its hours stale yet.
     db.query("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
     db.execute(
@@ -37,7 +39,8 @@ pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize)
         .query(
             "SELECT r.device, r.start_us FROM tidegate.rollup r
              WHERE r.length_us = $1 AND r.revision = 0 AND r.received_us < $2
-                AND NOT EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = r.device AND t.hour_us = r.start_us) LIMIT $3",
+                AND NOT EXISTS (SELECT 1 FROM tidegate.stale t WHERE t.device = r.device AND t.hour_us = r.start_us)
+                AND EXISTS (SELECT 1 FROM tidegate.slot o WHERE o.slot = r.device >> 40 AND o.state = 'open') LIMIT $3",
             &[&HOUR_US, &until_us, &(limit as i64)],
         )
         .await?;
@@ -66,8 +69,13 @@ async fn remove_windows(db: &Transaction<'_>, ids: &[i64], starts: &[Micros]) ->
     Ok(())
 }
 
-/// Drops partitions of which everything was received before, fits into hours, and is rolled up.
+/// Drops partitions of which everything was received before, fits into hours, and is rolled up; none
+/// while a slot is being copied.
 async fn drop_partitions(db: &Transaction<'_>, until_us: Micros) -> Result<(), ShardError> {
+    let copied = "SELECT 1 FROM tidegate.slot WHERE state IN ('importing', 'fenced') LIMIT 1";
+    if db.query_opt(copied, &[]).await?.is_some() {
+        return Ok(());
+    }
     let children = db
         .query(
             "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -130,15 +138,19 @@ pub(super) async fn import_sealed(db: &Transaction<'_>, rows: &[Row]) -> Result<
 pub(super) struct Seals(BTreeSet<(i64, Micros)>);
 
 impl Seals {
-    /// Of windows of devices at some times.
+    /// Of windows of devices, from and to some times.
     pub(super) async fn read(
         db: &impl GenericClient,
-        places: impl Iterator<Item = (i64, Micros)>,
+        places: impl Iterator<Item = (i64, Micros, Micros)>,
     ) -> Result<Self, ShardError> {
         if db.query_opt("SELECT 1 FROM tidegate.meta WHERE key = 'retired_us'", &[]).await?.is_none() {
             return Ok(Seals(BTreeSet::new()));
         }
-        let hours: BTreeSet<(i64, Micros)> = places.map(|(id, us)| (id, window_start(us, HOUR_US))).collect();
+        let hours_of = |(id, from_us, to_us): (i64, Micros, Micros)| {
+            let first_us = window_start(from_us, HOUR_US);
+            (first_us..to_us).step_by(HOUR_US as usize).map(move |hour_us| (id, hour_us))
+        };
+        let hours: BTreeSet<(i64, Micros)> = places.flat_map(hours_of).collect();
         let (ids, starts): (Vec<i64>, Vec<Micros>) = hours.into_iter().unzip();
         let sealed = db
             .query(
@@ -151,9 +163,10 @@ impl Seals {
         Ok(Seals(sealed.iter().map(|row| (row.get(0), row.get(1))).collect()))
     }
 
-    /// True if the windows of its hour are gone.
+    /// True if the windows of its hour, or of one of them, are gone.
     pub(super) fn hold(&self, id: i64, row: &Row) -> bool {
-        fits(row.key.length_us, HOUR_US) && self.0.contains(&(id, window_start(row.key.start_us, HOUR_US)))
+        let first_us = window_start(row.key.start_us, HOUR_US);
+        self.0.range((id, first_us)..(id, row.key.start_us + row.key.length_us)).next().is_some()
     }
 
     /// Those that are sealed.

@@ -44,7 +44,7 @@ pub(super) async fn roll_up(db: &Transaction<'_>, until_us: Micros, limit: usize
         return Ok(0);
     }
     let hours: BTreeSet<(i64, Micros)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let seals = Seals::read(db, hours.iter().copied()).await?;
+    let seals = Seals::read(db, hours.iter().map(|&(id, us)| (id, us, us + HOUR_US))).await?;
     let open = hours.difference(seals.hours()).copied().collect();
     roll(db, &open, &[("summary", SHORT)], HOUR_US).await?;
     let generations: Vec<i64> = found.iter().map(|row| row.get(2)).collect();
@@ -98,7 +98,7 @@ async fn roll(
     }
     db.execute(
         "DELETE FROM tidegate.rollup r USING unnest($1::bigint[], $2::bigint[]) AS w(device, start_us)
-         WHERE r.device = w.device AND r.length_us = $3 AND r.start_us = w.start_us",
+         WHERE r.device = w.device AND r.length_us = $3 AND r.start_us = w.start_us AND r.revision = 0",
         &[&ids, &starts, &whole_us],
     )
     .await?;

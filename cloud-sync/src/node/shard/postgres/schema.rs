@@ -58,6 +58,7 @@ CREATE VIEW tidegate.summaries AS
 ", "
 ALTER TABLE tidegate.device ADD COLUMN labels_incarnation bigint NOT NULL DEFAULT 0,
     ADD COLUMN labels_batch bigint NOT NULL DEFAULT 0;
+UPDATE tidegate.device SET labels_batch = 1 WHERE labels <> '{}';
 CREATE INDEX rollup_received ON tidegate.rollup (length_us, revision, received_us);
 -- Rollups with revision 1 are sealed: their windows have been retired.
 UPDATE tidegate.rollup SET revision = 1 WHERE length_us = 3600000000
@@ -67,6 +68,8 @@ UPDATE tidegate.rollup SET revision = 1 WHERE length_us = 3600000000
 /// Makes the tables, or brings them up to date, in one transaction.
 pub(super) async fn migrate(client: &mut Client) -> Result<(), ShardError> {
     let transaction = client.transaction().await?;
+    // It may take long over many rows.
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
     // Several daemons may start at once.
     transaction.query("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
     transaction

@@ -63,7 +63,11 @@ pub(super) const SENDER: &str =
 
 /// A snapshot that only reads.
 pub(super) async fn snapshot(client: &mut Client) -> Result<Transaction<'_>, ShardError> {
-    Ok(client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start().await?)
+    let snapshot = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let snapshot = snapshot.start().await?;
+    // Before the snapshot is taken: a partition that is dropped must not vanish from under it.
+    snapshot.batch_execute("LOCK TABLE tidegate.summary IN ACCESS SHARE MODE").await?;
+    Ok(snapshot)
 }
 
 /// All slots that are known, read again only when they have changed.
@@ -438,7 +442,7 @@ pub(super) async fn put_rows(db: &Transaction<'_>, rows: &[Row]) -> Result<(), S
             db.execute("INSERT INTO tidegate.length VALUES ($1) ON CONFLICT DO NOTHING", &[&length_us]).await?;
         }
     }
-    let places = rows.iter().map(|row| (id(row), row.key.start_us));
+    let places = rows.iter().map(|row| (id(row), row.key.start_us, row.key.start_us + row.key.length_us));
     let (seals, mut sealed) = (Seals::read(db, places).await?, 0);
     let mut columns = Vec::with_capacity(rows.len());
     for row in rows {

@@ -64,7 +64,8 @@ fn is_sealed(db: &Connection, id: i64, hour_us: Micros) -> rusqlite::Result<bool
 pub(super) fn retire(db: &Connection, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
     let mut query = db.prepare_cached(
         "SELECT r.device, r.start_us FROM rollup r WHERE r.length_us = ?1 AND r.revision = 0 AND r.received_us < ?2
-            AND NOT EXISTS (SELECT 1 FROM stale s WHERE s.device = r.device AND s.hour_us = r.start_us) LIMIT ?3",
+            AND NOT EXISTS (SELECT 1 FROM stale s WHERE s.device = r.device AND s.hour_us = r.start_us)
+            AND EXISTS (SELECT 1 FROM slot o WHERE o.slot = r.device >> 40 AND o.state = 'open') LIMIT ?3",
     )?;
     let found = query.query_map(params![HOUR_US, until_us, limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let hours: Vec<(i64, Micros)> = found.collect::<rusqlite::Result<_>>()?;
@@ -121,7 +122,14 @@ impl<'a> Seals<'a> {
 
     /// True if the windows of its hour are gone.
     pub(super) fn hold(&mut self, id: i64, length_us: Micros, start_us: Micros) -> rusqlite::Result<bool> {
-        let Some(db) = self.db.filter(|_| fits(length_us, HOUR_US)) else { return Ok(false) };
+        let Some(db) = self.db else { return Ok(false) };
+        if !fits(length_us, HOUR_US) {
+            // It would count again what sealed hours in it say.
+            let mut sealed = db.prepare_cached(
+                "SELECT 1 FROM rollup WHERE device = ?1 AND length_us = ?2 AND start_us > ?3 AND start_us < ?4 AND revision = 1",
+            )?;
+            return sealed.exists([id, HOUR_US, start_us - HOUR_US, start_us + length_us]);
+        }
         let hour_us = window_start(start_us, HOUR_US);
         let sealed = match self.known.get(&(id, hour_us)) {
             Some(&sealed) => sealed,

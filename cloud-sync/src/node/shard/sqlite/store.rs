@@ -72,6 +72,7 @@ CREATE VIEW summaries AS
 const VERSION_2: &str = "
 ALTER TABLE device ADD COLUMN labels_incarnation INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE device ADD COLUMN labels_batch INTEGER NOT NULL DEFAULT 0;
+UPDATE device SET labels_batch = 1 WHERE labels <> '{}';
 CREATE INDEX rollup_received ON rollup (length_us, revision, received_us);
 -- Rollups with revision 1 are sealed: their windows have been retired.
 UPDATE rollup SET revision = 1 WHERE length_us = 3600000000
@@ -643,7 +644,7 @@ mod tests {
         let db = open(&path).unwrap();
         let row = "SELECT (SELECT labels_batch FROM device), (SELECT revision FROM rollup)";
         let found: (i64, i64) = db.query_row(row, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-        assert_eq!(found, (0, 1), "labels of no version yet, and an hour that is sealed");
+        assert_eq!(found, (1, 1), "labels that are older than any to come, and an hour that is sealed");
         drop(db);
         assert!(open(&path).is_ok(), "and again");
     }

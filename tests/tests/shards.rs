@@ -53,6 +53,9 @@ fn summary(random: &mut StdRng, start_us: Micros) -> Summary {
     }
 }
 
+/// Count, sum and extremes, by device and start.
+type Answer = BTreeMap<(String, Micros), (u64, i64, i64, i64)>;
+
 /// What a shard should hold.
 #[derive(Default)]
 struct Model {
@@ -94,7 +97,7 @@ impl Model {
     }
 
     /// Count, sum and extremes, by device and start.
-    fn answer(&self, every_us: Option<Micros>) -> BTreeMap<(String, Micros), (u64, i64, i64, i64)> {
+    fn answer(&self, every_us: Option<Micros>) -> Answer {
         let mut cells: BTreeMap<(String, Micros), Summary> = BTreeMap::new();
         for ((number, start_us), (_, summary, _)) in &self.windows {
             if !(BEGIN_US..END_US).contains(start_us) {
@@ -112,11 +115,7 @@ fn digest(summary: &Summary) -> (u64, i64, i64, i64) {
     (summary.count, summary.sum.round() as i64, summary.min as i64, summary.max as i64)
 }
 
-async fn answer(
-    shard: &dyn Shard,
-    epoch: Epoch,
-    every_us: Option<Micros>,
-) -> BTreeMap<(String, Micros), (u64, i64, i64, i64)> {
+async fn answer(shard: &dyn Shard, epoch: Epoch, every_us: Option<Micros>) -> Answer {
     let question = Question {
         filter: Filter::default(),
         gateways: Vec::new(),
@@ -128,11 +127,12 @@ async fn answer(
         cells_max: 1_000_000,
     };
     let partial = shard.aggregate(question).await.unwrap();
-    let cell = |((group, at_us), cell): ((Vec<Option<Arc<str>>>, Micros), cloud_sync::node::shard::Cell)| {
+    let mut answer = Answer::new();
+    for ((group, at_us), cell) in partial {
         assert_eq!(cell.summary.sketch.count(), cell.summary.count, "sketches merge as counts do");
-        ((group[0].as_deref().unwrap().to_owned(), at_us), digest(&cell.summary))
-    };
-    partial.into_iter().map(cell).collect()
+        answer.insert((group[0].as_deref().unwrap().to_owned(), at_us), digest(&cell.summary));
+    }
+    answer
 }
 
 async fn check(shard: &dyn Shard, epoch: Epoch, model: &Model) {
@@ -144,9 +144,7 @@ async fn check(shard: &dyn Shard, epoch: Epoch, model: &Model) {
         known.iter().filter_map(|known| Some((known.device.to_string(), known.labels.get("batch")?.parse().ok()?)));
     assert_eq!(labels.collect::<BTreeMap<_, _>>(), model.labels);
     // Of what is sealed the hours are left: nothing is missing where shorter windows are asked for.
-    let total = |cells: BTreeMap<_, (u64, i64, i64, i64)>| {
-        cells.values().map(|cell| (cell.0, cell.1)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
-    };
+    let total = |cells: Answer| cells.values().map(|cell| (cell.0, cell.1)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     assert_eq!(total(answer(shard, epoch, Some(5 * MINUTE_US)).await), total(model.answer(None)));
 }
 

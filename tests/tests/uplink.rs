@@ -30,7 +30,7 @@ fn window(change: u64) -> (Device, Window) {
         max: 1.0,
         first: (start_us, Value::Number(1.0)),
         last: (start_us, Value::Number(1.0)),
-        sketch: Sketch::of([1.0].into_iter()),
+        sketch: Sketch::of([1.0]),
     };
     let device = Device { id: format!("c{change}").into(), labels: None };
     let metrics = BTreeMap::from([("m".into(), summary)]);

@@ -12,6 +12,8 @@ mod load;
 pub(crate) mod query;
 /// Readings in no order.
 pub(crate) mod replay;
+/// What a large fleet needs.
+pub(crate) mod scale;
 /// Bytes on disk and bytes written.
 pub(crate) mod store;
 /// What a process has used.

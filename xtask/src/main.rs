@@ -54,6 +54,8 @@ enum BenchVerb {
     Cloud(bench::cloud::Options),
     /// Readings in no order, beside the same readings in order.
     Replay(bench::replay::Options),
+    /// What 10,000 gateways need, by arithmetic and a model of them; measures nothing.
+    Scale(Box<bench::scale::Options>),
 }
 
 fn main() -> Result<()> {
@@ -66,6 +68,7 @@ fn main() -> Result<()> {
         Verb::Bench { verb: BenchVerb::Query(options) } => bench::query::run(&options),
         Verb::Bench { verb: BenchVerb::Cloud(options) } => bench::cloud::run(&options),
         Verb::Bench { verb: BenchVerb::Replay(options) } => bench::replay::run(&options),
+        Verb::Bench { verb: BenchVerb::Scale(options) } => bench::scale::run(&options),
         Verb::Soak => soak(),
         Verb::Dist => dist(),
         Verb::Tidy => cargo(&["test", "--workspace", "--test", "tidy"]),

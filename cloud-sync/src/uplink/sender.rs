@@ -320,10 +320,7 @@ impl Uplink {
         match reply {
             Ok(reply) => {
                 self.picker.succeeded(endpoint);
-                if now.duration_since(self.last_success) > OUTAGE {
-                    self.live_from = *self.latest.borrow() + 1;
-                }
-                self.last_success = now;
+                self.answered(now);
                 let now_us = self.source.now_us();
                 self.status.change(|status| status.last_answer_us = Some(now_us));
                 if reply.in_flight > 0 {
@@ -359,8 +356,8 @@ impl Uplink {
                     PushError::Again(_) => self.picker.failed(endpoint, now),
                     PushError::Later(wait, _) => {
                         self.picker.succeeded(endpoint);
-                        // Who is asked to wait has been answered: what is fresh stays so.
-                        self.last_success = now;
+                        // Who is asked to wait has been answered: what is fresh from now on stays so.
+                        self.answered(now);
                         self.not_before = now + wait.mul_f64(rand::random_range(1.0..2.0));
                     }
                     PushError::Unreadable(text) => {
@@ -386,6 +383,14 @@ impl Uplink {
                 self.fail(format!("{}: {}", self.options.endpoints[endpoint].url, error.text()));
             }
         }
+    }
+
+    /// The cloud is there. If it was not for long, what has waited is backlog.
+    fn answered(&mut self, now: Instant) {
+        if now.duration_since(self.last_success) > OUTAGE {
+            self.live_from = *self.latest.borrow() + 1;
+        }
+        self.last_success = now;
     }
 
     /// What the cloud cannot read must not hold up the rest: it is sent in smaller batches, until the one

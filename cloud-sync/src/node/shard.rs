@@ -155,6 +155,16 @@ pub enum Part {
     Sealed,
 }
 
+impl Part {
+    /// The table that it is in, in every engine, and which of its rows `s`.
+    fn rows(self) -> (&'static str, &'static str) {
+        match self {
+            Part::Windows => ("summary", "true"),
+            Part::Sealed => ("rollup", "s.revision = 1"),
+        }
+    }
+}
+
 /// What a gateway says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Beat {

@@ -559,10 +559,7 @@ pub(super) async fn export(
     after: Option<&Key>,
     limit: usize,
 ) -> Result<Vec<Row>, ShardError> {
-    let (table, which) = match part {
-        Part::Windows => ("summary", "true"),
-        Part::Sealed => ("rollup", "s.revision = 1"),
-    };
+    let (table, which) = part.rows();
     let (first, behind) = numbers(slot);
     let place = match after {
         Some(key) => {

@@ -206,9 +206,22 @@ fn clock_file(directory: &Path) -> PathBuf {
 
 /// The library that shows a process another time.
 fn faketime() -> String {
+    sweep_faketime();
     let environment = output(tool("faketime", "faketime").args(["-m", "-f", "+0", "env"]));
     let preload = environment.lines().find_map(|line| line.strip_prefix("LD_PRELOAD="));
     preload.expect("faketime preloads its library").to_owned()
+}
+
+/// The library makes a semaphore and a piece of memory, called by the number of the process, and fails if
+/// they are there; who was killed has left them, and numbers come again.
+fn sweep_faketime() {
+    for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let number = name.strip_prefix("sem.faketime_sem_").or_else(|| name.strip_prefix("faketime_shm_"));
+        if number.is_some_and(|number| !Path::new("/proc").join(number).exists()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A summary as the store has it.

@@ -30,8 +30,6 @@ use tokio_util::sync::CancellationToken;
 
 /// From when a window is due until its summary is on disk, with time to spare.
 const CLOSING_US: Micros = 60 * SECOND_US;
-/// Summaries of one stretch that is sent once more, about.
-const STRETCH_SUMMARIES: i64 = 5_000;
 /// Stretches that one commit carries.
 const STRETCHES: usize = 1_000;
 
@@ -333,13 +331,9 @@ impl Fill {
             .collect();
         let mut slice = vec![Change::Labels(labelled)];
         for (number, device) in self.days()? {
-            let series = self.catalog.series().iter().filter(|series| series.device.id == device).count() as i64;
-            let windows = (STRETCH_SUMMARIES / series.max(1)).max(1);
-            let step_us = (windows * self.levels.base.length_us).min(DAY_US);
-            let (from_us, to_us) = (number * DAY_US, (number + 1) * DAY_US);
-            for from_us in (from_us..to_us).step_by(step_us as usize) {
-                slice.push(Change::Stretch { device, from_us, to_us: to_us.min(from_us + step_us) });
-            }
+            let series = self.catalog.series().iter().filter(|series| series.device.id == device).count();
+            let range = number * DAY_US..(number + 1) * DAY_US;
+            slice.extend(changes::stretches(device, series, self.levels.base.length_us, range));
             written += 1;
             if slice.len() >= STRETCHES {
                 self.intake.commit(Step::Changes(std::mem::take(&mut slice)), &self.stop)?;

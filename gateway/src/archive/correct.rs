@@ -8,9 +8,9 @@
 
 use super::fold::{FoldError, Folder, Interrupted, pieces};
 use super::read::{Parts, Raw};
-use super::{DAY_US, chunk_id, day, series_of};
+use super::{chunk_id, day, series_of};
 use crate::clock::{Clock, Correction, Trust};
-use crate::journal::changes::Change;
+use crate::journal::changes::stretches;
 use crate::journal::{Moved, ReadError, Step, batch, schema};
 use crate::readings::{Points, Readings, flag};
 use crate::window::driver::Disturbed;
@@ -25,8 +25,6 @@ use std::time::Duration;
 const SLICE_BATCHES: usize = 64;
 /// Readings moved in one step, about.
 const SLICE_ROWS: usize = 20_000;
-/// Summaries that one change names, at most.
-const STRETCH_SUMMARIES: i64 = 5_000;
 /// Changes for the uplink in one step.
 const SLICE_CHANGES: usize = 1_000;
 
@@ -141,10 +139,10 @@ impl Folder {
         let length_us = self.levels.base.length_us;
         let mut changes = Vec::new();
         for device in self.catalog.devices() {
-            let metrics = self.catalog.series_of(&device.name).map_or(1, |series| series.len().max(1));
-            let step_us = (STRETCH_SUMMARIES / metrics as i64).max(1) * length_us;
-            for from_us in (window_start(from_us, length_us)..to_us).step_by(step_us as usize) {
-                changes.push(Change::Stretch { device: device.id, from_us, to_us: to_us.min(from_us + step_us) });
+            let series = self.catalog.series_of(&device.name).map_or(0, |series| series.len());
+            let range = window_start(from_us, length_us)..to_us;
+            for change in stretches(device.id, series, length_us, range) {
+                changes.push(change);
                 if changes.len() >= SLICE_CHANGES {
                     self.step(Step::Changes(std::mem::take(&mut changes)))?;
                 }
@@ -244,7 +242,6 @@ fn of_chunks(raw: &Raw<'_>, (day, series): (i64, u32), correction: &Correction) 
     let Parts { counting, covered } = raw.parts(day, series)?;
     let received_us = counting.iter().map(|part| part.received_us).max().unwrap_or_default();
     let archived_seq = schema::meta::<i64>(raw.db(), "archived_seq")?.unwrap_or(0);
-    debug_assert!(left.time_us.iter().all(|us| (day * DAY_US..(day + 1) * DAY_US).contains(us)));
     moved.chunks = pieces(&left, day, series, 0, archived_seq, received_us);
     moved.remove = counting.iter().map(|part| part.id).chain(covered).collect();
     Ok(Some(moved))

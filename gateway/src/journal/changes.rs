@@ -97,6 +97,19 @@ impl Recorder {
     }
 }
 
+/// Summaries that one stretch names, about.
+const STRETCH_SUMMARIES: i64 = 5_000;
+
+/// All windows of a device with so many series in a range, as stretches that can be sent one by one.
+pub fn stretches(device: u32, series: usize, length_us: Micros, range: Range<Micros>) -> impl Iterator<Item = Change> {
+    let step_us = (STRETCH_SUMMARIES / (series as i64).max(1)).max(1) * length_us;
+    let to_us = range.end;
+    range.step_by(step_us as usize).map(move |from_us| {
+        let to_us = to_us.min(from_us.saturating_add(step_us));
+        Change::Stretch { device, from_us, to_us }
+    })
+}
+
 /// The windows that rows are of.
 fn named(rows: &[SummaryRow]) -> (Micros, Vec<(u32, Micros)>) {
     let length_us = rows.first().map_or(0, |row| row.length_us);

@@ -11,6 +11,9 @@ pub mod app;
 /// What a person can turn.
 pub mod config;
 
+/// Who may send, before anything is read.
+pub mod door;
+
 /// Pushes come in, over gRPC and HTTP.
 pub mod intake;
 

@@ -4,6 +4,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 use serde_json::json;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -272,6 +274,13 @@ fn gateways_show_a_certificate_or_a_token_of_their_own() {
         .set("uplink.tls.key", &key);
     let by_token =
         plan.set("uplink.endpoints", &format!("[\"{}\"]", cloud.url("/v1/push"))).set("uplink.token_file", &token_file);
+    // Who is not known is told so before anything of a push is read.
+    let mut stranger = TcpStream::connect(cloud.http).unwrap();
+    stranger.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stranger.write_all(b"POST /v1/push HTTP/1.1\r\nHost: cloud\r\nContent-Length: 8000000\r\n\r\n").unwrap();
+    let mut answer = [0; 12];
+    stranger.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
     let now_s = tests::now_s();
     let error = |gateway: &Gateway| gateway.get("/v1/status")["uplink"]["last_error"].as_str().map(str::to_owned);
     let refused = |gateway: &Gateway, why: &str| {

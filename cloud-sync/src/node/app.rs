@@ -1,13 +1,15 @@
 //! Opens, wires and orders everything; the only module that knows all others.
 //!
 //! ```text
-//! sockets -> Intake (cloud.max_pushes; one more is asked to wait) -> Router -> shards
+//! sockets -> Door (READ_MAX bytes being read; more is refused for now)
+//!         -> Intake (cloud.max_pushes; one more is asked to wait) -> Router -> shards
 //! shard   -> its writing thread (256 jobs; full: refused for now)          -> commit, then reply
 //! mover   -> the coordinator's lease                                       -> shards
 //! ```
 
 use super::config::{Config, GrpcTls, HttpTls};
 use super::coordinator::{self, CoordinatorError};
+use super::door::{Door, PUSH_TIMEOUT};
 use super::http::{self, Site};
 use super::intake::{Grpc, Intake, now_us};
 use super::metrics::Metrics;
@@ -32,8 +34,6 @@ use tonic::transport::server::TcpIncoming;
 
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a push may take, from its first byte.
-const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a push may send ahead of being read.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// How often hours are rolled up and old rows retired.
@@ -212,6 +212,7 @@ impl App {
 /// which the intake has no room are told to wait, since a queue here would only make them old.
 async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, stop: CancellationToken) {
     let service = UplinkServer::new(Grpc(Arc::clone(&site.intake))).max_decoding_message_size(MESSAGE_MAX);
+    let service = Door { inner: service, intake: Arc::clone(&site.intake) };
     let served = Server::builder()
         .timeout(PUSH_TIMEOUT)
         .max_concurrent_streams(site.config.cloud.in_flight + 1)

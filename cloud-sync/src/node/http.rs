@@ -20,9 +20,8 @@ use super::metrics::Metrics;
 use super::mover::SharedProgress;
 use super::query::{Missing, QueryError};
 use super::router::Router as Routes;
-use crate::wire::MESSAGE_MAX;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -63,7 +62,7 @@ type Shared = Arc<Site>;
 
 fn routes() -> Router<Shared> {
     Router::new()
-        .route("/v1/push", post(push::push).layer(DefaultBodyLimit::max(MESSAGE_MAX)))
+        .route("/v1/push", post(push::push))
         .route("/v1/aggregates", get(aggregates::get))
         .route("/v1/devices", get(lists::devices))
         .route("/v1/gateways", get(lists::gateways))

@@ -4,6 +4,7 @@
 //! touches has committed. Always holds: a gateway speaks only for itself; what is under way is
 //! bounded, and one more is asked to wait.
 
+use super::door::{Allowance, READ_MAX, Who};
 use super::metrics::Metrics;
 use super::router::{PushFailure, Router};
 use super::shard::{Beat, Sender};
@@ -13,6 +14,7 @@ use crate::wire::proto::{PushReply, PushRequest};
 use crate::wire::{Batch, UNREADABLE};
 use daemon::auth::Auth;
 use model::{Micros, check_name};
+use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +24,8 @@ use tonic::{Request, Response, Status};
 
 /// Bytes of what a program says of its version.
 const VERSION_MAX: usize = 64;
+const REMEDY: &str =
+    "make one with `tidegate-cloud user add GATEWAY_ID --token` and give it to the gateway as uplink.token_file";
 /// How long a sender waits whom there is no room for.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -44,15 +48,6 @@ pub enum Refusal {
     Unavailable(String),
 }
 
-/// What a sender shows.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Credentials<'a> {
-    /// The value of the `Authorization` header.
-    pub authorization: Option<&'a str>,
-    /// The names in a certificate that was asked for and is good.
-    pub certified: Option<&'a [String]>,
-}
-
 /// The common name and the DNS names of a certificate.
 fn names(der: &[u8]) -> Vec<String> {
     let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return Vec::new() };
@@ -71,6 +66,7 @@ pub struct Intake {
     auth: Arc<Auth>,
     anonymous: bool,
     room: Semaphore,
+    allowance: Allowance,
     in_flight: u32,
     metrics: Arc<Metrics>,
 }
@@ -91,26 +87,42 @@ impl Intake {
         in_flight: u32,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Intake { router, auth, anonymous, room: Semaphore::new(max_pushes), in_flight, metrics }
+        Intake {
+            router,
+            auth,
+            anonymous,
+            room: Semaphore::new(max_pushes),
+            allowance: Allowance::new(READ_MAX),
+            in_flight,
+            metrics,
+        }
+    }
+
+    /// What may be read at once.
+    pub fn allowance(&self) -> &Allowance {
+        &self.allowance
     }
 
     /// Takes a push.
-    pub async fn push(&self, credentials: Credentials<'_>, request: PushRequest) -> Result<PushReply, Refusal> {
+    pub async fn push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
         let started = std::time::Instant::now();
-        let reply = self.try_push(credentials, request).await;
+        let reply = self.try_push(who, request).await;
         self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
-        if let Err(refusal) = &reply {
-            self.metrics.refused(refusal.name());
-            tracing::debug!("a push is refused: {refusal:?}");
-        }
-        reply
+        reply.map_err(|refusal| self.told(refusal))
     }
 
-    async fn try_push(&self, credentials: Credentials<'_>, request: PushRequest) -> Result<PushReply, Refusal> {
+    /// Counts a refusal.
+    pub fn told(&self, refusal: Refusal) -> Refusal {
+        self.metrics.refused(refusal.name());
+        tracing::debug!("a push is refused: {refusal:?}");
+        refusal
+    }
+
+    async fn try_push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
         let from = request.sender.ok_or_else(|| Refusal::Invalid("the push has no sender".into()))?;
         check_name(&from.gateway).map_err(|e| Refusal::Invalid(format!("gateway {:?}: {e}", from.gateway)))?;
-        self.check(credentials, &from.gateway).await?;
-        let _room = self.room.try_acquire().map_err(|_| Refusal::Busy(RETRY_AFTER))?;
+        check(who, &from.gateway)?;
+        let _room = self.room.try_acquire().map_err(|_| Refusal::busy())?;
         if from.incarnation > i64::MAX as u64 || from.version.len() > VERSION_MAX {
             return Err(Refusal::Invalid("the sender's incarnation or version is out of range".into()));
         }
@@ -161,32 +173,42 @@ impl Intake {
         }
     }
 
-    async fn check(&self, credentials: Credentials<'_>, gateway: &str) -> Result<(), Refusal> {
-        if let Some(names) = credentials.certified {
-            if names.iter().any(|name| name == gateway) {
-                return Ok(());
-            }
-            let text = format!("the certificate is {}'s, not {gateway:?}'s", names.join(", "));
-            return Err(Refusal::Forbidden(text));
+    /// Who sends, by the `Authorization` header or a certificate that was asked for and is good.
+    pub async fn identify(
+        &self,
+        authorization: Option<&str>,
+        chain: Option<&[CertificateDer<'static>]>,
+    ) -> Result<Who, Refusal> {
+        if let Some(chain) = chain {
+            return Ok(Who::Certified(names(chain.first().map_or(&[], |own| own.as_ref()))));
         }
         if self.anonymous || !self.auth.has_users() {
-            return Ok(());
+            return Ok(Who::Anybody);
         }
-        let remedy = "make one with `tidegate-cloud user add GATEWAY_ID --token` and give it to the gateway as uplink.token_file";
-        let who = match credentials.authorization {
+        let known = match authorization {
             Some(header) => self.auth.who(header).await,
             None => None,
         };
-        match who {
-            None => Err(Refusal::Unauthenticated(format!("no token, or not a right one: {remedy}"))),
-            Some(name) if name == gateway => Ok(()),
-            Some(name) => Err(Refusal::Forbidden(format!("the token is {name:?}'s, not {gateway:?}'s: {remedy}"))),
-        }
+        let refused = || Refusal::Unauthenticated(format!("no token, or not a right one: {REMEDY}"));
+        known.map(Who::User).ok_or_else(|| self.told(refused()))
     }
 
     fn reply(&self, held: Vec<(String, Held)>, lacking: bool) -> PushReply {
         let echo = |(shard, held): (String, Held)| held.echo(shard);
         PushReply { shards: held.into_iter().map(echo).collect(), in_flight: self.in_flight, lacking }
+    }
+}
+
+/// A gateway speaks only for itself.
+fn check(who: &Who, gateway: &str) -> Result<(), Refusal> {
+    match who {
+        Who::Certified(names) if !names.iter().any(|name| name == gateway) => {
+            Err(Refusal::Forbidden(format!("the certificate is {}'s, not {gateway:?}'s", names.join(", "))))
+        }
+        Who::User(name) if name != gateway => {
+            Err(Refusal::Forbidden(format!("the token is {name:?}'s, not {gateway:?}'s: {REMEDY}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -199,6 +221,11 @@ fn refusal(failure: &PushFailure) -> Refusal {
 }
 
 impl Refusal {
+    /// There is no room now.
+    pub fn busy() -> Self {
+        Refusal::Busy(RETRY_AFTER)
+    }
+
     /// As metrics name it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -242,11 +269,10 @@ pub struct Grpc(pub Arc<Intake>);
 #[tonic::async_trait]
 impl Uplink for Grpc {
     async fn push(&self, request: Request<PushRequest>) -> Result<Response<PushReply>, Status> {
-        let authorization = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let authorization = authorization.map(str::to_owned);
-        let certified = request.peer_certs().map(|chain| names(chain.first().map_or(&[], |own| own.as_ref())));
-        let credentials = Credentials { authorization: authorization.as_deref(), certified: certified.as_deref() };
-        let reply = self.0.push(credentials, request.into_inner()).await?;
+        // Whoever came in by the door is somebody.
+        let who = request.extensions().get::<Who>().cloned();
+        let who = who.ok_or_else(|| Status::internal("a push did not come in by the door"))?;
+        let reply = self.0.push(&who, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 }

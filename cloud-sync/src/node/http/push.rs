@@ -1,27 +1,32 @@
 //! `POST /v1/push`: the gRPC message as a body.
 
-use super::Shared;
-use crate::node::intake::{Credentials, Refusal};
-use crate::wire::MESSAGE_TYPE;
-use crate::wire::proto::PushRequest;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use super::{Shared, Site};
+use crate::node::door::{self, PUSH_TIMEOUT};
+use crate::node::intake::Refusal;
+use crate::wire::proto::{PushReply, PushRequest};
+use crate::wire::{MESSAGE_MAX, MESSAGE_TYPE};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use daemon::http::reply::{Problem, with_type};
 use prost::Message;
 
-pub(super) async fn push(State(site): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let credentials = Credentials { authorization, certified: None };
-    let request = match PushRequest::decode(body) {
-        Ok(request) => request,
-        Err(e) => return Problem::bad_request(format!("the body is no tidegate.v1.PushRequest: {e}")).into_response(),
-    };
-    match site.intake.push(credentials, request).await {
-        Ok(reply) => with_type(reply.encode_to_vec(), MESSAGE_TYPE),
-        Err(refusal) => problem(refusal),
+pub(super) async fn push(State(site): State<Shared>, request: Request) -> Response {
+    match tokio::time::timeout(PUSH_TIMEOUT, take(&site, request)).await {
+        Ok(Ok(reply)) => with_type(reply.encode_to_vec(), MESSAGE_TYPE),
+        Ok(Err(refusal)) => problem(refusal),
+        Err(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "the push took too long: try again").into_response(),
     }
+}
+
+async fn take(site: &Site, request: Request) -> Result<PushReply, Refusal> {
+    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let who = site.intake.identify(authorization, None).await?;
+    let share = site.intake.allowance().share();
+    let read = door::read(request.into_body(), MESSAGE_MAX, &share).await;
+    let message = PushRequest::decode(read.map_err(|refusal| site.intake.told(refusal))?)
+        .map_err(|e| Refusal::Invalid(format!("the body is no tidegate.v1.PushRequest: {e}")));
+    site.intake.push(&who, message.map_err(|refusal| site.intake.told(refusal))?).await
 }
 
 fn problem(refusal: Refusal) -> Response {

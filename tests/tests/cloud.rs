@@ -81,6 +81,9 @@ fn pushes_over_http_go_around_an_endpoint_that_is_down() {
         .set("uplink.endpoints", &endpoints)
         .set("uplink.order", "in-order")
         .start();
+    // The sender cuts in half what is told to be too large.
+    let too_large = ureq::post(cloud.url("/v1/push")).send(&vec![0; (9 << 20) + 1][..]);
+    assert!(matches!(too_large, Err(ureq::Error::StatusCode(413))), "{too_large:?}");
     post(&gateway, "press", tests::now_s() - 600, 300);
     eventually("they arrive", || (cloud.count() == 300).then_some(()));
     drained(&gateway);

@@ -84,7 +84,7 @@ pub async fn read(mut body: axum::body::Body, most: usize, share: &Share) -> Res
         let frame = frame.map_err(|e| Refusal::Invalid(format!("the body ended early: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > most {
-            return Err(Refusal::Invalid(format!("a push has at most {most} bytes")));
+            return Err(Refusal::TooLarge(format!("a push has at most {most} bytes")));
         }
         share.take(data.len())?;
         bytes.extend_from_slice(&data);
@@ -190,7 +190,7 @@ mod tests {
         let (first, second) = (allowance.share(), allowance.share());
         assert_eq!(read(body(900), 1_000, &first).await.unwrap().len(), 900);
         assert_eq!(read(body(200), 1_000, &second).await, Err(Refusal::busy()));
-        assert!(matches!(read(body(101), 100, &second).await, Err(Refusal::Invalid(_))));
+        assert!(matches!(read(body(101), 100, &second).await, Err(Refusal::TooLarge(_))));
         drop(first);
         assert_eq!(read(body(200), 1_000, &second).await.unwrap().len(), 200);
         let counted = Counted { body: Body::new(body(900)), share: allowance.share() };

@@ -34,6 +34,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub enum Refusal {
     /// The request cannot be understood.
     Invalid(String),
+    /// It is larger than any may be.
+    TooLarge(String),
     /// The batch in it cannot: nobody will ever take it.
     Unreadable(String),
     /// Who sends is not known.
@@ -230,6 +232,7 @@ impl Refusal {
     pub fn name(&self) -> &'static str {
         match self {
             Refusal::Invalid(_) => "invalid",
+            Refusal::TooLarge(_) => "too-large",
             Refusal::Unreadable(_) => "unreadable",
             Refusal::Unauthenticated(_) => "unauthenticated",
             Refusal::Forbidden(_) => "forbidden",
@@ -244,6 +247,7 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Invalid(text) => Status::invalid_argument(text),
+            Refusal::TooLarge(text) => Status::out_of_range(text),
             Refusal::Unreadable(text) => {
                 let mut status = Status::invalid_argument(text);
                 status.metadata_mut().insert(UNREADABLE, MetadataValue::from_static("1"));

@@ -32,6 +32,7 @@ async fn take(site: &Site, request: Request) -> Result<PushReply, Refusal> {
 fn problem(refusal: Refusal) -> Response {
     let (status, text) = match refusal {
         Refusal::Invalid(text) => (StatusCode::BAD_REQUEST, text),
+        Refusal::TooLarge(text) => (StatusCode::PAYLOAD_TOO_LARGE, text),
         Refusal::Unreadable(text) => (StatusCode::UNPROCESSABLE_ENTITY, text),
         Refusal::Unauthenticated(text) => (StatusCode::UNAUTHORIZED, text),
         Refusal::Forbidden(text) => (StatusCode::FORBIDDEN, text),

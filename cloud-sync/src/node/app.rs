@@ -9,7 +9,7 @@
 
 use super::config::{Config, GrpcTls, HttpTls};
 use super::coordinator::{self, CoordinatorError};
-use super::door::{Door, PUSH_TIMEOUT};
+use super::door::{Door, Guarded, PUSH_TIMEOUT, READ_MAX};
 use super::http::{self, Site};
 use super::intake::{Grpc, Intake, now_us};
 use super::metrics::Metrics;
@@ -135,14 +135,9 @@ impl App {
         let http = bind("http.listen", "http", &config.http.listen, &mut addresses).await?;
         let tls = Tls::read(&config)?;
         let (metrics, auth) = (Arc::new(Metrics::default()), Arc::new(Auth::new(users)));
-        let intake = Intake::new(
-            Arc::clone(&router),
-            Arc::clone(&auth),
-            config.cloud.allow_anonymous,
-            config.cloud.max_pushes,
-            config.cloud.in_flight,
-            Arc::clone(&metrics),
-        );
+        let door = Door::new(Arc::clone(&auth), config.cloud.allow_anonymous, READ_MAX, Arc::clone(&metrics));
+        let intake =
+            Intake::new(Arc::clone(&router), config.cloud.max_pushes, config.cloud.in_flight, Arc::clone(&metrics));
         let (stop, moves) = (CancellationToken::new(), SharedProgress::default());
         let mover = Mover {
             router: Arc::clone(&router),
@@ -158,6 +153,7 @@ impl App {
             questions: Semaphore::new(config.query.concurrency),
             config,
             router,
+            door: Arc::new(door),
             intake: Arc::new(intake),
             auth,
             metrics,
@@ -212,7 +208,7 @@ impl App {
 /// which the intake has no room are told to wait, since a queue here would only make them old.
 async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, stop: CancellationToken) {
     let service = UplinkServer::new(Grpc(Arc::clone(&site.intake))).max_decoding_message_size(MESSAGE_MAX);
-    let service = Door { inner: service, intake: Arc::clone(&site.intake) };
+    let service = Guarded { inner: service, door: Arc::clone(&site.door) };
     let served = Server::builder()
         .timeout(PUSH_TIMEOUT)
         .max_concurrent_streams(site.config.cloud.in_flight + 1)

@@ -4,10 +4,13 @@
 //! or a refusal at once. Always holds: of those who are not known nothing is kept; all pushes that
 //! are being read take no more than [`READ_MAX`] bytes, however many connections there are.
 
-use super::intake::{Intake, Refusal};
+use super::intake::Refusal;
+use super::metrics::Metrics;
 use axum::body::HttpBody;
 use axum::http;
 use bytes::{Bytes, BytesMut};
+use daemon::auth::Auth;
+use rustls::pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -27,6 +30,10 @@ pub const READ_MAX: usize = 128 << 20;
 /// How long a push may take, from its first byte.
 pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What is to be done by whoever is not known.
+pub(super) const REMEDY: &str =
+    "make one with `tidegate-cloud user add GATEWAY_ID --token` and give it to the gateway as uplink.token_file";
+
 /// Who sends, as far as it has been shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
@@ -38,26 +45,61 @@ pub enum Who {
     User(String),
 }
 
-/// What all pushes together may take.
-#[derive(Debug)]
-pub struct Allowance(Arc<Semaphore>);
+/// Who is known, and what all pushes together may take.
+pub struct Door {
+    auth: Arc<Auth>,
+    anonymous: bool,
+    room: Semaphore,
+    metrics: Arc<Metrics>,
+}
 
-impl Allowance {
-    /// So many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Allowance(Arc::new(Semaphore::new(bytes)))
+impl Door {
+    /// A door for so many bytes at once.
+    pub fn new(auth: Arc<Auth>, anonymous: bool, bytes: usize, metrics: Arc<Metrics>) -> Self {
+        Door { auth, anonymous, room: Semaphore::new(bytes), metrics }
     }
 
-    /// What one push takes of it: nothing yet.
-    pub fn share(&self) -> Arc<Share> {
-        Arc::new(Share { all: Arc::clone(&self.0), taken: AtomicUsize::new(0) })
+    /// Who sends, by the `Authorization` header or a certificate that was asked for and is good.
+    pub async fn identify(
+        &self,
+        headers: &http::HeaderMap,
+        chain: Option<&[CertificateDer<'static>]>,
+    ) -> Result<Who, Refusal> {
+        if let Some(chain) = chain {
+            return Ok(Who::Certified(names(chain.first().map_or(&[], |own| own.as_ref()))));
+        }
+        if self.anonymous || !self.auth.has_users() {
+            return Ok(Who::Anybody);
+        }
+        let known = match headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()) {
+            Some(header) => self.auth.who(header).await,
+            None => None,
+        };
+        let refused = || Refusal::Unauthenticated(format!("no token, or not a right one: {REMEDY}"));
+        known.map(Who::User).ok_or_else(refused)
+    }
+
+    /// What one push takes of the room: nothing yet.
+    pub fn share(self: &Arc<Self>) -> Arc<Share> {
+        Arc::new(Share { door: Arc::clone(self), taken: AtomicUsize::new(0) })
     }
 }
 
+/// The common name and the DNS names of a certificate.
+fn names(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return Vec::new() };
+    let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(str::to_owned);
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let dns = alternative.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    common.chain(dns).collect()
+}
+
 /// What one push takes, until the last who holds it lets go.
-#[derive(Debug)]
 pub struct Share {
-    all: Arc<Semaphore>,
+    door: Arc<Door>,
     taken: AtomicUsize,
 }
 
@@ -65,7 +107,7 @@ impl Share {
     /// Takes more, if there is room.
     fn take(&self, bytes: usize) -> Result<(), Refusal> {
         let many = u32::try_from(bytes).map_err(|_| Refusal::busy())?;
-        self.all.try_acquire_many(many).map_err(|_| Refusal::busy())?.forget();
+        self.door.room.try_acquire_many(many).map_err(|_| Refusal::busy())?.forget();
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
@@ -73,7 +115,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.all.add_permits(*self.taken.get_mut());
+        self.door.room.add_permits(*self.taken.get_mut());
     }
 }
 
@@ -94,20 +136,20 @@ pub async fn read(mut body: axum::body::Body, most: usize, share: &Share) -> Res
 
 /// The gRPC service behind the door.
 #[derive(Clone)]
-pub struct Door<S> {
+pub struct Guarded<S> {
     /// What it leads to.
     pub inner: S,
     /// Who knows whom.
-    pub intake: Arc<Intake>,
+    pub door: Arc<Door>,
 }
 
-impl<S: NamedService> NamedService for Door<S> {
+impl<S: NamedService> NamedService for Guarded<S> {
     const NAME: &'static str = S::NAME;
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
-impl<S> Service<http::Request<Body>> for Door<S>
+impl<S> Service<http::Request<Body>> for Guarded<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
@@ -124,17 +166,15 @@ where
         // The one that is ready is the one to call.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let intake = Arc::clone(&self.intake);
+        let door = Arc::clone(&self.door);
         Box::pin(async move {
             let certified = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
             let certified = certified.and_then(TlsConnectInfo::peer_certs);
-            let authorization =
-                request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let who = match intake.identify(authorization, certified.as_deref().map(Vec::as_slice)).await {
+            let who = match door.identify(request.headers(), certified.as_deref().map(Vec::as_slice)).await {
                 Ok(who) => who,
-                Err(refusal) => return Ok(Status::from(refusal).into_http()),
+                Err(refusal) => return Ok(Status::from(refusal.counted(&door.metrics)).into_http()),
             };
-            let share = intake.allowance().share();
+            let share = door.share();
             let read = Arc::clone(&share);
             let mut request = request.map(|body| Body::new(Counted { body, share: read }));
             request.extensions_mut().insert(who);
@@ -165,7 +205,7 @@ impl HttpBody for Counted {
             let frame = frame?;
             match frame.data_ref().map_or(Ok(()), |data| self.share.take(data.len())) {
                 Ok(()) => Ok(frame),
-                Err(refusal) => Err(Status::from(refusal)),
+                Err(refusal) => Err(Status::from(refusal.counted(&self.share.door.metrics))),
             }
         }))
     }
@@ -182,25 +222,24 @@ impl HttpBody for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use daemon::auth::Users;
 
     #[tokio::test]
     async fn what_all_pushes_take_is_bounded_and_given_back() {
-        let allowance = Allowance::new(1_000);
+        let door = |bytes| Arc::new(Door::new(Arc::new(Auth::new(Users::default())), true, bytes, Arc::default()));
+        let (all, ample) = (door(1_000), door(1_000_000));
         let body = |bytes: usize| axum::body::Body::from(vec![7; bytes]);
-        let (first, second) = (allowance.share(), allowance.share());
+        let counted = || axum::body::Body::new(Counted { body: Body::new(body(900)), share: all.share() });
+        let (first, second) = (all.share(), all.share());
         assert_eq!(read(body(900), 1_000, &first).await.unwrap().len(), 900);
         assert_eq!(read(body(200), 1_000, &second).await, Err(Refusal::busy()));
         assert!(matches!(read(body(101), 100, &second).await, Err(Refusal::TooLarge(_))));
         drop(first);
         assert_eq!(read(body(200), 1_000, &second).await.unwrap().len(), 200);
-        let counted = Counted { body: Body::new(body(900)), share: allowance.share() };
-        let refused = read(axum::body::Body::new(counted), 1_000, &Allowance::new(1_000).share()).await;
+        let refused = read(counted(), 1_000, &ample.share()).await;
         assert!(matches!(refused, Err(Refusal::Invalid(_))), "{refused:?}");
+        assert!(all.metrics.text().contains("refused_pushes_total{reason=\"busy\"} 1"));
         drop(second);
-        let counted = Counted { body: Body::new(body(900)), share: allowance.share() };
-        assert_eq!(
-            read(axum::body::Body::new(counted), 1_000, &Allowance::new(1_000).share()).await.unwrap().len(),
-            900
-        );
+        assert_eq!(read(counted(), 1_000, &ample.share()).await.unwrap().len(), 900);
     }
 }

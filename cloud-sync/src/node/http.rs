@@ -15,6 +15,7 @@ mod push;
 mod status;
 
 use super::config::Config;
+use super::door::Door;
 use super::intake::Intake;
 use super::metrics::Metrics;
 use super::mover::SharedProgress;
@@ -42,7 +43,9 @@ pub struct Site {
     pub config: Config,
     /// The map and the shards.
     pub router: Arc<Routes>,
-    /// The door for pushes.
+    /// Who may push.
+    pub door: Arc<Door>,
+    /// What takes pushes.
     pub intake: Arc<Intake>,
     /// Who may come in.
     pub auth: Arc<Auth>,
@@ -82,7 +85,7 @@ async fn nothing_here(request: Request) -> Problem {
 }
 
 /// Lets in who may come in, and lets change shards who may do that; pushes are looked at by the
-/// intake.
+/// door.
 async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Result<Response, Problem> {
     let path = request.uri().path();
     let changes = request.method() == Method::POST && matches!(path, "/v1/shards" | "/v1/moves");

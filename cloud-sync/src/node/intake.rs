@@ -1,10 +1,10 @@
 //! Pushes come in, over gRPC and HTTP.
 //!
-//! Arrives: push requests with credentials. Leaves: replies, after every shard that a batch
+//! Arrives: push requests, and who the door says they are from. Leaves: replies, after every shard that a batch
 //! touches has committed. Always holds: a gateway speaks only for itself; what is under way is
 //! bounded, and one more is asked to wait.
 
-use super::door::{Allowance, READ_MAX, Who};
+use super::door::{REMEDY, Who};
 use super::metrics::Metrics;
 use super::router::{PushFailure, Router};
 use super::shard::{Beat, Sender};
@@ -12,9 +12,7 @@ use crate::uplink::Held;
 use crate::wire::proto::uplink_server::Uplink;
 use crate::wire::proto::{PushReply, PushRequest};
 use crate::wire::{Batch, UNREADABLE};
-use daemon::auth::Auth;
 use model::{Micros, check_name};
-use rustls::pki_types::CertificateDer;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,8 +22,6 @@ use tonic::{Request, Response, Status};
 
 /// Bytes of what a program says of its version.
 const VERSION_MAX: usize = 64;
-const REMEDY: &str =
-    "make one with `tidegate-cloud user add GATEWAY_ID --token` and give it to the gateway as uplink.token_file";
 /// How long a sender waits whom there is no room for.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -50,25 +46,10 @@ pub enum Refusal {
     Unavailable(String),
 }
 
-/// The common name and the DNS names of a certificate.
-fn names(der: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else { return Vec::new() };
-    let common = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(str::to_owned);
-    let alternative = certificate.subject_alternative_name().ok().flatten();
-    let dns = alternative.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-        x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
-        _ => None,
-    });
-    common.chain(dns).collect()
-}
-
-/// The door for pushes.
+/// Takes pushes.
 pub struct Intake {
     router: Arc<Router>,
-    auth: Arc<Auth>,
-    anonymous: bool,
     room: Semaphore,
-    allowance: Allowance,
     in_flight: u32,
     metrics: Arc<Metrics>,
 }
@@ -80,29 +61,9 @@ pub fn now_us() -> Micros {
 }
 
 impl Intake {
-    /// A door.
-    pub fn new(
-        router: Arc<Router>,
-        auth: Arc<Auth>,
-        anonymous: bool,
-        max_pushes: usize,
-        in_flight: u32,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Intake {
-            router,
-            auth,
-            anonymous,
-            room: Semaphore::new(max_pushes),
-            allowance: Allowance::new(READ_MAX),
-            in_flight,
-            metrics,
-        }
-    }
-
-    /// What may be read at once.
-    pub fn allowance(&self) -> &Allowance {
-        &self.allowance
+    /// For so many pushes at once.
+    pub fn new(router: Arc<Router>, max_pushes: usize, in_flight: u32, metrics: Arc<Metrics>) -> Self {
+        Intake { router, room: Semaphore::new(max_pushes), in_flight, metrics }
     }
 
     /// Takes a push.
@@ -110,14 +71,7 @@ impl Intake {
         let started = std::time::Instant::now();
         let reply = self.try_push(who, request).await;
         self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
-        reply.map_err(|refusal| self.told(refusal))
-    }
-
-    /// Counts a refusal.
-    pub fn told(&self, refusal: Refusal) -> Refusal {
-        self.metrics.refused(refusal.name());
-        tracing::debug!("a push is refused: {refusal:?}");
-        refusal
+        reply
     }
 
     async fn try_push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
@@ -175,26 +129,6 @@ impl Intake {
         }
     }
 
-    /// Who sends, by the `Authorization` header or a certificate that was asked for and is good.
-    pub async fn identify(
-        &self,
-        authorization: Option<&str>,
-        chain: Option<&[CertificateDer<'static>]>,
-    ) -> Result<Who, Refusal> {
-        if let Some(chain) = chain {
-            return Ok(Who::Certified(names(chain.first().map_or(&[], |own| own.as_ref()))));
-        }
-        if self.anonymous || !self.auth.has_users() {
-            return Ok(Who::Anybody);
-        }
-        let known = match authorization {
-            Some(header) => self.auth.who(header).await,
-            None => None,
-        };
-        let refused = || Refusal::Unauthenticated(format!("no token, or not a right one: {REMEDY}"));
-        known.map(Who::User).ok_or_else(|| self.told(refused()))
-    }
-
     fn reply(&self, held: Vec<(String, Held)>, lacking: bool) -> PushReply {
         let echo = |(shard, held): (String, Held)| held.echo(shard);
         PushReply { shards: held.into_iter().map(echo).collect(), in_flight: self.in_flight, lacking }
@@ -226,6 +160,13 @@ impl Refusal {
     /// There is no room now.
     pub fn busy() -> Self {
         Refusal::Busy(RETRY_AFTER)
+    }
+
+    /// Counts it, where it leaves.
+    pub fn counted(self, metrics: &Metrics) -> Self {
+        metrics.refused(self.name());
+        tracing::debug!("a push is refused: {self:?}");
+        self
     }
 
     /// As metrics name it.
@@ -276,7 +217,7 @@ impl Uplink for Grpc {
         // Whoever came in by the door is somebody.
         let who = request.extensions().get::<Who>().cloned();
         let who = who.ok_or_else(|| Status::internal("a push did not come in by the door"))?;
-        let reply = self.0.push(&who, request.into_inner()).await?;
-        Ok(Response::new(reply))
+        let reply = self.0.push(&who, request.into_inner()).await;
+        Ok(Response::new(reply.map_err(|refusal| refusal.counted(&self.0.metrics))?))
     }
 }

@@ -14,19 +14,17 @@ use prost::Message;
 pub(super) async fn push(State(site): State<Shared>, request: Request) -> Response {
     match tokio::time::timeout(PUSH_TIMEOUT, take(&site, request)).await {
         Ok(Ok(reply)) => with_type(reply.encode_to_vec(), MESSAGE_TYPE),
-        Ok(Err(refusal)) => problem(refusal),
+        Ok(Err(refusal)) => problem(refusal.counted(&site.metrics)),
         Err(_) => Problem::new(StatusCode::REQUEST_TIMEOUT, "the push took too long: try again").into_response(),
     }
 }
 
 async fn take(site: &Site, request: Request) -> Result<PushReply, Refusal> {
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let who = site.intake.identify(authorization, None).await?;
-    let share = site.intake.allowance().share();
-    let read = door::read(request.into_body(), MESSAGE_MAX, &share).await;
-    let message = PushRequest::decode(read.map_err(|refusal| site.intake.told(refusal))?)
-        .map_err(|e| Refusal::Invalid(format!("the body is no tidegate.v1.PushRequest: {e}")));
-    site.intake.push(&who, message.map_err(|refusal| site.intake.told(refusal))?).await
+    let who = site.door.identify(request.headers(), None).await?;
+    let share = site.door.share();
+    let message = PushRequest::decode(door::read(request.into_body(), MESSAGE_MAX, &share).await?)
+        .map_err(|e| Refusal::Invalid(format!("the body is no tidegate.v1.PushRequest: {e}")))?;
+    site.intake.push(&who, message).await
 }
 
 fn problem(refusal: Refusal) -> Response {

@@ -250,8 +250,22 @@ fn of_chunks(raw: &Raw<'_>, (day, series): (i64, u32), correction: &Correction) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::steps::write_step;
     use model::Micros;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_done_again_after_an_interruption_shifts_nothing_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = schema::open(directory.path()).unwrap().connection;
+        db.execute("INSERT INTO batch VALUES (1, 50, 0, 0, 0, x'')", []).unwrap();
+        let correction = Correction { from_us: 0, to_us: 100, shift_us: 20, from_seq: 0 };
+        for _ in 0..2 {
+            write_step(&db, &Step::Received(correction)).unwrap();
+            let received_us: i64 = db.query_row("SELECT received_us FROM batch", [], |row| row.get(0)).unwrap();
+            assert_eq!(received_us, 70);
+        }
+    }
 
     proptest! {
         #[test]

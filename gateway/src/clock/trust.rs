@@ -80,11 +80,11 @@ impl Trust {
         state.ledger.unset.is_some() || !state.ledger.waiting.is_empty()
     }
 
-    /// Puts back what waited when the gateway stopped, or could not be done to its end.
+    /// Puts back what waited when the gateway stopped, or could not be done to its end: it is first again.
     pub fn restore(&self, waiting: Vec<Correction>) {
         let mut state = self.state();
         state.changed |= !waiting.is_empty();
-        state.ledger.waiting.extend(waiting);
+        state.ledger.waiting.splice(0..0, waiting);
     }
 
     /// Puts readings right that were received at a time that turned out to be wrong.

@@ -136,8 +136,13 @@ fn write_moved(db: &Connection, moved: &Moved) -> rusqlite::Result<u64> {
     Ok(bytes + write_chunks(db, &moved.chunks)?)
 }
 
-/// Everything else that was received, made or told while the clock was wrong.
+/// Everything else that was received, made or told while the clock was wrong; done again after
+/// an interruption it changes nothing.
 fn write_received(db: &Connection, correction: &Correction) -> rusqlite::Result<()> {
+    let done = format!("{correction:?}");
+    if meta(db, "received_corrected")?.is_some_and(|before: String| before == done) {
+        return Ok(());
+    }
     for (table, column) in [
         ("batch", "received_us"),
         ("chunk", "received_us"),
@@ -150,7 +155,7 @@ fn write_received(db: &Connection, correction: &Correction) -> rusqlite::Result<
         let sql = format!("UPDATE {table} SET {column} = {column} + ?3 WHERE {column} >= ?1 AND {column} < ?2");
         db.execute(&sql, [correction.from_us, correction.to_us, correction.shift_us])?;
     }
-    Ok(())
+    set_meta(db, "received_corrected", done)
 }
 
 fn write_chunks(db: &Connection, chunks: &[Chunk]) -> rusqlite::Result<u64> {

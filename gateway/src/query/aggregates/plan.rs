@@ -2,14 +2,16 @@
 //!
 //! Arrives: a question, a snapshot. Leaves: for each series the days whose summaries stand for
 //! their readings; all others are read. Always holds: they stand for them only where they say
-//! the same: whole days, windows that the question's are multiples of, nothing late that has
-//! not been worked in yet, and no quantiles unless reading everything would take too long; or
-//! where the readings are retired, and then the answer says so.
+//! the same: whole days, windows that the question's are multiples of, nothing late and nothing
+//! moved by a clock that was set that has not been worked in yet, and no quantiles unless
+//! reading everything would take too long; or where the readings are retired, and then the
+//! answer says so.
 
 use crate::archive::levels::{Level, Levels, sealed_days};
 use crate::archive::read::Raw;
 use crate::archive::rollup::Folded;
 use crate::archive::{DAY_US, day};
+use crate::journal::steps::read_ledger;
 use crate::journal::{ReadError, schema};
 use crate::readings::Points;
 use crate::window::dirty::read_blob;
@@ -35,6 +37,8 @@ pub(super) struct Plan {
     quantiles: bool,
     /// What is dirty, by series.
     dirty: HashMap<u32, Vec<(Micros, Micros)>>,
+    /// Where readings of any series are being moved away.
+    moving: Vec<(Micros, Micros)>,
 }
 
 /// A day that is answered from summaries.
@@ -65,13 +69,16 @@ impl Plan {
             _ => Vec::new(),
         };
         let mut dirty: HashMap<u32, Vec<(Micros, Micros)>> = HashMap::new();
+        let mut moving = Vec::new();
         if !spans.is_empty() {
+            let corrections = read_ledger(raw.db())?.waiting.into_iter().filter(|correction| correction.shift_us != 0);
+            moving.extend(corrections.map(|correction| (correction.from_us, correction.to_us)));
             let blob: Vec<u8> = schema::meta(raw.db(), "dirty")?.unwrap_or_default();
             for stretch in read_blob(&blob) {
                 dirty.entry(stretch.series).or_default().push((stretch.from_us, stretch.to_us));
             }
         }
-        Ok(Plan { aligned, instead, spans, levels: levels.all(), any_sealed, quantiles, dirty })
+        Ok(Plan { aligned, instead, spans, levels: levels.all(), any_sealed, quantiles, dirty, moving })
     }
 
     /// True if every day is read.
@@ -127,7 +134,8 @@ impl Plan {
                 let number = day(own[0].start_us);
                 let (from_us, to_us) = (number * DAY_US, (number + 1) * DAY_US);
                 let whole = span.from_us <= from_us && to_us <= span.to_us;
-                let clean = !dirty.iter().any(|&(dirty_us, until_us)| dirty_us < to_us && from_us < until_us);
+                let mut unsettled = dirty.iter().chain(&self.moving);
+                let clean = !unsettled.any(|&(dirty_us, until_us)| dirty_us < to_us && from_us < until_us);
                 if whole && clean && !in_tail.contains(&number) {
                     folded.insert(number, FoldedDay { windows: own.to_vec(), resolution_us: None });
                 }
@@ -175,4 +183,58 @@ fn too_many(raw: &Raw<'_>, days: &[i64], series: usize) -> Result<bool, ReadErro
     let sample = "SELECT coalesce(avg(readings), 0) FROM (SELECT readings FROM chunk ORDER BY id DESC LIMIT ?1)";
     let average: f64 = raw.db().query_row(sample, [SAMPLE], |row| row.get(0))?;
     Ok(average as i64 * days_of_series > EXACT_READINGS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::rollup::encode;
+    use crate::clock::{Correction, Ledger};
+    use crate::journal::steps::write_ledger;
+    use daemon::aggregates::Filter;
+    use model::Summary;
+    use model::aggregate::{Stat, Window};
+    use model::time::SECOND_US;
+
+    /// A whole day's question to a store that has the day's summaries.
+    #[test]
+    fn days_that_readings_are_moved_away_from_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = schema::open(directory.path()).unwrap();
+        let db = &store.connection;
+        let levels = Levels::settle(db, 60 * SECOND_US, &[]).unwrap();
+        let (number, from_us) = (20_000, 20_000 * DAY_US);
+        let summary = Summary { texts: 1, ..Summary::empty(from_us) };
+        let body = encode(levels.base.length_us, &[Folded { start_us: from_us, revision: 0, summary }]);
+        let row = rusqlite::params![levels.base.id(number, 0), from_us, 1, from_us, from_us + 60 * SECOND_US, body];
+        db.execute("INSERT INTO rollup VALUES (?1, ?2, ?3, ?4, ?5, ?6)", row).unwrap();
+
+        let span = Range { from_us, to_us: from_us + DAY_US };
+        let question = Question {
+            filter: Filter::default(),
+            range: span,
+            window: Window::All,
+            every_us: None,
+            stats: vec![Stat::Count],
+            group_by: Vec::new(),
+            fill: false,
+            limit: 10,
+            after: None,
+        };
+        let folded_days = |waiting: &[(Micros, Micros, Micros)]| {
+            let correction = |&(from_us, to_us, shift_us)| Correction { from_us, to_us, shift_us, from_seq: 0 };
+            let waiting = waiting.iter().map(correction).collect();
+            write_ledger(db, &Ledger { unset: None, waiting }).unwrap();
+            let raw = Raw::open(db).unwrap();
+            let plan = Plan::new(&question, &levels, &raw, &[], 1).unwrap();
+            let folded = plan.folded(&raw, 0, &Points::default(), span).unwrap();
+            folded.into_keys().collect::<Vec<_>>()
+        };
+        let hour_us = 3_600 * SECOND_US;
+        assert_eq!(folded_days(&[]), [number]);
+        assert_eq!(folded_days(&[(from_us + hour_us, from_us + 2 * hour_us, DAY_US)]), [0; 0]);
+        // Right after all, and another day.
+        assert_eq!(folded_days(&[(from_us, from_us + hour_us, 0)]), [number]);
+        assert_eq!(folded_days(&[(from_us - hour_us, from_us, DAY_US)]), [number]);
+    }
 }

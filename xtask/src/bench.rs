@@ -18,3 +18,5 @@ pub(crate) mod scale;
 pub(crate) mod store;
 /// What a process has used.
 mod usage;
+/// Bytes sent to the disk in a day.
+pub(crate) mod wear;

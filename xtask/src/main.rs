@@ -48,6 +48,8 @@ enum BenchVerb {
     Ingest(bench::ingest::Options),
     /// Bytes on disk and bytes written for each reading, beside SQLite rows and Parquet.
     Store(bench::store::Options),
+    /// Bytes sent to the disk in a day with one commit a second, beside SQLite rows.
+    Wear(bench::wear::Options),
     /// Answers over HTTP, beside SQLite rows and DuckDB.
     Query(bench::query::Options),
     /// Summaries into SQLite and PostgreSQL shards, beside bare COPY and INSERT; moves; fleet questions.
@@ -65,6 +67,7 @@ fn main() -> Result<()> {
         Verb::Test => test::run(),
         Verb::Bench { verb: BenchVerb::Ingest(options) } => bench::ingest::run(&options),
         Verb::Bench { verb: BenchVerb::Store(options) } => bench::store::run(&options),
+        Verb::Bench { verb: BenchVerb::Wear(options) } => bench::wear::run(&options),
         Verb::Bench { verb: BenchVerb::Query(options) } => bench::query::run(&options),
         Verb::Bench { verb: BenchVerb::Cloud(options) } => bench::cloud::run(&options),
         Verb::Bench { verb: BenchVerb::Replay(options) } => bench::replay::run(&options),

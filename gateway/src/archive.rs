@@ -7,7 +7,9 @@
 //!
 //! A day of a series is kept in *parts*: folding adds one, and merges it with those before it
 //! once there are several that are not larger, so that parts are few and each reading is
-//! written a few times only. When the day is over they become one.
+//! written a few times only. When the day is over they become one. Parts that folding adds are
+//! small, and those of one fold lie together: a page that is written is full of them. What has
+//! become one lies by series: a question finds the days' rows side by side.
 
 /// Columns of numbers as bytes.
 mod column;
@@ -41,20 +43,29 @@ pub const DAY_US: Micros = 86_400 * SECOND_US;
 
 const PART_BITS: u32 = 16;
 const SERIES_BITS: u32 = 25;
-/// Parts of a day are numbered below this.
-const PARTS_MAX: i64 = 1 << PART_BITS;
-/// Series ids are below this.
-pub const SERIES_MAX: usize = 1 << SERIES_BITS;
+/// Parts below this number lie by series, those from it on by part.
+const PARTS_BY_SERIES: i64 = 1 << PART_BITS;
+/// Parts are numbered below this.
+const PARTS_MAX: i64 = PARTS_BY_SERIES + (1 << (PART_BITS - 1));
+/// Set in row ids of parts that lie by part.
+const BY_PART: i64 = 1 << (SERIES_BITS + PART_BITS - 1);
+/// Series ids are below this; the bit above is [`BY_PART`].
+pub const SERIES_MAX: usize = 1 << (SERIES_BITS - 1);
 
 /// The day that a time is in, counted from the epoch.
 pub fn day(time_us: Micros) -> i64 {
     window_start(time_us, DAY_US) / DAY_US
 }
 
-/// A chunk's row id: days of all series lie together, parts of a day side by side.
+/// A chunk's row id: days of all series lie together, and in each first what lies by series.
 pub fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
     debug_assert!(part < PARTS_MAX && (series as usize) < SERIES_MAX);
-    (day << (SERIES_BITS + PART_BITS)) | (i64::from(series) << PART_BITS) | part
+    let first = day << (SERIES_BITS + PART_BITS);
+    if part < PARTS_BY_SERIES {
+        first | (i64::from(series) << PART_BITS) | part
+    } else {
+        first | BY_PART | ((part - PARTS_BY_SERIES) << SERIES_BITS) | i64::from(series)
+    }
 }
 
 /// The day of a chunk's row id.
@@ -64,11 +75,13 @@ pub fn day_of(id: i64) -> i64 {
 
 /// The series of a row id.
 pub fn series_of(id: i64) -> u32 {
-    ((id >> PART_BITS) & (SERIES_MAX as i64 - 1)) as u32
+    let shifted = if id & BY_PART == 0 { id >> PART_BITS } else { id };
+    (shifted & (SERIES_MAX as i64 - 1)) as u32
 }
 
+/// The part of a chunk's row id.
 fn part_of(id: i64) -> i64 {
-    id & (PARTS_MAX - 1)
+    if id & BY_PART == 0 { id & (PARTS_BY_SERIES - 1) } else { PARTS_BY_SERIES + ((id & (BY_PART - 1)) >> SERIES_BITS) }
 }
 
 /// What is kept, and for how long.

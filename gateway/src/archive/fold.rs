@@ -23,6 +23,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use model::Micros;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
@@ -259,12 +260,16 @@ impl Folder {
         replaced: &mut Vec<i64>,
     ) -> Result<(), Interrupted> {
         let (places, received_us) = read_batches(db, &lot, &series)?;
-        self.renumber(db, places.iter().map(|(place, _)| *place))?;
+        let days: BTreeSet<i64> = places.iter().map(|((day, _), _)| *day).collect();
+        self.renumber(db, &days)?;
         state.untidy.note(places.iter().map(|(place, _)| *place));
         let raw = Raw::open(db)?;
+        let next = days.into_iter().map(|day| Ok((day, raw.next_part(day)?))).collect::<Result<_, ReadError>>()?;
+        let parts: BTreeMap<i64, i64> = next;
         let (mut slice, mut slice_bytes) = (Vec::new(), 0);
         for ((day, series), builder) in places {
-            let (chunks, covered) = merged(&raw, day, series, builder.finish(), lot.end, received_us)?;
+            let new = New { part: parts[&day], seq: lot.end, received_us };
+            let (chunks, covered) = merged(&raw, (day, series), builder.finish(), new)?;
             replaced.extend(covered);
             slice_bytes += chunks.iter().map(|chunk| chunk.body.len() + 64).sum::<usize>();
             slice.extend(chunks);
@@ -341,18 +346,22 @@ fn read_batches(
     Ok((lots, received_us))
 }
 
+/// What all new parts of a day have in common.
+struct New {
+    part: i64,
+    seq: i64,
+    received_us: Micros,
+}
+
 /// New parts for a day of a series, merged with those before that are not larger, and the ids
 /// of those that they replace.
 fn merged(
     raw: &Raw<'_>,
-    day: i64,
-    series: u32,
+    (day, series): Place,
     new: Points,
-    seq: i64,
-    mut received_us: Micros,
+    New { part: next, seq, mut received_us }: New,
 ) -> Result<(Vec<Chunk>, Vec<i64>), ReadError> {
     let Parts { counting: parts, covered: mut replaced } = raw.parts(day, series)?;
-    let next = parts.last().map_or(0, |part| part_of(part.id) + 1);
     let sizes: Vec<i64> = parts.iter().map(|part| part.readings).collect();
     let mut keep = kept_parts(&sizes, new.len() as i64);
     let mut decoded = Vec::new();

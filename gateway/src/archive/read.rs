@@ -5,7 +5,7 @@
 //! day touches only that day's chunks of that series; batches are read once for all series of
 //! a question; what cannot be decoded is an error, since an answer without it would be wrong.
 
-use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, day_of, part_of, series_of};
+use super::{DAY_US, PARTS_BY_SERIES, chunk, chunk_id, day, day_of, part_of, series_of};
 use crate::journal::{ReadError, batch, schema};
 use crate::readings::{Points, Readings};
 use model::{Micros, Value};
@@ -34,6 +34,24 @@ pub struct Tail {
 }
 
 const UNWANTED: u32 = u32::MAX;
+
+/// Columns of a series' day, in order of parts, those for which a condition holds: `?1` and `?2`
+/// bound the rows that lie by series, `?3` and `?4` are day and series of those that lie by part.
+macro_rules! of_place {
+    ($columns:literal, $condition:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM chunk WHERE id BETWEEN ?1 AND ?2 AND ",
+            $condition,
+            " UNION ALL SELECT ",
+            $columns,
+            " FROM chunk
+              WHERE id & 1099511627776 <> 0 AND id >> 41 = ?3 AND id & 33554431 = ?4 AND ",
+            $condition,
+        )
+    };
+}
 
 impl Wanted {
     /// These series, in this order.
@@ -110,10 +128,8 @@ impl<'db> Raw<'db> {
 
     /// When the latest reading in the chunks of a series and day was received.
     pub fn received_us(&self, day: i64, series: u32) -> Result<Option<Micros>, ReadError> {
-        let mut query =
-            self.snapshot.prepare_cached("SELECT max(received_us) FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
-        let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
-        Ok(query.query_row(ids, |row| row.get(0))?)
+        let sql = concat!("SELECT max(received_us) FROM (", of_place!("received_us", "true"), ")");
+        Ok(self.snapshot.prepare_cached(sql)?.query_row(place(day, series), |row| row.get(0))?)
     }
 
     /// The readings of a series on a day that are in chunks.
@@ -134,27 +150,38 @@ impl<'db> Raw<'db> {
 
     /// How many readings the parts of a series' day have that touch `[from_us, to_us)`.
     pub fn rows_between(&self, day: i64, series: u32, from_us: Micros, to_us: Micros) -> Result<usize, ReadError> {
-        let mut query = self.snapshot.prepare_cached(
-            "SELECT coalesce(sum(readings), 0) FROM chunk
-             WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 AND first_us < ?5 AND last_us >= ?4",
-        )?;
-        let (first, last) = (chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1));
-        let rows: i64 = query.query_row(params![first, last, self.archived_seq, from_us, to_us], |row| row.get(0))?;
-        Ok(rows as usize)
+        let mut query = self.snapshot.prepare_cached(concat!(
+            "SELECT coalesce(sum(readings), 0) FROM (",
+            of_place!("readings", "seq <= ?5 AND first_us < ?7 AND last_us >= ?6"),
+            ")"
+        ))?;
+        let [first, last, day, series] = place(day, series);
+        let all = params![first, last, day, series, self.archived_seq, from_us, to_us];
+        Ok(query.query_row(all, |row| row.get::<_, i64>(0))? as usize)
     }
 
     /// The rows of a series' day, whether they count or not.
     pub fn part_ids(&self, day: i64, series: u32) -> Result<Vec<i64>, ReadError> {
-        let mut query = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
-        let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
-        Ok(query.query_map(ids, |row| row.get(0))?.collect::<Result<_, _>>()?)
+        let mut query = self.snapshot.prepare_cached(of_place!("id", "true"))?;
+        Ok(query.query_map(place(day, series), |row| row.get(0))?.collect::<Result<_, _>>()?)
     }
 
-    /// The highest part number of a series' day, whether it counts or not.
-    pub(super) fn last_part(&self, (day, series): (i64, u32)) -> Result<Option<i64>, ReadError> {
-        let mut query = self.snapshot.prepare_cached("SELECT max(id) FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
-        let ids = [chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1)];
-        Ok(query.query_row(ids, |row| row.get::<_, Option<i64>>(0))?.map(part_of))
+    /// The number of the part that a fold adds to a day, for all series the same. A fold that was
+    /// interrupted gets the same again.
+    pub(super) fn next_part(&self, day: i64) -> Result<i64, ReadError> {
+        let mut query = self
+            .snapshot
+            .prepare_cached("SELECT id FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id DESC LIMIT 1")?;
+        let (first, last) = (chunk_id(day, 0, PARTS_BY_SERIES), chunk_id(day + 1, 0, 0) - 1);
+        let last: Option<i64> = query.query_row([first, last, self.archived_seq], |row| row.get(0)).optional()?;
+        Ok(last.map_or(PARTS_BY_SERIES, |id| part_of(id) + 1))
+    }
+
+    /// The series that have parts of a day that lie by part.
+    pub(super) fn series_by_part(&self, day: i64) -> Result<BTreeSet<u32>, ReadError> {
+        let mut query = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
+        let ids = [chunk_id(day, 0, PARTS_BY_SERIES), chunk_id(day + 1, 0, 0) - 1];
+        Ok(query.query_map(ids, |row| row.get(0).map(series_of))?.collect::<Result<_, _>>()?)
     }
 
     /// The parts of a series' day.
@@ -164,12 +191,12 @@ impl<'db> Raw<'db> {
 
     /// The same; the bodies of those that have nothing in `[from_us, to_us)` are left out.
     fn parts_between(&self, day: i64, series: u32, from_us: Micros, to_us: Micros) -> Result<Parts, ReadError> {
-        let mut query = self.snapshot.prepare_cached(
-            "SELECT id, covers, received_us, readings, CASE WHEN first_us < ?5 AND last_us >= ?4 THEN body ELSE x'' END
-             FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id",
-        )?;
-        let (first, last) = (chunk_id(day, series, 0), chunk_id(day, series, PARTS_MAX - 1));
-        let mut rows = query.query(params![first, last, self.archived_seq, from_us, to_us])?;
+        let mut query = self.snapshot.prepare_cached(of_place!(
+            "id, covers, received_us, readings, CASE WHEN first_us < ?7 AND last_us >= ?6 THEN body ELSE x'' END",
+            "seq <= ?5"
+        ))?;
+        let [first, last, day, series] = place(day, series);
+        let mut rows = query.query(params![first, last, day, series, self.archived_seq, from_us, to_us])?;
         let mut parts = Parts::default();
         while let Some(row) = rows.next()? {
             let (id, covers): (i64, i64) = (row.get(0)?, row.get(1)?);
@@ -291,6 +318,11 @@ impl<'db> Raw<'db> {
         }
         Ok(())
     }
+}
+
+/// What [`of_place`] asks for.
+fn place(day: i64, series: u32) -> [i64; 4] {
+    [chunk_id(day, series, 0), chunk_id(day, series, PARTS_BY_SERIES - 1), day, i64::from(series)]
 }
 
 /// What there is of a series' day.

@@ -6,11 +6,11 @@
 
 use super::fold::{Folder, Interrupted, Place, SLICE_BYTES, pieces};
 use super::read::{Parts, Raw};
-use super::{DAY_US, PARTS_MAX, chunk, chunk_id, day, day_of, part_of, series_of};
+use super::{DAY_US, PARTS_BY_SERIES, PARTS_MAX, chunk, chunk_id, day, day_of, part_of, series_of};
 use crate::journal::{Chunk, ReadError, Step, schema};
 use crate::window::OLD_AFTER_US;
 use rusqlite::Connection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Days remembered; those beyond stay in parts.
@@ -77,17 +77,23 @@ impl Folder {
         Ok(due.len() == LOT)
     }
 
-    /// Days that have nearly run out of part numbers begin anew with number 0.
-    pub(super) fn renumber(&self, db: &Connection, places: impl Iterator<Item = Place>) -> Result<(), Interrupted> {
-        let raw = Raw::open(db)?;
-        let mut wholes = Vec::new();
-        for place in places {
-            if raw.last_part(place)?.is_some_and(|part| part >= PARTS_MAX / 2) {
-                wholes.extend(self.whole(&raw, place, false)?);
+    /// Days that have nearly run out of part numbers begin anew: all that is there comes to lie by series.
+    pub(super) fn renumber(&self, db: &Connection, days: &BTreeSet<i64>) -> Result<(), Interrupted> {
+        for &day in days {
+            let raw = Raw::open(db)?;
+            if raw.next_part(day)? < (PARTS_BY_SERIES + PARTS_MAX) / 2 {
+                continue;
+            }
+            let places: Vec<Place> = raw.series_by_part(day)?.into_iter().map(|series| (day, series)).collect();
+            drop(raw);
+            for places in places.chunks(LOT) {
+                let raw = Raw::open(db)?;
+                let wholes = places.iter().map(|&place| self.whole(&raw, place, false)).collect::<Result<Vec<_>, _>>();
+                drop(raw);
+                self.rewrite(wholes?.into_iter().flatten().collect())?;
             }
         }
-        drop(raw);
-        self.rewrite(wholes)
+        Ok(())
     }
 
     /// A day with its parts put together; nothing if that has to make them fewer, and would not.

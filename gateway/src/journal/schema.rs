@@ -16,7 +16,7 @@ const VERSION: i32 = MIGRATIONS.len() as i32;
 const FILE: &str = "tidegate.db";
 
 /// What each version added to the one before; the first makes a store out of an empty file.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
 
 const VERSION_1: &str = "
 -- Facts about the store itself: id, incarnation, created_us, replay_from.
@@ -94,6 +94,19 @@ CREATE TABLE change (id INTEGER PRIMARY KEY AUTOINCREMENT, made_us INTEGER NOT N
 CREATE TABLE sent (batch INTEGER PRIMARY KEY, from_change INTEGER NOT NULL, to_change INTEGER NOT NULL,
     acknowledged_us INTEGER NOT NULL) STRICT;
 CREATE INDEX sent_from ON sent (from_change);
+";
+
+const VERSION_5: &str = "
+-- Parts of days that still grow lie by part: their id is (day << 41 | 1 << 40 | part - 65536 << 25 |
+-- series), see archive.rs. This finds those of one series and day.
+CREATE INDEX chunk_by_part ON chunk (id >> 41, id & 33554431) WHERE id & 1099511627776 <> 0;
+DROP VIEW chunks;
+CREATE VIEW chunks AS
+    SELECT d.name AS device, s.metric, date((c.id >> 41) * 86400, 'unixepoch') AS day,
+        iif(c.id & 1099511627776, 65536 + (c.id >> 25 & 32767), c.id & 65535) AS part,
+        c.readings, length(c.body) AS bytes, c.first_us, c.last_us, c.received_us
+    FROM chunk c JOIN series s ON s.id = iif(c.id & 1099511627776, c.id & 33554431, c.id >> 16 & 16777215)
+        JOIN device d ON d.id = s.device;
 ";
 
 /// Why a store cannot be opened.

@@ -10,7 +10,7 @@
 use crate::archive::levels::{Level, Levels, sealed_days};
 use crate::archive::read::Raw;
 use crate::archive::rollup::Folded;
-use crate::archive::{DAY_US, day};
+use crate::archive::{DAY_US, chunk_id, day};
 use crate::journal::steps::read_ledger;
 use crate::journal::{ReadError, schema};
 use crate::readings::Points;
@@ -174,14 +174,16 @@ impl Plan {
     }
 }
 
-/// True if there are more readings than are read for exact quantiles, as far as a few chunks tell.
+/// True if there are more readings than are read for exact quantiles, as far as a few chunks of
+/// the first day tell.
 fn too_many(raw: &Raw<'_>, days: &[i64], series: usize) -> Result<bool, ReadError> {
     let days_of_series = (days.len() * series) as i64;
-    if days_of_series <= EXACT_READINGS_MAX / 86_400 {
+    let (Some(&first), true) = (days.first(), days_of_series > EXACT_READINGS_MAX / 86_400) else {
         return Ok(false);
-    }
-    let sample = "SELECT coalesce(avg(readings), 0) FROM (SELECT readings FROM chunk ORDER BY id DESC LIMIT ?1)";
-    let average: f64 = raw.db().query_row(sample, [SAMPLE], |row| row.get(0))?;
+    };
+    let sample =
+        "SELECT coalesce(avg(readings), 0) FROM (SELECT readings FROM chunk WHERE id >= ?1 ORDER BY id LIMIT ?2)";
+    let average: f64 = raw.db().query_row(sample, [chunk_id(first, 0, 0), SAMPLE], |row| row.get(0))?;
     Ok(average as i64 * days_of_series > EXACT_READINGS_MAX)
 }
 

@@ -4,11 +4,12 @@
 use super::day::{self, Day};
 use super::usage::Usage;
 use crate::process::{cargo, root};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// What is measured.
 #[derive(Debug, Args)]
@@ -42,11 +43,12 @@ fn line(name: &str, n: f64, readings: u64, summaries: Option<u64>, written: Opti
 fn tidegate(day: Day) -> Result<()> {
     let directory = tempfile::tempdir_in(root().join("target"))?;
     let gateway = day::load(directory.path(), day, &[])?;
+    let store = directory.path().join("tidegate.db");
+    let db = Connection::open_with_flags(&store, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    until_whole(&db)?;
     let written = Usage::of(gateway.running.id()).written_bytes;
     let by_cause = gateway.get("/v1/status")?["store"]["written_bytes"].clone();
     gateway.running.stop()?;
-    let store = directory.path().join("tidegate.db");
-    let db = Connection::open_with_flags(&store, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let sum = |sql: &str| -> Result<u64> { Ok(db.query_row(sql, [], |row| row.get::<_, i64>(0))? as u64) };
     // What chunks take with their rows' own columns.
     let chunks = sum("SELECT coalesce(sum(length(body) + 36), 0) FROM chunk")?;
@@ -74,8 +76,19 @@ fn tidegate(day: Day) -> Result<()> {
         .arg(&out)
         .stdout(std::process::Stdio::null())
         .status()?;
-    anyhow::ensure!(status.success(), "the export failed");
+    ensure!(status.success(), "the export failed");
     line("parquet (zstd), by tidegate export", n, size_below(&out)?, None, None);
+    Ok(())
+}
+
+/// The parts of the day become one when it has been quiet for `archive.delay`.
+fn until_whole(db: &Connection) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(120);
+    let parts = "SELECT max(n) FROM (SELECT count(*) n FROM chunks GROUP BY device, metric, day)";
+    while db.query_row(parts, [], |row| row.get::<_, i64>(0))? > 1 {
+        ensure!(Instant::now() < until, "the day is still in parts after two minutes");
+        std::thread::sleep(Duration::from_millis(200));
+    }
     Ok(())
 }
 

@@ -148,6 +148,100 @@ async fn check(shard: &dyn Shard, epoch: Epoch, model: &Model) {
     assert_eq!(total(answer(shard, epoch, Some(5 * MINUTE_US)).await), total(model.answer(None)));
 }
 
+/// A row of a window without anything else to it.
+fn row(name: &Arc<str>, length_us: Micros, start_us: Micros, received_us: Micros) -> Row {
+    let key = Key { slot: slot(name), gateway: GATEWAY.into(), device: Arc::clone(name), length_us, start_us };
+    let metrics = BTreeMap::from([("m".into(), Summary { texts: 1, ..Summary::empty(start_us) })]);
+    Row { key, version: Version { incarnation: 1, revision: 1 }, received_us, metrics }
+}
+
+/// A shard takes windows of so many lengths and no more, until those of some have been retired.
+async fn lengths_are_free_again(shard: &dyn Shard) {
+    let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
+    shard.set_fences(open.collect()).await.unwrap();
+    let write = async |batch: u64, rows: Vec<Row>| {
+        let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
+        let expected = Held::default();
+        shard.write(Write { sender, batch, expected, rows, labels: Vec::new(), fences: fences(1) }).await
+    };
+    let lengths = (1..3_600).filter(|s| 3_600 % s == 0).map(|s| s * 1_000_000).take(33).collect::<Vec<Micros>>();
+    let (last, lengths) = lengths.split_last().unwrap();
+    // Each in an hour of its own: they take the place of nothing.
+    let name = device(0);
+    let rows = |received_us: Micros| {
+        let hours = lengths.iter().zip(0..);
+        hours.map(|(&us, hour)| row(&name, us, BEGIN_US + hour * HOUR_US, received_us + hour)).collect::<Vec<_>>()
+    };
+    write(1, rows(BEGIN_US)).await.unwrap();
+    let one_more = || vec![row(&device(1), *last, END_US, BEGIN_US)];
+    let refused = write(2, one_more()).await.unwrap_err();
+    assert!(matches!(refused, ShardError::Refused(_)), "{refused:?}");
+    // All but the last length are retired.
+    while shard.roll_up(END_US + DAY_US, 100).await.unwrap() + shard.roll_up(END_US + DAY_US, 100).await.unwrap() > 0 {}
+    let until_us = BEGIN_US + lengths.len() as Micros - 1;
+    while shard.retire(until_us, 1_000).await.unwrap() > 0 {}
+    write(2, one_more()).await.unwrap();
+    // What is left is still known: a window of another length takes its place.
+    let (length_us, start_us) = (lengths[lengths.len() - 1], BEGIN_US + (lengths.len() as Micros - 1) * HOUR_US);
+    assert_ne!(length_us, *last);
+    let mut instead = row(&name, *last, start_us, END_US);
+    instead.version.incarnation = 2;
+    write(3, vec![instead]).await.unwrap();
+    let left = shard.export(slot(&name), Part::Windows, None, 100).await.unwrap();
+    let left: Vec<Micros> =
+        left.into_iter().filter(|row| row.key.device == name).map(|row| row.key.length_us).collect();
+    assert_eq!(left, [*last]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lengths_of_windows_are_bounded_and_free_again_in_both_engines() {
+    let directory = tempfile::tempdir().unwrap();
+    lengths_are_free_again(&Sqlite::open(&directory.path().join("s")).unwrap()).await;
+    let server = postgres();
+    let shard = Postgres::new(&server.database("lengths")).unwrap();
+    shard.roll_up(BEGIN_US, 1).await.unwrap();
+    lengths_are_free_again(&shard).await;
+}
+
+/// Version 1 is made by taking back what version 2 added.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all_that_is_in_it() {
+    let server = postgres();
+    let url = server.database("earlier");
+    let shard = Postgres::new(&url).unwrap();
+    let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
+    shard.set_fences(open.collect()).await.unwrap();
+    let name = device(0);
+    let rows = (0..4).map(|hour| row(&name, MINUTE_US, BEGIN_US + hour * HOUR_US, BEGIN_US + hour)).collect();
+    let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
+    let labels = BTreeMap::from([("site".to_owned(), "north".to_owned())]);
+    let labels = vec![Labelled { slot: slot(&name), device: Arc::clone(&name), labels }];
+    let write = Write { sender, batch: 9, expected: Held::default(), rows, labels, fences: fences(1) };
+    shard.write(write).await.unwrap();
+    while shard.roll_up(END_US, 100).await.unwrap() + shard.roll_up(END_US, 100).await.unwrap() > 0 {}
+    drop(shard);
+    let retired_us = BEGIN_US + 2;
+    server.sql(
+        "earlier",
+        &format!(
+            "ALTER TABLE tidegate.device DROP COLUMN labels_incarnation, DROP COLUMN labels_batch;
+             DROP INDEX tidegate.rollup_received; UPDATE tidegate.version SET version = 1;
+             INSERT INTO tidegate.meta VALUES ('retired_us', {retired_us});"
+        ),
+    );
+    let shard = Postgres::new(&url).unwrap();
+    shard.roll_up(END_US, 100).await.unwrap();
+    assert_eq!(server.sql("earlier", "SELECT version FROM tidegate.version"), "2");
+    let sealed =
+        format!("SELECT start_us FROM tidegate.rollup WHERE length_us = {HOUR_US} AND revision = 1 ORDER BY 1");
+    assert_eq!(server.sql("earlier", &sealed), format!("{BEGIN_US}\n{}", BEGIN_US + HOUR_US), "received before");
+    let versions = "SELECT labels, labels_incarnation, labels_batch FROM tidegate.device";
+    assert_eq!(server.sql("earlier", versions), "{\"site\": \"north\"}|0|1", "labels older than any to come");
+    let index = "SELECT to_regclass('tidegate.rollup_received') IS NOT NULL";
+    assert_eq!(server.sql("earlier", index), "t");
+    assert_eq!(shard.export(slot(&name), Part::Windows, None, 100).await.unwrap().len(), 4, "nothing is lost");
+}
+
 /// All that a move does, as the mover does it.
 async fn moved(from: &dyn Shard, to: &dyn Shard, epoch: Epoch) -> Result<(), ShardError> {
     let set =

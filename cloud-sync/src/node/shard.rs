@@ -290,13 +290,16 @@ fn check_writable(slot: u16, found: Option<&Fence>, epoch: Epoch, importing_only
 
 /// Lengths of windows that a shard may hold: each row looks for windows of all others.
 const LENGTHS_MAX: usize = 32;
+/// With more of them, retention looks whether there are windows of each.
+const LENGTHS_MANY: usize = LENGTHS_MAX / 2;
 
 fn check_lengths(lengths: usize) -> Result<(), ShardError> {
     if lengths <= LENGTHS_MAX {
         return Ok(());
     }
     Err(ShardError::Refused(format!(
-        "a shard holds windows of at most {LENGTHS_MAX} lengths: use one window.length for all gateways"
+        "a shard holds windows of at most {LENGTHS_MAX} lengths: use one window.length for all gateways; \
+         a length is free again when retention.summaries has removed its windows"
     )))
 }
 

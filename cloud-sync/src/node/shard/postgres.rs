@@ -8,14 +8,24 @@
 
 /// Rows to answers.
 mod answer;
+/// Devices, their numbers and their labels.
+mod devices;
+/// What a shard may do with each slot.
+mod fences;
+/// What a push does.
+mod push;
 /// What is left when windows are retired.
 mod retire;
 /// Hours and days.
 mod rollup;
+/// Rows to SQL and back.
+mod rows;
 /// Tables, their versions, partitions.
 mod schema;
-/// Rows to SQL and back.
-mod store;
+/// Which batches of a gateway are here, and who may send more.
+mod senders;
+/// Whole slots, as moves see them.
+mod slots;
 
 use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::causes;
@@ -25,12 +35,12 @@ use crate::uplink::Held;
 use crate::wire::HeldWindow;
 use async_trait::async_trait;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
+use fences::Fences;
 use model::Micros;
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use store::Fences;
 use tokio::sync::OnceCell;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls};
@@ -111,33 +121,33 @@ impl Shard for Postgres {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        let held = store::write(&transaction, &write).await?;
+        let held = push::write(&transaction, &write).await?;
         transaction.commit().await?;
         Ok(held)
     }
 
     async fn held(&self, gateway: &str) -> Result<Held, ShardError> {
         let client = self.connection().await?;
-        let rows = client.query(store::SENDER, &[&gateway]).await?;
-        Ok(rows.first().map_or_else(Held::default, |row| store::sender_of(gateway, row).1))
+        let rows = client.query(senders::SENDER, &[&gateway]).await?;
+        Ok(rows.first().map_or_else(Held::default, |row| senders::sender_of(gateway, row).1))
     }
 
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        store::beat(&transaction, &beat, &sender, fence).await?;
+        senders::beat(&transaction, &beat, &sender, fence).await?;
         Ok(transaction.commit().await?)
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {
-        store::beats(&**self.connection().await?).await
+        senders::beats(&**self.connection().await?).await
     }
 
     async fn aggregate(&self, question: Question) -> Result<Partial, ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
-        let snapshot = store::snapshot(client).await?;
+        let snapshot = schema::snapshot(client).await?;
         self.fences.check(&snapshot, &question.fences).await?;
         answer::aggregate(&snapshot, &question).await
     }
@@ -151,7 +161,7 @@ impl Shard for Postgres {
     ) -> Result<Vec<Known>, ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
-        let snapshot = store::snapshot(client).await?;
+        let snapshot = schema::snapshot(client).await?;
         self.fences.check(&snapshot, &fences).await?;
         answer::devices(&snapshot, &patterns, after, limit, &fences).await
     }
@@ -165,42 +175,42 @@ impl Shard for Postgres {
     ) -> Result<Vec<HeldWindow>, ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
-        let snapshot = store::snapshot(client).await?;
+        let snapshot = schema::snapshot(client).await?;
         self.fences.check(&snapshot, &fences).await?;
         answer::windows(&snapshot, &gateway, after, limit, &fences).await
     }
 
     async fn fences(&self) -> Result<Vec<Fence>, ShardError> {
-        Ok(store::fences(&**self.connection().await?).await?.into_values().collect())
+        Ok(fences::fences(&**self.connection().await?).await?.into_values().collect())
     }
 
     async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        store::set_fences(&transaction, &fences).await?;
+        fences::set_fences(&transaction, &fences).await?;
         Ok(transaction.commit().await?)
     }
 
     async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        store::export(&**self.connection().await?, slot, part, after.as_ref(), limit).await
+        slots::export(&**self.connection().await?, slot, part, after.as_ref(), limit).await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
-        store::inhabited(&**self.connection().await?, &slots).await
+        devices::inhabited(&**self.connection().await?, &slots).await
     }
 
     async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
-        store::export_names(&**self.connection().await?, slot).await
+        devices::export_names(&**self.connection().await?, slot).await
     }
 
     async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        store::lock_and_check(&transaction, &fences, true).await?;
+        fences::lock_and_check(&transaction, &fences, true).await?;
         match part {
-            Part::Windows => store::put_rows(&transaction, &rows).await?,
+            Part::Windows => rows::put_rows(&transaction, &rows).await?,
             Part::Sealed => retire::import_sealed(&transaction, &rows).await?,
         }
         Ok(transaction.commit().await?)
@@ -216,20 +226,20 @@ impl Shard for Postgres {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        store::lock_and_check(&transaction, &[(slot, epoch)], true).await?;
-        store::import_names(&transaction, slot, &known, &beats).await?;
+        fences::lock_and_check(&transaction, &[(slot, epoch)], true).await?;
+        devices::import_names(&transaction, slot, &known, &beats).await?;
         Ok(transaction.commit().await?)
     }
 
     async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
-        store::digests(&**self.connection().await?, slot).await
+        slots::digests(&**self.connection().await?, slot).await
     }
 
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {
         let mut pooled = self.connection().await?;
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
-        let rows = store::delete(&transaction, fence, limit).await?;
+        let rows = slots::delete(&transaction, fence, limit).await?;
         transaction.commit().await?;
         Ok(rows)
     }
@@ -249,7 +259,7 @@ impl Shard for Postgres {
     }
 
     async fn size(&self) -> Result<(u64, u64), ShardError> {
-        store::size(&**self.connection().await?).await
+        schema::size(&**self.connection().await?).await
     }
 
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {

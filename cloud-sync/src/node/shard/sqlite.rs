@@ -7,10 +7,22 @@
 
 /// Rows to answers.
 mod answer;
+/// Devices, their numbers and their labels.
+mod devices;
+/// What a shard may do with each slot.
+mod fences;
+/// What a push does.
+mod push;
 /// Hours and days, from the windows in them; and what is left when those are retired.
 mod rollup;
 /// Rows to SQL and back.
-mod store;
+mod rows;
+/// Tables, settings and versions.
+mod schema;
+/// Which batches of a gateway are here, and who may send more.
+mod senders;
+/// Whole slots, as moves see them.
+mod slots;
 
 use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::node::row::{Key, Row};
@@ -18,6 +30,7 @@ use crate::placement::Epoch;
 use crate::uplink::Held;
 use crate::wire::HeldWindow;
 use async_trait::async_trait;
+use fences::Fences;
 use model::Micros;
 use rusqlite::Connection;
 use std::collections::BTreeMap;
@@ -25,7 +38,6 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use store::Fences;
 use tokio::sync::oneshot;
 
 /// Jobs that wait for the writing thread; one more is refused for now.
@@ -59,7 +71,7 @@ impl From<rusqlite::Error> for ShardError {
 impl Sqlite {
     /// Opens the file, created if there is none.
     pub fn open(path: &Path) -> Result<Self, ShardError> {
-        let connection = store::open(path)?;
+        let connection = schema::open(path)?;
         let (jobs, waiting) = sync_channel(QUEUE);
         let name = path.file_stem().map_or("shard".into(), |stem| stem.to_string_lossy().into_owned());
         std::thread::Builder::new().name(name).spawn(move || write(connection, &waiting)).map_err(down)?;
@@ -96,7 +108,7 @@ impl Sqlite {
             let idle = readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let db = match idle {
                 Some(db) => db,
-                None => store::open_reader(&path)?,
+                None => schema::open_reader(&path)?,
             };
             db.execute_batch("BEGIN")?;
             let checked = fences.map_or(Ok(()), |fences| known.check(&db, &fences));
@@ -142,20 +154,20 @@ fn write(connection: Connection, waiting: &Receiver<Job>) {
 #[async_trait]
 impl Shard for Sqlite {
     async fn write(&self, write: Write) -> Result<Held, ShardError> {
-        self.change(move |db| store::write(db, &write)).await
+        self.change(move |db| push::write(db, &write)).await
     }
 
     async fn held(&self, gateway: &str) -> Result<Held, ShardError> {
         let gateway = gateway.to_owned();
-        self.read(None, move |db| Ok(store::sender(db, &gateway)?.map_or_else(Held::default, |(_, held)| held))).await
+        self.read(None, move |db| Ok(senders::sender(db, &gateway)?.map_or_else(Held::default, |(_, held)| held))).await
     }
 
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
-        self.change(move |db| store::beat(db, &beat, &sender, fence)).await
+        self.change(move |db| senders::beat(db, &beat, &sender, fence)).await
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {
-        self.read(None, store::beats).await
+        self.read(None, senders::beats).await
     }
 
     async fn aggregate(&self, question: Question) -> Result<Partial, ShardError> {
@@ -186,27 +198,27 @@ impl Shard for Sqlite {
     }
 
     async fn fences(&self) -> Result<Vec<Fence>, ShardError> {
-        self.read(None, |db| Ok(store::fences(db)?.into_values().collect())).await
+        self.read(None, |db| Ok(fences::fences(db)?.into_values().collect())).await
     }
 
     async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError> {
-        self.change(move |db| store::set_fences(db, &fences)).await
+        self.change(move |db| fences::set_fences(db, &fences)).await
     }
 
     async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        self.read(None, move |db| store::export(db, slot, part, after.as_ref(), limit)).await
+        self.read(None, move |db| slots::export(db, slot, part, after.as_ref(), limit)).await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
-        self.read(None, move |db| store::inhabited(db, &slots)).await
+        self.read(None, move |db| devices::inhabited(db, &slots)).await
     }
 
     async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
-        self.read(None, move |db| store::export_names(db, slot)).await
+        self.read(None, move |db| devices::export_names(db, slot)).await
     }
 
     async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
-        self.change(move |db| store::import(db, &rows, part, &fences)).await
+        self.change(move |db| slots::import(db, &rows, part, &fences)).await
     }
 
     async fn import_names(
@@ -216,15 +228,15 @@ impl Shard for Sqlite {
         beats: Vec<Beat>,
         epoch: Epoch,
     ) -> Result<(), ShardError> {
-        self.change(move |db| store::import_names(db, slot, &known, &beats, epoch)).await
+        self.change(move |db| devices::import_names(db, slot, &known, &beats, epoch)).await
     }
 
     async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
-        self.read(None, move |db| store::digests(db, slot)).await
+        self.read(None, move |db| slots::digests(db, slot)).await
     }
 
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {
-        self.change(move |db| store::delete(db, fence, limit)).await
+        self.change(move |db| slots::delete(db, fence, limit)).await
     }
 
     async fn forget_batches(&self) -> Result<(), ShardError> {

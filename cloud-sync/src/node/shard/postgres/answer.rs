@@ -1,8 +1,9 @@
 //! Rows to answers, in one snapshot.
 
 use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
+use super::devices::{labels_of, slot_of};
 use super::rollup::{LONG, SHORT};
-use super::store::{COLUMNS, labels_of, metrics_of, slot_of};
+use super::rows::{COLUMNS, metrics_of};
 use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;

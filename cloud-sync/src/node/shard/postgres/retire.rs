@@ -4,12 +4,13 @@
 //! go only when their hour is there and not stale, while nobody writes; nothing more is taken for
 //! what is sealed, so that it stays what all of its windows came to.
 
+use super::devices::devices_of;
 use super::rollup::SHORT;
+use super::rows::{Columns, TYPES, mark_stale};
 use super::schema::LOCK;
-use super::store::{Columns, TYPES, devices_of, mark_stale};
 use crate::node::row::Row;
-use crate::node::shard::ShardError;
 use crate::node::shard::merge::{DAY_US, HOUR_US};
+use crate::node::shard::{LENGTHS_MANY, ShardError};
 use futures_util::pin_mut;
 use model::Micros;
 use model::time::window_start;
@@ -22,13 +23,18 @@ use tokio_postgres::{GenericClient, Transaction};
 /// no hour are as coarse as rollups, and stay.
 pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
     let due = "SELECT 1 FROM tidegate.rollup WHERE length_us = $1 AND revision = 0 AND received_us < $2 LIMIT 1";
-    if db.query_opt(due, &[&HOUR_US, &until_us]).await?.is_none() {
+    let is_due = db.query_opt(due, &[&HOUR_US, &until_us]).await?.is_some();
+    let lengths: i64 = db.query_one("SELECT count(*) FROM tidegate.length", &[]).await?.get(0);
+    if !is_due && lengths as usize <= LENGTHS_MANY {
         return Ok(0);
     }
     // Whoever reads for long must not make all writes wait behind this.
     db.batch_execute("SET LOCAL lock_timeout = '2s'").await?;
     // Alone: no write is under way that has not marked its hours stale yet.
     db.query("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    if !is_due {
+        return forget_lengths(db).await.map(|()| 0);
+    }
     db.execute(
         "INSERT INTO tidegate.meta VALUES ('retired_us', $1) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
         &[&until_us],
@@ -54,6 +60,14 @@ pub(super) async fn retire(db: &Transaction<'_>, until_us: Micros, limit: usize)
     )
     .await?;
     Ok(ids.len())
+}
+
+/// Forgets lengths of which there are no windows any more, looking for them device by device.
+async fn forget_lengths(db: &Transaction<'_>) -> Result<(), ShardError> {
+    let unused = "DELETE FROM tidegate.length l WHERE NOT EXISTS (SELECT 1 FROM tidegate.device d, LATERAL
+        (SELECT 1 FROM tidegate.summary s WHERE s.device = d.id AND s.length_us = l.length_us LIMIT 1) w)";
+    db.execute(unused, &[]).await?;
+    Ok(())
 }
 
 /// Removes the windows that fit into some hours.

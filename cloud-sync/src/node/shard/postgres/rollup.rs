@@ -1,9 +1,10 @@
 //! Hours and days, from the windows in them.
 
 use super::super::merge::{DAY_US, HOUR_US};
+use super::devices::slot_of;
 use super::retire::Seals;
+use super::rows::{COLUMNS, Columns, TYPES, metrics_of};
 use super::schema::LOCK;
-use super::store::{COLUMNS, Columns, TYPES, metrics_of, slot_of};
 use crate::node::row::{Key, Row, Version};
 use crate::node::shard::ShardError;
 use futures_util::pin_mut;

@@ -7,7 +7,7 @@ use super::super::merge::DAY_US;
 use super::ShardError;
 use model::Micros;
 use model::time::window_start;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
 
 /// The lock that all transactions share which rely on fences, and that changing fences takes alone.
 pub(super) const LOCK: i64 = 0x5449_4445_434c_4f55;
@@ -127,4 +127,24 @@ pub(super) async fn add_partitions(client: &Client, now_us: Micros) -> Result<()
         }
     }
     Ok(())
+}
+
+/// A snapshot that only reads.
+pub(super) async fn snapshot(client: &mut Client) -> Result<Transaction<'_>, ShardError> {
+    let snapshot = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let snapshot = snapshot.start().await?;
+    // Before the snapshot is taken: a partition that is dropped must not vanish from under it.
+    snapshot.batch_execute("LOCK TABLE tidegate.summary IN ACCESS SHARE MODE").await?;
+    Ok(snapshot)
+}
+
+pub(super) async fn size(db: &impl GenericClient) -> Result<(u64, u64), ShardError> {
+    let row = db
+        .query_one(
+            "SELECT (SELECT count(*) FROM tidegate.summary), (SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'tidegate' AND c.relkind = 'r')",
+            &[],
+        )
+        .await?;
+    Ok((row.get::<_, i64>(0) as u64, row.get::<_, i64>(1) as u64))
 }

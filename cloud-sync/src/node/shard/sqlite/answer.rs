@@ -1,6 +1,7 @@
 //! Rows to answers, in one snapshot.
 
-use super::store::{COLUMNS, slot_of, take_metrics};
+use super::devices::slot_of;
+use super::rows::{COLUMNS, take_metrics};
 use crate::node::shard::merge::{Asked, DAY_US, HOUR_US, Merger, Spans, fits};
 use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError};
 use crate::placement::Epoch;

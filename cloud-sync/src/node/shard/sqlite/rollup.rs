@@ -5,10 +5,11 @@
 //! go only when their hour is there and not stale, and from then on it is *sealed* (`revision` 1):
 //! never computed again, and nothing more is taken for it.
 
-use super::store::{COLUMNS, lengths, put_row, slot_of, take_metrics};
+use super::devices::slot_of;
+use super::rows::{COLUMNS, lengths, put_row, take_metrics};
 use crate::node::row::{Key, Row, Version};
-use crate::node::shard::ShardError;
 use crate::node::shard::merge::{DAY_US, HOUR_US, fits};
+use crate::node::shard::{LENGTHS_MANY, ShardError};
 use model::time::window_start;
 use model::{Micros, Summary};
 use rusqlite::{Connection, params};
@@ -75,8 +76,17 @@ pub(super) fn retire(db: &Connection, until_us: Micros, limit: usize) -> Result<
     }
     if !hours.is_empty() {
         db.execute("INSERT OR REPLACE INTO meta VALUES ('retired_us', ?1)", [until_us])?;
+    } else if lengths(db)?.len() > LENGTHS_MANY {
+        forget_lengths(db)?;
     }
     Ok(hours.len())
+}
+
+/// Forgets lengths of which there are no windows any more.
+fn forget_lengths(db: &Connection) -> rusqlite::Result<()> {
+    let looks_by_device = "DELETE FROM length WHERE NOT EXISTS
+        (SELECT 1 FROM device d CROSS JOIN summary s WHERE s.device = d.id AND s.length_us = length.length_us)";
+    db.execute(looks_by_device, []).map(drop)
 }
 
 /// From now on the hour is its rollup.

@@ -1,0 +1,80 @@
+//! Which batches of a gateway are here, who may send more, and what gateways say of themselves.
+
+use super::fences::lock_and_check;
+use crate::node::shard::{Beat, Sender, ShardError};
+use crate::placement::Epoch;
+use crate::uplink::Held;
+use tokio_postgres::{GenericClient, Row as SqlRow};
+
+pub(super) const SENDER: &str =
+    "SELECT incarnation, starts, session, highest, recent FROM tidegate.sender WHERE gateway = $1";
+
+pub(super) fn sender_of(gateway: &str, row: &SqlRow) -> (Sender, Held) {
+    let number = |at: usize| row.get::<_, i64>(at) as u64;
+    let sender = Sender { gateway: gateway.into(), incarnation: number(0), starts: number(1), session: number(2) };
+    (sender, Held { highest: number(3), recent: number(4) })
+}
+
+pub(super) async fn put_sender(db: &impl GenericClient, sender: &Sender, held: Held) -> Result<(), ShardError> {
+    db.execute(
+        "INSERT INTO tidegate.sender VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (gateway) DO UPDATE SET
+            incarnation = excluded.incarnation, starts = excluded.starts, session = excluded.session,
+            highest = excluded.highest, recent = excluded.recent",
+        &[
+            &&*sender.gateway,
+            &(sender.incarnation as i64),
+            &(sender.starts as i64),
+            &(sender.session as i64),
+            &(held.highest as i64),
+            &(held.recent as i64),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Who is known to send, whose next batch waits for the end of this transaction.
+pub(super) async fn known_sender(db: &impl GenericClient, from: &Sender) -> Result<Held, ShardError> {
+    let gateway: &str = &from.gateway;
+    db.execute("INSERT INTO tidegate.sender VALUES ($1, 0, 0, 0, 0, 0) ON CONFLICT (gateway) DO NOTHING", &[&gateway])
+        .await?;
+    let row = db.query_one(&format!("{SENDER} FOR UPDATE"), &[&gateway]).await?;
+    let (known, held) = sender_of(gateway, &row);
+    from.check(&known)?;
+    Ok(held)
+}
+
+pub(super) async fn beat(
+    db: &impl GenericClient,
+    beat: &Beat,
+    from: &Sender,
+    fence: (u16, Epoch),
+) -> Result<(), ShardError> {
+    lock_and_check(db, &[fence], false).await?;
+    let held = known_sender(db, from).await?;
+    put_sender(db, from, held).await?;
+    put_beat(db, beat, fence.0).await
+}
+
+pub(super) async fn put_beat(db: &impl GenericClient, beat: &Beat, slot: u16) -> Result<(), ShardError> {
+    let body = serde_json::to_string(beat).unwrap_or_default();
+    db.execute(
+        "INSERT INTO tidegate.gateway AS g VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO UPDATE SET
+            slot = excluded.slot, seen_us = excluded.seen_us, beat = excluded.beat WHERE excluded.seen_us >= g.seen_us",
+        &[&beat.gateway, &i32::from(slot), &beat.seen_us, &body],
+    )
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn beats(db: &impl GenericClient) -> Result<Vec<Beat>, ShardError> {
+    // Those that have moved away are told by the shard that they live in now.
+    let rows = db
+        .query(
+            "SELECT g.beat FROM tidegate.gateway g JOIN tidegate.slot s ON s.slot = g.slot
+             WHERE s.state IN ('open', 'fenced') ORDER BY g.id",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect())
+}

@@ -203,6 +203,50 @@ async fn lengths_of_windows_are_bounded_and_free_again_in_both_engines() {
     lengths_are_free_again(&shard).await;
 }
 
+/// Writes so large that they are copied: windows that are new, known, or newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = postgres();
+    let database = Postgres::new(&server.database("large")).unwrap();
+    database.roll_up(BEGIN_US, 1).await.unwrap();
+    for shard in [&database as &dyn Shard, &Sqlite::open(&directory.path().join("s")).unwrap()] {
+        let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
+        shard.set_fences(open.collect()).await.unwrap();
+        let name = device(0);
+        let write = async |batch: u64, windows: std::ops::Range<i64>, revision: u64| {
+            let of = |n: i64| {
+                let mut row = row(&name, MINUTE_US, BEGIN_US + n * MINUTE_US, END_US);
+                row.version.revision = revision;
+                row.metrics.get_mut("m").unwrap().texts = batch;
+                row
+            };
+            let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
+            let (expected, rows) = (Held::default(), windows.map(of).collect());
+            shard.write(Write { sender, batch, expected, rows, labels: Vec::new(), fences: fences(1) }).await.unwrap();
+        };
+        write(1, 0..400, 1).await;
+        write(2, 200..600, 1).await;
+        write(3, 500..900, 2).await;
+        write(4, 1_000..1_400, 1).await;
+        let rows = shard.export(slot(&name), Part::Windows, None, 2_000).await.unwrap();
+        let found: Vec<(i64, u64)> =
+            rows.iter().map(|row| ((row.key.start_us - BEGIN_US) / MINUTE_US, row.metrics["m"].texts)).collect();
+        let by = |range: std::ops::Range<i64>, batch: u64| range.map(move |n| (n, batch));
+        let expected = by(0..400, 1).chain(by(400..500, 2)).chain(by(500..900, 3)).chain(by(1_000..1_400, 4));
+        assert_eq!(found, expected.collect::<Vec<_>>());
+        let mut hours = 0;
+        loop {
+            let rolled = shard.roll_up(END_US, 1_000).await.unwrap() + shard.roll_up(END_US, 1_000).await.unwrap();
+            hours += rolled;
+            if rolled == 0 {
+                break;
+            }
+        }
+        assert_eq!(hours, 23, "all hours of what was written are stale");
+    }
+}
+
 /// Version 1 is made by taking back what version 2 added.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all_that_is_in_it() {

@@ -8,8 +8,8 @@
 //! A day of a series is kept in *parts*: folding adds one, and merges it with those before it
 //! once there are several that are not larger, so that parts are few and each reading is
 //! written a few times only. When the day is over they become one. Parts that folding adds are
-//! small, and those of one fold lie together: a page that is written is full of them. What has
-//! become one lies by series: a question finds the days' rows side by side.
+//! small, and those of one fold lie together: a page that is written is full of them. What they
+//! become when the day is over lies by series: a question finds the day's rows side by side.
 
 /// Columns of numbers as bytes.
 mod column;

@@ -189,6 +189,13 @@ pub enum Step {
         /// Those to write.
         chunks: Vec<Chunk>,
     },
+    /// Gives chunks other ids, each as low or lower, in order; what they replaced must be gone.
+    Rename {
+        /// What has been replaced.
+        remove: Vec<i64>,
+        /// Before, and from now on.
+        ids: Vec<(i64, i64)>,
+    },
     /// Removes batches that are in chunks.
     RemoveBatches {
         /// The last one.

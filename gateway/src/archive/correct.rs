@@ -32,20 +32,21 @@ impl Folder {
     /// Keeps what a restart has to know of the clock, and makes the corrections that wait.
     pub(super) fn keep_time(&self, db: &Connection) -> Result<(), Interrupted> {
         let Clock::System(trust) = &self.clock else { return Ok(()) };
-        self.keep_ledger(trust)?;
-        while let Some(correction) = trust.next_correction() {
+        loop {
+            let next = trust.next_correction();
+            // What is to be made now is on disk first: questions and a restart know of it.
+            self.keep_ledger(trust)?;
+            let Some(correction) = next else { return Ok(()) };
             let moved = self.correct(db, &correction)?;
             trust.corrected(correction);
             // Nothing that was held back may be forgotten.
             self.forward(&correction).inspect_err(|_| trust.restore(vec![correction]))?;
-            self.keep_ledger(trust)?;
             self.metrics.corrected.inc_by(moved);
             if correction.shift_us != 0 {
                 let by_s = correction.shift_us / 1_000_000;
                 tracing::info!("the clock has been set: {moved} readings were received {by_s} s later than they said");
             }
         }
-        Ok(())
     }
 
     fn keep_ledger(&self, trust: &Trust) -> Result<(), Interrupted> {

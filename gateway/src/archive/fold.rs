@@ -261,11 +261,11 @@ impl Folder {
     ) -> Result<(), Interrupted> {
         let (places, received_us) = read_batches(db, &lot, &series)?;
         let days: BTreeSet<i64> = places.iter().map(|((day, _), _)| *day).collect();
-        self.renumber(db, &days)?;
+        self.renumber(db, days.iter().copied())?;
         state.untidy.note(places.iter().map(|(place, _)| *place));
         let raw = Raw::open(db)?;
-        let next = days.into_iter().map(|day| Ok((day, raw.next_part(day)?))).collect::<Result<_, ReadError>>()?;
-        let parts: BTreeMap<i64, i64> = next;
+        let part = |day| Ok((day, raw.next_part(day)?));
+        let parts = days.into_iter().map(part).collect::<Result<BTreeMap<i64, i64>, ReadError>>()?;
         let (mut slice, mut slice_bytes) = (Vec::new(), 0);
         for ((day, series), builder) in places {
             let new = New { part: parts[&day], seq: lot.end, received_us };

@@ -5,7 +5,7 @@
 //! day touches only that day's chunks of that series; batches are read once for all series of
 //! a question; what cannot be decoded is an error, since an answer without it would be wrong.
 
-use super::{DAY_US, PARTS_BY_SERIES, chunk, chunk_id, day, day_of, part_of, series_of};
+use super::{BY_PART, DAY_US, PARTS_BY_SERIES, SERIES_BITS, chunk, chunk_id, day, day_of, part_of, series_of};
 use crate::journal::{ReadError, batch, schema};
 use crate::readings::{Points, Readings};
 use model::{Micros, Value};
@@ -34,6 +34,9 @@ pub struct Tail {
 }
 
 const UNWANTED: u32 = u32::MAX;
+
+// The index `chunk_by_part` is found by these very numbers.
+const _: () = assert!(BY_PART == 1_099_511_627_776 && (1 << SERIES_BITS) - 1 == 33_554_431);
 
 /// Columns of a series' day, in order of parts, those for which a condition holds: `?1` and `?2`
 /// bound the rows that lie by series, `?3` and `?4` are day and series of those that lie by part.
@@ -172,7 +175,7 @@ impl<'db> Raw<'db> {
         let mut query = self
             .snapshot
             .prepare_cached("SELECT id FROM chunk WHERE id BETWEEN ?1 AND ?2 AND seq <= ?3 ORDER BY id DESC LIMIT 1")?;
-        let (first, last) = (chunk_id(day, 0, PARTS_BY_SERIES), chunk_id(day + 1, 0, 0) - 1);
+        let [first, last] = by_part(day);
         let last: Option<i64> = query.query_row([first, last, self.archived_seq], |row| row.get(0)).optional()?;
         Ok(last.map_or(PARTS_BY_SERIES, |id| part_of(id) + 1))
     }
@@ -180,8 +183,7 @@ impl<'db> Raw<'db> {
     /// The series that have parts of a day that lie by part.
     pub(super) fn series_by_part(&self, day: i64) -> Result<BTreeSet<u32>, ReadError> {
         let mut query = self.snapshot.prepare_cached("SELECT id FROM chunk WHERE id BETWEEN ?1 AND ?2")?;
-        let ids = [chunk_id(day, 0, PARTS_BY_SERIES), chunk_id(day + 1, 0, 0) - 1];
-        Ok(query.query_map(ids, |row| row.get(0).map(series_of))?.collect::<Result<_, _>>()?)
+        Ok(query.query_map(by_part(day), |row| row.get(0).map(series_of))?.collect::<Result<_, _>>()?)
     }
 
     /// The parts of a series' day.
@@ -318,6 +320,11 @@ impl<'db> Raw<'db> {
         }
         Ok(())
     }
+}
+
+/// The first and the last id that lie by part on a day.
+fn by_part(day: i64) -> [i64; 2] {
+    [chunk_id(day, 0, PARTS_BY_SERIES), chunk_id(day + 1, 0, 0) - 1]
 }
 
 /// What [`of_place`] asks for.

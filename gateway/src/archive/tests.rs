@@ -8,7 +8,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::journal::schema::{self, Store};
 use crate::journal::steps::write_step;
-use crate::journal::{Intake, batch};
+use crate::journal::{Chore, Intake, Step, batch};
 use crate::readings::{Points, Readings};
 use model::Value;
 use proptest::prelude::*;
@@ -93,13 +93,10 @@ fn read_all(path: &Path) -> Expected {
     all
 }
 
-/// Runs the folder and does its steps, `steps` at most, looking at the store after each.
-fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
-    let intake = Arc::new(Intake::new(1 << 20));
-    let stop = CancellationToken::new();
-    let folder = Folder {
+fn folder(store: &Store) -> Folder {
+    Folder {
         store: store.path.clone(),
-        intake: Arc::clone(&intake),
+        intake: Arc::new(Intake::new(1 << 20)),
         metrics: Arc::default(),
         levels: Levels::settle(&store.connection, 60 * SECOND_US, &[]).unwrap(),
         retention: Retention { raw_us: None, summaries_us: None, rollups_us: Vec::new(), budget_bytes: None },
@@ -108,21 +105,33 @@ fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
         clock: Clock::system(),
         catalog: Arc::new(crate::catalog::Catalog::new(1, 1, 0)),
         disturbed: std::sync::mpsc::channel().0,
-        stop: stop.clone(),
-    };
+        stop: CancellationToken::new(),
+    }
+}
+
+/// Does the steps that wait, as the writer does, and looks after each.
+fn do_steps(store: &Store, intake: &Intake, mut look: impl FnMut(&Step)) {
+    let load = intake.take(Duration::ZERO, crate::journal::Parcel::default());
+    for Chore { step, done } in load.chores {
+        let db = store.connection.unchecked_transaction().unwrap();
+        write_step(&db, &step).unwrap();
+        db.commit().unwrap();
+        look(&step);
+        let _ = done.map(|done| done.send(0));
+    }
+}
+
+/// Runs the folder and does its steps, `steps` at most, looking at the store after each.
+fn fold(store: &Store, steps: usize, expected: &Expected) -> usize {
+    let folder = folder(store);
+    let (intake, stop) = (Arc::clone(&folder.intake), folder.stop.clone());
     let folding = std::thread::spawn(move || folder.run());
     let mut done_steps = 0;
     while done_steps < steps && !is_folded(store) {
-        let load = intake.take(Duration::ZERO, crate::journal::Parcel::default());
-        for chore in load.chores {
-            let (step, done) = (chore.step, chore.done);
-            let db = store.connection.unchecked_transaction().unwrap();
-            write_step(&db, &step).unwrap();
-            db.commit().unwrap();
+        do_steps(store, &intake, |step| {
             done_steps += 1;
             assert_eq!(&read_all(&store.path), expected, "after {step:?}");
-            let _ = done.map(|done| done.send(0));
-        }
+        });
     }
     stop.cancel();
     folding.join().unwrap().unwrap();
@@ -192,6 +201,37 @@ fn a_day_with_too_many_parts_begins_anew() {
     let mut ids = store.connection.prepare("SELECT id FROM chunk ORDER BY id").unwrap();
     let ids: Vec<i64> = ids.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(ids, [chunk_id(0, 1, 0), chunk_id(0, 1, PARTS_BY_SERIES)]);
+}
+
+#[test]
+fn a_part_that_cannot_be_read_does_not_keep_numbers_from_beginning_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = schema::open(directory.path()).unwrap();
+    let mut expected = Expected::new();
+    let rows = |n: f64| [(1, 5, Value::Number(n)), (2, 5, Value::Number(n)), (2, 6, Value::Number(n))];
+    commit(&store, 1, &rows(1.0), &mut expected);
+    fold(&store, usize::MAX, &expected);
+    let db = &store.connection;
+    db.execute("UPDATE chunk SET id = id + (30000 << 25)", []).unwrap();
+    let number = 30_000 + PARTS_BY_SERIES;
+    let body: Vec<u8> =
+        db.query_row("SELECT body FROM chunk WHERE id = ?1", [chunk_id(0, 1, number)], |row| row.get(0)).unwrap();
+    db.execute("UPDATE chunk SET body = x'00' WHERE id = ?1", [chunk_id(0, 1, number)]).unwrap();
+    let folder = folder(&store);
+    let intake = Arc::clone(&folder.intake);
+    let renumbering = std::thread::spawn(move || {
+        let db = schema::open_reader(&folder.store).unwrap();
+        let done = folder.renumber(&db, [0].into_iter()).is_ok();
+        folder.intake.close();
+        done
+    });
+    while !renumbering.is_finished() {
+        do_steps(&store, &intake, |_| {});
+    }
+    assert!(renumbering.join().unwrap());
+    db.execute("UPDATE chunk SET body = ?2 WHERE id = ?1", rusqlite::params![chunk_id(0, 1, 0), body]).unwrap();
+    assert_eq!(read_all(&store.path), expected);
+    assert_eq!(Raw::open(db).unwrap().next_part(0).unwrap(), PARTS_BY_SERIES);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use super::{DAY_US, PARTS_BY_SERIES, PARTS_MAX, chunk, chunk_id, day, day_of, pa
 use crate::journal::{Chunk, ReadError, Step, schema};
 use crate::window::OLD_AFTER_US;
 use rusqlite::Connection;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::mem::take;
 use std::time::{Duration, Instant};
 
 /// Days remembered; those beyond stay in parts.
@@ -64,7 +65,7 @@ impl Folder {
         let raw = Raw::open(db)?;
         let mut wholes = Vec::new();
         for place in &due {
-            match self.whole(&raw, *place, true) {
+            match self.whole(&raw, *place) {
                 Ok(whole) => wholes.extend(whole),
                 Err(e) => tracing::error!("a day stays in parts: {e}"),
             }
@@ -77,31 +78,39 @@ impl Folder {
         Ok(due.len() == LOT)
     }
 
-    /// Days that have nearly run out of part numbers begin anew: all that is there comes to lie by series.
-    pub(super) fn renumber(&self, db: &Connection, days: &BTreeSet<i64>) -> Result<(), Interrupted> {
-        for &day in days {
+    /// Parts of days that have nearly run out of numbers come to lie by series, and numbers begin anew.
+    pub(super) fn renumber(&self, db: &Connection, days: impl Iterator<Item = i64>) -> Result<(), Interrupted> {
+        for day in days {
             let raw = Raw::open(db)?;
             if raw.next_part(day)? < (PARTS_BY_SERIES + PARTS_MAX) / 2 {
                 continue;
             }
-            let places: Vec<Place> = raw.series_by_part(day)?.into_iter().map(|series| (day, series)).collect();
+            let all = raw.series_by_part(day)?;
             drop(raw);
-            for places in places.chunks(LOT) {
-                let raw = Raw::open(db)?;
-                let wholes = places.iter().map(|&place| self.whole(&raw, place, false)).collect::<Result<Vec<_>, _>>();
-                drop(raw);
-                self.rewrite(wholes?.into_iter().flatten().collect())?;
+            let (mut remove, mut ids, mut bytes) = (Vec::new(), Vec::new(), 0);
+            for series in all {
+                let Parts { counting, covered } = Raw::open(db)?.parts(day, series)?;
+                remove.extend(covered);
+                for (part, number) in counting.into_iter().zip(0..) {
+                    bytes += part.body.len() + 64;
+                    ids.push((part.id, chunk_id(day, series, number)));
+                    if bytes >= SLICE_BYTES {
+                        self.step(Step::Rename { remove: take(&mut remove), ids: take(&mut ids) })?;
+                        bytes = 0;
+                    }
+                }
             }
+            self.step(Step::Rename { remove, ids })?;
         }
         Ok(())
     }
 
-    /// A day with its parts put together; nothing if that has to make them fewer, and would not.
-    fn whole(&self, raw: &Raw<'_>, (day, series): Place, only_if_fewer: bool) -> Result<Option<Whole>, ReadError> {
+    /// A day with its parts put together; nothing if that would not make them fewer.
+    fn whole(&self, raw: &Raw<'_>, (day, series): Place) -> Result<Option<Whole>, ReadError> {
         let Parts { counting, covered } = raw.parts(day, series)?;
         let rows: i64 = counting.iter().map(|part| part.readings).sum();
         let fewest = (rows as usize).div_ceil(chunk::ROWS_MAX);
-        if only_if_fewer && (counting.len() <= fewest || rows > ROWS_MAX) {
+        if counting.len() <= fewest || rows > ROWS_MAX {
             return Ok(None);
         }
         let received_us = counting.iter().map(|part| part.received_us).max().unwrap_or_default();
@@ -118,7 +127,7 @@ impl Folder {
             remove.extend(ids);
             chunks.extend(whole);
             if bytes >= SLICE_BYTES {
-                self.step(Step::Rewrite { remove: std::mem::take(&mut remove), chunks: std::mem::take(&mut chunks) })?;
+                self.step(Step::Rewrite { remove: take(&mut remove), chunks: take(&mut chunks) })?;
                 bytes = 0;
             }
         }

@@ -47,6 +47,12 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
             remove_chunks(db, remove)?;
             return write_chunks(db, chunks);
         }
+        Step::Rename { remove, ids } => {
+            remove_chunks(db, remove)?;
+            // In the way is at most what an interrupted fold of an earlier version has left.
+            let mut rename = db.prepare_cached("UPDATE OR REPLACE chunk SET id = ?2, covers = 0 WHERE id = ?1")?;
+            ids.iter().try_for_each(|&(id, other)| rename.execute([id, other]).map(drop))?;
+        }
         Step::RemoveBatches { seq } => {
             db.prepare_cached("DELETE FROM batch WHERE seq <= ?1")?.execute([seq])?;
         }
@@ -139,7 +145,7 @@ fn write_moved(db: &Connection, moved: &Moved) -> rusqlite::Result<u64> {
 /// Everything else that was received, made or told while the clock was wrong; done again after
 /// an interruption it changes nothing.
 fn write_received(db: &Connection, correction: &Correction) -> rusqlite::Result<()> {
-    let done = format!("{correction:?}");
+    let done = serde_json::to_string(correction).unwrap_or_default();
     if meta(db, "received_corrected")?.is_some_and(|before: String| before == done) {
         return Ok(());
     }

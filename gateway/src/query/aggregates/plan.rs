@@ -178,7 +178,7 @@ impl Plan {
 /// the first day tell.
 fn too_many(raw: &Raw<'_>, days: &[i64], series: usize) -> Result<bool, ReadError> {
     let days_of_series = (days.len() * series) as i64;
-    let (Some(&first), true) = (days.first(), days_of_series > EXACT_READINGS_MAX / 86_400) else {
+    let Some(&first) = days.first().filter(|_| days_of_series > EXACT_READINGS_MAX / 86_400) else {
         return Ok(false);
     };
     let sample =

@@ -148,6 +148,30 @@ async fn check(shard: &dyn Shard, epoch: Epoch, model: &Model) {
     assert_eq!(total(answer(shard, epoch, Some(5 * MINUTE_US)).await), total(model.answer(None)));
 }
 
+fn sender() -> Sender {
+    Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 }
+}
+
+/// All slots are there, at their first epoch.
+async fn open(shard: &dyn Shard) {
+    let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
+    shard.set_fences(open.collect()).await.unwrap();
+}
+
+/// Computes all hours that are stale; how many there were.
+async fn roll_up(shard: &dyn Shard) -> usize {
+    let mut hours = 0;
+    loop {
+        // PostgreSQL takes two looks: the first ends a generation of writes.
+        let until_us = END_US + DAY_US;
+        let rolled = shard.roll_up(until_us, 1_000).await.unwrap() + shard.roll_up(until_us, 1_000).await.unwrap();
+        if rolled == 0 {
+            return hours;
+        }
+        hours += rolled;
+    }
+}
+
 /// A row of a window without anything else to it.
 fn row(name: &Arc<str>, length_us: Micros, start_us: Micros, received_us: Micros) -> Row {
     let key = Key { slot: slot(name), gateway: GATEWAY.into(), device: Arc::clone(name), length_us, start_us };
@@ -157,12 +181,10 @@ fn row(name: &Arc<str>, length_us: Micros, start_us: Micros, received_us: Micros
 
 /// A shard takes windows of so many lengths and no more, until those of some have been retired.
 async fn lengths_are_free_again(shard: &dyn Shard) {
-    let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
-    shard.set_fences(open.collect()).await.unwrap();
+    open(shard).await;
     let write = async |batch: u64, rows: Vec<Row>| {
-        let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
         let expected = Held::default();
-        shard.write(Write { sender, batch, expected, rows, labels: Vec::new(), fences: fences(1) }).await
+        shard.write(Write { sender: sender(), batch, expected, rows, labels: Vec::new(), fences: fences(1) }).await
     };
     let lengths = (1..3_600).filter(|s| 3_600 % s == 0).map(|s| s * 1_000_000).take(33).collect::<Vec<Micros>>();
     let (last, lengths) = lengths.split_last().unwrap();
@@ -177,7 +199,7 @@ async fn lengths_are_free_again(shard: &dyn Shard) {
     let refused = write(2, one_more()).await.unwrap_err();
     assert!(matches!(refused, ShardError::Refused(_)), "{refused:?}");
     // All but the last length are retired.
-    while shard.roll_up(END_US + DAY_US, 100).await.unwrap() + shard.roll_up(END_US + DAY_US, 100).await.unwrap() > 0 {}
+    roll_up(shard).await;
     let until_us = BEGIN_US + lengths.len() as Micros - 1;
     while shard.retire(until_us, 1_000).await.unwrap() > 0 {}
     write(2, one_more()).await.unwrap();
@@ -211,8 +233,7 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
     let database = Postgres::new(&server.database("large")).unwrap();
     database.roll_up(BEGIN_US, 1).await.unwrap();
     for shard in [&database as &dyn Shard, &Sqlite::open(&directory.path().join("s")).unwrap()] {
-        let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
-        shard.set_fences(open.collect()).await.unwrap();
+        open(shard).await;
         let name = device(0);
         let write = async |batch: u64, windows: std::ops::Range<i64>, revision: u64| {
             let of = |n: i64| {
@@ -221,9 +242,11 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
                 row.metrics.get_mut("m").unwrap().texts = batch;
                 row
             };
-            let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
             let (expected, rows) = (Held::default(), windows.map(of).collect());
-            shard.write(Write { sender, batch, expected, rows, labels: Vec::new(), fences: fences(1) }).await.unwrap();
+            shard
+                .write(Write { sender: sender(), batch, expected, rows, labels: Vec::new(), fences: fences(1) })
+                .await
+                .unwrap();
         };
         write(1, 0..400, 1).await;
         write(2, 200..600, 1).await;
@@ -235,15 +258,7 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
         let by = |range: std::ops::Range<i64>, batch: u64| range.map(move |n| (n, batch));
         let expected = by(0..400, 1).chain(by(400..500, 2)).chain(by(500..900, 3)).chain(by(1_000..1_400, 4));
         assert_eq!(found, expected.collect::<Vec<_>>());
-        let mut hours = 0;
-        loop {
-            let rolled = shard.roll_up(END_US, 1_000).await.unwrap() + shard.roll_up(END_US, 1_000).await.unwrap();
-            hours += rolled;
-            if rolled == 0 {
-                break;
-            }
-        }
-        assert_eq!(hours, 23, "all hours of what was written are stale");
+        assert_eq!(roll_up(shard).await, 23, "all hours of what was written are stale");
     }
 }
 
@@ -253,16 +268,14 @@ async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all
     let server = postgres();
     let url = server.database("earlier");
     let shard = Postgres::new(&url).unwrap();
-    let open = fences(1).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
-    shard.set_fences(open.collect()).await.unwrap();
+    open(&shard).await;
     let name = device(0);
     let rows = (0..4).map(|hour| row(&name, MINUTE_US, BEGIN_US + hour * HOUR_US, BEGIN_US + hour)).collect();
-    let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
     let labels = BTreeMap::from([("site".to_owned(), "north".to_owned())]);
     let labels = vec![Labelled { slot: slot(&name), device: Arc::clone(&name), labels }];
-    let write = Write { sender, batch: 9, expected: Held::default(), rows, labels, fences: fences(1) };
+    let write = Write { sender: sender(), batch: 9, expected: Held::default(), rows, labels, fences: fences(1) };
     shard.write(write).await.unwrap();
-    while shard.roll_up(END_US, 100).await.unwrap() + shard.roll_up(END_US, 100).await.unwrap() > 0 {}
+    roll_up(&shard).await;
     drop(shard);
     let retired_us = BEGIN_US + 2;
     server.sql(
@@ -317,8 +330,7 @@ async fn moved(from: &dyn Shard, to: &dyn Shard, epoch: Epoch) -> Result<(), Sha
 }
 
 async fn rolled_up(shard: &dyn Shard, model: &mut Model) {
-    // PostgreSQL takes two looks: the first ends a generation of writes.
-    while shard.roll_up(END_US + DAY_US, 100).await.unwrap() + shard.roll_up(END_US + DAY_US, 100).await.unwrap() > 0 {}
+    roll_up(shard).await;
     model.stale.clear();
 }
 
@@ -329,8 +341,7 @@ async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
     // Makes partitions for the days.
     shards[0].roll_up(BEGIN_US, 1).await.unwrap();
     shards[1].roll_up(BEGIN_US, 1).await.unwrap();
-    let open = fences(epoch).into_iter().map(|(slot, epoch)| Fence { slot, epoch, state: State::Open });
-    shards[0].set_fences(open.collect()).await.unwrap();
+    open(&*shards[0]).await;
     for _ in 0..120 {
         now_us += HOUR_US;
         let shard = &*shards[at];
@@ -341,24 +352,15 @@ async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
                 for _ in 0..random.random_range(1..40) {
                     let number = random.random_range(0..LENGTHS_US.len());
                     let start_us = window_start(hour_us + random.random_range(0..90) * MINUTE_US, LENGTHS_US[number]);
-                    let name = device(number);
-                    let key = Key {
-                        slot: slot(&name),
-                        gateway: GATEWAY.into(),
-                        device: name,
-                        length_us: LENGTHS_US[number],
-                        start_us,
-                    };
                     let version = Version { incarnation: 1, revision: random.random_range(1..9) };
                     let metrics = BTreeMap::from([("m".into(), summary(&mut random, start_us))]);
-                    let row = Row { key: key.clone(), version, received_us: now_us, metrics };
-                    rows.insert(key, row);
+                    let plain = row(&device(number), LENGTHS_US[number], start_us, now_us);
+                    rows.insert(plain.key.clone(), Row { version, metrics, ..plain });
                 }
                 for row in rows.values() {
                     model.write(row.key.device[1..].parse().unwrap(), row);
                 }
                 batch += 1;
-                let sender = Sender { gateway: GATEWAY.into(), incarnation: 1, starts: 1, session: 1 };
                 let rows = rows.into_values().collect();
                 let expected = Held::default();
                 // Batches overtake each other; labels are those of the latest one.
@@ -368,7 +370,7 @@ async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
                 let labels = vec![Labelled { slot: slot(&name), device: Arc::clone(&name), labels: of }];
                 let latest = model.labels.entry(name.to_string()).or_default();
                 *latest = number.max(*latest);
-                let write = Write { sender, batch: number, expected, rows, labels, fences: fences(epoch) };
+                let write = Write { sender: sender(), batch: number, expected, rows, labels, fences: fences(epoch) };
                 shard.write(write).await.unwrap();
             }
             6..8 => rolled_up(shard, &mut model).await,

@@ -288,6 +288,23 @@ fn check_writable(slot: u16, found: Option<&Fence>, epoch: Epoch, importing_only
     }
 }
 
+/// Devices of a slot have numbers from `slot << DEVICE_BITS` on, in every engine.
+const DEVICE_BITS: i64 = 40;
+
+/// The numbers of a slot's devices, from and to (exclusive).
+fn numbers(slot: u16) -> (i64, i64) {
+    (i64::from(slot) << DEVICE_BITS, (i64::from(slot) + 1) << DEVICE_BITS)
+}
+
+fn slot_of(device: i64) -> u16 {
+    (device >> DEVICE_BITS) as u16
+}
+
+/// Columns by name, of a table that has a short name in a statement.
+fn of_table(table: &str, columns: &str) -> String {
+    columns.split(", ").map(|column| format!("{table}.{column}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Lengths of windows that a shard may hold: each row looks for windows of all others.
 const LENGTHS_MAX: usize = 32;
 /// With more of them, retention looks whether there are windows of each.

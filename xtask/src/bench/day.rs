@@ -77,6 +77,10 @@ impl Day {
     }
 }
 
+/// The peer's table of plain rows.
+pub(super) const ROWS: &str =
+    "CREATE TABLE reading (series INTEGER, time_us INTEGER, value REAL, PRIMARY KEY (series, time_us)) WITHOUT ROWID;";
+
 /// Days of one more series, before the day: for questions about a year.
 pub(super) const YEAR_DAYS: i64 = 365;
 pub(super) const YEAR_DEVICE: &str = "year";

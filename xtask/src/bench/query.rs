@@ -167,10 +167,10 @@ fn drain(db: &Connection, sql: &str) -> Result<()> {
 
 fn sqlite(directory: &Path, day: Day) -> Result<Connection> {
     let mut db = Connection::open(directory.join("rows.db"))?;
-    db.execute_batch(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; PRAGMA cache_size=-64000;
-         CREATE TABLE reading (series INTEGER, time_us INTEGER, value REAL, PRIMARY KEY (series, time_us)) WITHOUT ROWID;",
-    )?;
+    db.execute_batch(&format!(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; PRAGMA cache_size=-64000; {}",
+        day::ROWS
+    ))?;
     let transaction = db.transaction()?;
     {
         let mut insert = transaction.prepare("INSERT INTO reading VALUES (?1, ?2, ?3)")?;

@@ -97,10 +97,7 @@ fn rows(day: Day) -> Result<()> {
     let directory = tempfile::tempdir_in(root().join("target"))?;
     let path = directory.path().join("rows.db");
     let mut db = Connection::open(&path)?;
-    db.execute_batch(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
-         CREATE TABLE reading (series INTEGER, time_us INTEGER, value REAL, PRIMARY KEY (series, time_us)) WITHOUT ROWID;",
-    )?;
+    db.execute_batch(&format!("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {}", day::ROWS))?;
     let before = Usage::of(std::process::id()).written_bytes;
     let mut waiting = Vec::new();
     let mut commit = |waiting: &mut Vec<day::Reading>| -> Result<()> {

@@ -2,6 +2,7 @@
 //! and of a hall, with one commit a second, beside plain SQLite rows at the same rate. All run
 //! at once, each as a process whose writes the kernel counts.
 
+use super::day;
 use super::usage::Usage;
 use crate::process::{Gateway, Running, cargo, root};
 use anyhow::{Context, Result, ensure};
@@ -126,10 +127,7 @@ impl Rows {
         let path = directory.path().join("rows.db");
         let writer = std::thread::spawn(move || {
             let mut db = Connection::open(path)?;
-            db.execute_batch(
-                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
-                 CREATE TABLE reading (series INTEGER, time_us INTEGER, value REAL, PRIMARY KEY (series, time_us)) WITHOUT ROWID;",
-            )?;
+            db.execute_batch(&format!("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {}", day::ROWS))?;
             let (started, before) = (Instant::now(), Usage::of(std::process::id()).written_bytes);
             let (devices, rate) = (i64::from(ROWS.0), i64::from(ROWS.1));
             let mut readings = 0;

@@ -1,10 +1,10 @@
 //! Rows to answers, in one snapshot.
 
 use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
-use super::devices::{labels_of, slot_of};
+use super::devices::labels_of;
 use super::rollup::{LONG, SHORT};
 use super::rows::{COLUMNS, metrics_of};
-use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError};
+use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError, slot_of};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
 use futures_util::{TryStreamExt, pin_mut};

@@ -1,13 +1,10 @@
 //! Devices, their numbers and their labels.
 
 use super::senders::put_beat;
-use crate::node::shard::{Beat, Known, LabelsVersion, ShardError};
+use crate::node::shard::{Beat, Known, LabelsVersion, ShardError, numbers};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio_postgres::{GenericClient, Row as SqlRow};
-
-/// Devices of a slot have numbers from `slot << DEVICE_BITS` on.
-const DEVICE_BITS: i64 = 40;
 
 /// Labels are of the batch that brought them: those of a later one stay.
 pub(super) async fn put_labels(
@@ -24,14 +21,6 @@ pub(super) async fn put_labels(
     )
     .await?;
     Ok(())
-}
-
-pub(super) fn numbers(slot: u16) -> (i64, i64) {
-    (i64::from(slot) << DEVICE_BITS, (i64::from(slot) + 1) << DEVICE_BITS)
-}
-
-pub(super) fn slot_of(device: i64) -> u16 {
-    (device >> DEVICE_BITS) as u16
 }
 
 /// Gateway and device.

@@ -1,12 +1,11 @@
 //! Hours and days, from the windows in them.
 
 use super::super::merge::{DAY_US, HOUR_US};
-use super::devices::slot_of;
 use super::retire::Seals;
 use super::rows::{COLUMNS, Columns, TYPES, metrics_of};
 use super::schema::LOCK;
 use crate::node::row::{Key, Row, Version};
-use crate::node::shard::ShardError;
+use crate::node::shard::{ShardError, of_table, slot_of};
 use futures_util::pin_mut;
 use model::time::window_start;
 use model::{Micros, Summary};
@@ -77,7 +76,7 @@ async fn roll(
         return Ok(());
     }
     let (ids, starts): (Vec<i64>, Vec<Micros>) = places.iter().copied().unzip();
-    let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
+    let columns = of_table("s", COLUMNS);
     let mut found = Vec::new();
     for (table, which) in parts {
         let select = format!(

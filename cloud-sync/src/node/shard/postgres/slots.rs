@@ -1,12 +1,11 @@
 //! Whole slots: what moves read, compare and delete.
 
 use super::super::merge::HOUR_US;
-use super::devices::numbers;
 use super::fences::fence_of;
 use super::rows::{COLUMNS, metrics_of, version};
 use super::schema::LOCK;
 use crate::node::row::{Key, Row};
-use crate::node::shard::{Fence, Part, ShardError};
+use crate::node::shard::{Fence, Part, ShardError, numbers, of_table};
 use futures_util::{TryStreamExt, pin_mut};
 use model::Micros;
 use std::collections::BTreeMap;
@@ -29,7 +28,7 @@ pub(super) async fn export(
         }
         None => (first, 0, Micros::MIN),
     };
-    let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
+    let columns = of_table("s", COLUMNS);
     let rows = db
         .query(
             &format!(

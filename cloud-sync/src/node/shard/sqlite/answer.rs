@@ -1,9 +1,8 @@
 //! Rows to answers, in one snapshot.
 
-use super::devices::slot_of;
 use super::rows::{COLUMNS, take_metrics};
 use crate::node::shard::merge::{Asked, DAY_US, HOUR_US, Merger, Spans, fits};
-use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError};
+use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError, slot_of};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
 use daemon::aggregates::Range;

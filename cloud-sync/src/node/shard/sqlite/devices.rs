@@ -2,13 +2,10 @@
 
 use super::fences::check_all_writable;
 use super::senders::put_beat;
-use crate::node::shard::{Beat, Known, LabelsVersion, ShardError};
+use crate::node::shard::{Beat, Known, LabelsVersion, ShardError, numbers};
 use crate::placement::Epoch;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Devices of a slot have numbers from `slot << DEVICE_BITS` on.
-const DEVICE_BITS: i64 = 40;
 
 /// Labels are of the batch that brought them: those of a later one stay.
 pub(super) fn put_labels(
@@ -24,15 +21,6 @@ pub(super) fn put_labels(
     )?
     .execute(params![id, labels, incarnation as i64, batch as i64])?;
     Ok(())
-}
-
-/// The numbers of a slot's devices.
-pub(super) fn numbers(slot: u16) -> (i64, i64) {
-    (i64::from(slot) << DEVICE_BITS, (i64::from(slot) + 1) << DEVICE_BITS)
-}
-
-pub(super) fn slot_of(device: i64) -> u16 {
-    (device >> DEVICE_BITS) as u16
 }
 
 /// The number of a device, given now if it has none.

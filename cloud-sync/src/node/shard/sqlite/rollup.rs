@@ -5,11 +5,10 @@
 //! go only when their hour is there and not stale, and from then on it is *sealed* (`revision` 1):
 //! never computed again, and nothing more is taken for it.
 
-use super::devices::slot_of;
 use super::rows::{COLUMNS, lengths, put_row, take_metrics};
 use crate::node::row::{Key, Row, Version};
 use crate::node::shard::merge::{DAY_US, HOUR_US, fits};
-use crate::node::shard::{LENGTHS_MANY, ShardError};
+use crate::node::shard::{LENGTHS_MANY, ShardError, slot_of};
 use model::time::window_start;
 use model::{Micros, Summary};
 use rusqlite::{Connection, params};

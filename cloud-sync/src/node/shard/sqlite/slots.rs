@@ -1,12 +1,12 @@
 //! Whole slots: what moves read, take in, compare and delete.
 
-use super::devices::{device, numbers};
+use super::devices::device;
 use super::fences::{check_all_writable, fence};
 use super::rollup::import_sealed;
 use super::rows::{COLUMNS, put_rows, take_metrics, version};
 use crate::node::row::{Key, Row};
 use crate::node::shard::merge::HOUR_US;
-use crate::node::shard::{Fence, Part, ShardError};
+use crate::node::shard::{Fence, Part, ShardError, numbers, of_table};
 use crate::placement::Epoch;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub(super) fn export(
         }
         None => (first, 0, i64::MIN),
     };
-    let columns = COLUMNS.split(", ").map(|column| format!("s.{column}")).collect::<Vec<_>>().join(", ");
+    let columns = of_table("s", COLUMNS);
     let mut query = db.prepare_cached(&format!(
         "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
          FROM {table} s JOIN device d ON d.id = s.device

@@ -6,6 +6,7 @@ use cloud_sync::node::app::{App, AppError};
 use cloud_sync::node::client::Client;
 use cloud_sync::node::config::Config;
 use cloud_sync::node::doctor;
+use cloud_sync::node::local::LocalToken;
 use daemon::auth::verbs::UserVerb;
 use daemon::config::address;
 use daemon::lifecycle::{BAD_USE, Common, obey_signals};
@@ -141,7 +142,8 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                     format!("http://{}", listens.context("http.listen is empty: give --url")?)
                 }
             };
-            let token = arguments.token_file.map(std::fs::read_to_string).transpose().context("--token-file")?;
+            let given = arguments.token_file.map(std::fs::read_to_string).transpose().context("--token-file")?;
+            let token = given.or_else(|| LocalToken::read(&config.cloud.data_dir, &url));
             let client = Client::new(&url, token.map(|token| token.trim().to_owned()))?;
             runtime.block_on(async {
                 match verb {

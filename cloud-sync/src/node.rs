@@ -11,8 +11,14 @@ pub mod app;
 /// What a person can turn.
 pub mod config;
 
+/// Who may change everything on this machine.
+pub mod local;
+
 /// Who may send, before anything is read.
 pub mod door;
+
+/// Connections of gRPC.
+mod incoming;
 
 /// Pushes come in, over gRPC and HTTP.
 pub mod intake;

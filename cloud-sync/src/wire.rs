@@ -8,6 +8,9 @@
 /// Windows to columns and back.
 mod columns;
 
+/// How much memory a message takes, before it is decoded.
+mod size;
+
 use model::{Micros, NameError, Summary, check_name};
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -27,6 +30,10 @@ pub const WINDOWS_MAX: usize = 100_000;
 pub const SUMMARIES_MAX: usize = 1_000_000;
 /// A batch that is larger unpacked is refused.
 const UNPACKED_MAX: u64 = 32 << 20;
+/// What is unpacked before its memory is taken.
+const UNPACKED_AT_ONCE: usize = 256 << 10;
+/// A batch that takes more memory is refused.
+pub const DECODED_MAX: usize = 160 << 20;
 /// A batch that is larger on the wire is refused.
 const PACKED_MAX: usize = 8 << 20;
 /// A push that is larger is refused: a batch with what stands around it.
@@ -110,6 +117,12 @@ pub enum WireError {
         "the batch has {0} windows or summaries, at most {WINDOWS_MAX} and {SUMMARIES_MAX} are allowed: send less at once"
     )]
     TooMany(usize),
+    /// Its summaries take more memory than one batch may.
+    #[error("the batch takes more than {DECODED_MAX} bytes of memory: send less at once")]
+    TooLarge,
+    /// There is no memory for it now.
+    #[error("too many batches at once")]
+    Busy,
     /// A column ends too early, or points nowhere.
     #[error("the batch contradicts itself: {0}")]
     Inconsistent(&'static str),
@@ -142,32 +155,37 @@ impl Batch {
 
     /// From bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        Batch::decode_within(bytes, &mut |_| true)
+    }
+
+    /// From bytes, with as much memory as `take` gives: it is asked before anything is unpacked or decoded, since
+    /// a few bytes may become a hundred thousand times as many.
+    pub fn decode_within(bytes: &[u8], take: &mut dyn FnMut(usize) -> bool) -> Result<Self, WireError> {
         let frame = |e: std::io::Error| WireError::Frame(e.to_string());
+        let mut room = |bytes: usize| if take(bytes) { Ok(()) } else { Err(WireError::Busy) };
         let mut plain = Vec::new();
-        let unpacked = zstd::Decoder::new(bytes).map_err(frame)?;
-        unpacked.take(UNPACKED_MAX + 1).read_to_end(&mut plain).map_err(frame)?;
-        if plain.len() as u64 > UNPACKED_MAX {
-            return Err(WireError::Frame("it is larger".into()));
+        let mut unpacked = zstd::Decoder::new(bytes).map_err(frame)?;
+        loop {
+            room(UNPACKED_AT_ONCE)?;
+            let read = unpacked.by_ref().take(UNPACKED_AT_ONCE as u64).read_to_end(&mut plain).map_err(frame)?;
+            if plain.len() as u64 > UNPACKED_MAX {
+                return Err(WireError::Frame("it is larger".into()));
+            }
+            if read == 0 {
+                break;
+            }
         }
-        if names(&plain)? > NAMES_MAX {
-            return Err(WireError::TooMany(NAMES_MAX));
+        let size = size::of(&plain).map_err(|e| WireError::Message(e.to_string()))?;
+        if size.names > NAMES_MAX {
+            return Err(WireError::TooMany(size.names));
         }
+        if size.bytes > DECODED_MAX {
+            return Err(WireError::TooLarge);
+        }
+        room(size.bytes)?;
         let message = proto::Summaries::decode(&plain[..]).map_err(|e| WireError::Message(e.to_string()))?;
         columns::decode(message)
     }
-}
-
-/// How many devices and metrics there are: each takes far more memory than bytes.
-fn names(mut plain: &[u8]) -> Result<usize, WireError> {
-    let wrong = |e: prost::DecodeError| WireError::Message(e.to_string());
-    let mut names = 0;
-    while !plain.is_empty() {
-        let (tag, wire_type) = prost::encoding::decode_key(&mut plain).map_err(wrong)?;
-        prost::encoding::skip_field(wire_type, tag, &mut plain, prost::encoding::DecodeContext::default())
-            .map_err(wrong)?;
-        names += 1;
-    }
-    Ok(names)
 }
 
 fn named(name: &str) -> Result<Arc<str>, WireError> {

@@ -7,7 +7,8 @@
 pub mod answer;
 
 pub use answer::{Answer, Row, is_count};
-use model::aggregate::{Stat, Window, glob};
+use model::aggregate::{Stat, Window, glob, glob_metric};
+use model::tags::tag;
 use model::time::window_start;
 use model::{Micros, time};
 use std::fmt;
@@ -69,13 +70,23 @@ pub struct Filter {
     pub devices: Vec<String>,
     /// Metric names or globs.
     pub metrics: Vec<String>,
+    /// Tags, each with values or globs of which one has to match.
+    pub tags: Vec<(String, Vec<String>)>,
 }
 
 impl Filter {
     /// True if the filter lets a series through.
     pub fn matches(&self, device: &str, metric: &str) -> bool {
-        let any = |patterns: &[String], name: &str| patterns.is_empty() || patterns.iter().any(|p| glob(p, name));
-        any(&self.devices, device) && any(&self.metrics, metric)
+        (self.devices.is_empty() || self.devices.iter().any(|pattern| glob(pattern, device))) && self.wants(metric)
+    }
+
+    /// True if the filter lets a metric through.
+    pub fn wants(&self, metric: &str) -> bool {
+        let has = |(name, patterns): &(String, Vec<String>)| {
+            tag(metric, name).is_some_and(|value| patterns.iter().any(|pattern| glob(pattern, &value)))
+        };
+        (self.metrics.is_empty() || self.metrics.iter().any(|pattern| glob_metric(pattern, metric)))
+            && self.tags.iter().all(has)
     }
 }
 
@@ -107,6 +118,19 @@ pub enum GroupBy {
     Gateway,
     /// Devices with the same value of this label; those without it have null.
     Label(String),
+    /// Metrics with the same value of this tag; those without it have null.
+    Tag(String),
+}
+
+impl GroupBy {
+    /// What a metric says itself: its name, or a tag of it.
+    pub fn of_metric(&self, metric: &Arc<str>) -> Option<Arc<str>> {
+        match self {
+            GroupBy::Metric => Some(Arc::clone(metric)),
+            GroupBy::Tag(name) => tag(metric, name).map(|value| (*value).into()),
+            _ => None,
+        }
+    }
 }
 
 impl FromStr for GroupBy {
@@ -117,9 +141,10 @@ impl FromStr for GroupBy {
             "device" => Ok(GroupBy::Device),
             "metric" => Ok(GroupBy::Metric),
             "gateway" => Ok(GroupBy::Gateway),
-            _ => match text.strip_prefix("label:") {
-                Some(name) if !name.is_empty() => Ok(GroupBy::Label(name.to_owned())),
-                _ => Err(format!("{text:?} is neither device nor metric nor gateway nor label:NAME")),
+            _ => match text.split_once(':') {
+                Some(("label", name)) if !name.is_empty() => Ok(GroupBy::Label(name.to_owned())),
+                Some(("tag", name)) if !name.is_empty() => Ok(GroupBy::Tag(name.to_owned())),
+                _ => Err(format!("{text:?} is not device, metric, gateway, label:NAME or tag:NAME")),
             },
         }
     }
@@ -132,6 +157,7 @@ impl fmt::Display for GroupBy {
             GroupBy::Metric => f.write_str("metric"),
             GroupBy::Gateway => f.write_str("gateway"),
             GroupBy::Label(name) => write!(f, "label:{name}"),
+            GroupBy::Tag(name) => write!(f, "tag:{name}"),
         }
     }
 }
@@ -148,9 +174,12 @@ pub struct Starts {
     pub to_us: Micros,
 }
 
-/// A time parameter: RFC 3339, an epoch number, `now`, `now-1h` or `now+5m`.
+/// A time parameter: RFC 3339, a date, an epoch number, `now`, `now-1h`, `now+5m` or `-1h`.
 pub fn parse_time(text: &str, now_us: Micros) -> Result<Micros, String> {
-    let bad = || format!("{text:?} is no time: write RFC 3339, an epoch number, now, or for example now-1h");
+    let bad = || format!("{text:?} is no time: write RFC 3339, a date, an epoch number, now, or for example now-1h");
+    if text.starts_with('-') && text.ends_with(|c: char| c.is_ascii_alphabetic()) {
+        return parse_time(&format!("now{text}"), now_us);
+    }
     if let Some(offset) = text.strip_prefix("now") {
         let Some(sign) = offset.chars().next() else { return Ok(now_us) };
         let span = humantime::parse_duration(offset[sign.len_utf8()..].trim()).map_err(|_| bad())?;
@@ -187,6 +216,8 @@ mod tests {
             ("2023-11-15T00:13:20+02:00", now_us),
             ("2023-11-15T00:13:20 02:00", now_us),
             ("1700000000", now_us),
+            ("-1h", now_us - 3_600_000_000),
+            ("2023-11-14", now_us - 80_000_000_000),
         ] {
             assert_eq!(parse_time(text, now_us), Ok(want), "{text}");
         }

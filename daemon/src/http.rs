@@ -5,7 +5,13 @@
 
 /// `/v1/aggregates`: parameters to a question, rows to an answer.
 pub mod aggregates;
+/// Metrics in the form that is asked for.
+pub mod metrics;
 /// Query parameters.
 pub mod params;
 /// Answers and errors.
 pub mod reply;
+/// Connections.
+pub mod serve;
+/// Pages from elsewhere.
+pub mod web;

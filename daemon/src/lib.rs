@@ -10,6 +10,18 @@ pub mod lifecycle;
 /// Layers to one configuration; durations, sizes, addresses.
 pub mod config;
 
+/// Files that are nobody else's business.
+pub mod files;
+
+/// Connections at once, shared out by address.
+pub mod seats;
+
+/// Memory for one purpose, shared out by owner.
+pub mod memory;
+
+/// Words for the log that cannot flood it.
+pub mod sparse;
+
 /// Who may come in.
 pub mod auth;
 

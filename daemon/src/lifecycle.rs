@@ -1,6 +1,7 @@
 //! A daemon's life: arguments that every verb takes, the log, signals, exit codes.
 
 use crate::config::{Options, Problem, load};
+use crate::files::keep_to_ourselves;
 use clap::{Args, ValueEnum};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -40,8 +41,9 @@ impl Common {
         load(self.config.as_deref(), environment, &self.sets)
     }
 
-    /// Begins to log to standard error.
+    /// Begins to log to standard error; what is written from now on is for the owner of this process.
     pub fn start_log(&self) {
+        keep_to_ourselves();
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.log_format {

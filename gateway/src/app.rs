@@ -47,6 +47,8 @@ use crate::window::driver::{Driver, SharedProgress, look_every};
 use cloud_sync::uplink::{Status as UplinkStatus, Uplink, UplinkError};
 use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::{Span, address};
+use daemon::http::web::Web;
+use daemon::memory::Memory;
 use found::{begin_uplink, changed_levels, forget_uplink, identify, read_inbound, restore_retained, watch_clock};
 use std::io;
 use std::net::SocketAddr;
@@ -60,6 +62,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
 
+/// Questions about the gateway itself that are answered at once.
+const LOOKS: usize = 2;
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -140,7 +144,7 @@ impl App {
         let stop = CancellationToken::new();
         let watch = clock.trust().map(|trust| watch_clock(trust, &store.connection, &stop)).transpose()?;
         let options = config.uplink().map_err(AppError::File)?;
-        let catalog = Arc::new(Catalog::new(config.limits.devices, config.limits.series, identity.starts));
+        let catalog = Arc::new(Catalog::new(config.names(), identity.starts));
         let mut recovered = recover(&store.connection, &catalog)?;
         let length_us = config.window.length.micros();
         let rollups_us: Vec<i64> = config.window.rollups.iter().map(|rollup| rollup.micros()).collect();
@@ -160,6 +164,7 @@ impl App {
             Arc::clone(&metrics),
             config.zone().unwrap_or(jiff::tz::TimeZone::UTC),
             config.time.max_skew.micros(),
+            config.influx.device_tags.clone(),
             config.rules().unwrap_or_default(),
         ));
         let (sockets, addresses) = bind(&config).await?;
@@ -186,12 +191,13 @@ impl App {
             config.query.memory.bytes(),
         ));
         let uplink_status = options.as_ref().map(|_| Arc::new(UplinkStatus::default()));
-        let ingest_units = config.http.ingest_memory.bytes().div_ceil(http::INGEST_UNIT_BYTES);
         let site = Arc::new(Site {
             admission,
             intake: Arc::clone(&intake),
             engine,
-            questions: Semaphore::new(config.query.concurrency),
+            questions: Arc::new(Semaphore::new(config.query.concurrency)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
+            query_timeout: config.query.timeout.0,
             live: Arc::clone(&live),
             metrics: Arc::clone(&metrics),
             subscriptions: router,
@@ -199,8 +205,9 @@ impl App {
             anonymous: config.http.allow_anonymous,
             auth,
             body_max: config.http.max_body.bytes(),
-            ingest_memory: Semaphore::new(ingest_units),
-            ingest_units,
+            ingest_memory: Memory::new(config.http.ingest_memory.bytes()),
+            web: Web::new(&config.http.hosts, &config.http.origins),
+            connections_max: config.http.max_connections,
             live_max: config.http.max_live,
             uplink: uplink_status.clone(),
             about: About {

@@ -27,6 +27,8 @@ pub struct Device {
 /// Classes of microseconds: each start assigns times of another class than the one before, and so
 /// does every time the clock is put back, so that times which come twice do not meet.
 const CLASSES: i64 = 4;
+/// So many names any client may bring, whatever its share.
+const FEW_NAMES: usize = 100;
 /// Clocks are put right by less than this now and then; times then go on until it has caught up.
 const PUT_BACK_US: Micros = 1_000_000;
 
@@ -42,9 +44,19 @@ pub struct Series {
     pub device: Arc<Device>,
     /// The metric's name.
     pub metric: Arc<str>,
-    unit: RwLock<Option<Box<str>>>,
+    unit: RwLock<Unit>,
     assigned_us: AtomicI64,
 }
+
+/// A unit, and when it was last told differently.
+#[derive(Debug, Default)]
+struct Unit {
+    name: Option<Box<str>>,
+    since_us: Option<Micros>,
+}
+
+/// A unit that changes is written at most once in this time.
+const UNIT_EVERY_US: Micros = 60_000_000;
 
 /// Something new that the journal must write before it is used.
 #[derive(Debug, Clone)]
@@ -70,14 +82,52 @@ pub struct Latest {
     pub received_us: Micros,
     /// How many readings have been acknowledged, repetitions included.
     pub readings: u64,
+    /// Its time lies in the future: any that can be believed counts as later.
+    pub doubtful: bool,
 }
 
 /// A limit that a new name would exceed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} limit of {limit} reached: raise limits.{what} or remove what is not used")]
-pub struct LimitReached {
-    what: &'static str,
-    limit: usize,
+pub enum LimitReached {
+    /// Of all clients.
+    #[error("{what} limit of {limit} reached: raise limits.{what} or remove what is not used")]
+    Total {
+        /// `devices` or `series`.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// Of one: what is left is for others.
+    #[error(
+        "{client} has brought {made} new {what} since the start and may bring no more, so that others can: raise \
+         limits.{what} or limits.client_share"
+    )]
+    Share {
+        /// A user or an address.
+        client: String,
+        /// `devices` or `series`.
+        what: &'static str,
+        /// How many it has brought.
+        made: usize,
+    },
+}
+
+/// How many names there may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Devices.
+    pub devices: usize,
+    /// Series.
+    pub series: usize,
+    /// Of what is free and what it has brought itself, a client may bring so many percent.
+    pub client_share: usize,
+}
+
+/// New names that a client has brought since the start.
+#[derive(Debug, Clone, Copy, Default)]
+struct Brought {
+    devices: usize,
+    series: usize,
 }
 
 #[derive(Default)]
@@ -85,6 +135,7 @@ struct Names {
     devices: Vec<Arc<Device>>,
     series: Vec<Arc<Series>>,
     by_device: HashMap<Box<str>, Metrics, RandomState>,
+    brought: HashMap<Box<str>, Brought, RandomState>,
 }
 
 struct Metrics {
@@ -97,8 +148,7 @@ pub struct Catalog {
     names: RwLock<Names>,
     latest: RwLock<Vec<Option<Latest>>>,
     births: Mutex<Vec<Birth>>,
-    devices_max: usize,
-    series_max: usize,
+    limits: Limits,
     starts: u64,
 }
 
@@ -142,21 +192,14 @@ impl Series {
 
     /// The unit, if anybody told it.
     pub fn unit(&self) -> Option<Box<str>> {
-        read(&self.unit).clone()
+        read(&self.unit).name.clone()
     }
 }
 
 impl Catalog {
     /// An empty catalog with limits on devices and series; `starts` counts those of the store.
-    pub fn new(devices_max: usize, series_max: usize, starts: u64) -> Self {
-        Catalog {
-            names: RwLock::default(),
-            latest: RwLock::default(),
-            births: Mutex::default(),
-            devices_max,
-            series_max,
-            starts,
-        }
+    pub fn new(limits: Limits, starts: u64) -> Self {
+        Catalog { names: RwLock::default(), latest: RwLock::default(), births: Mutex::default(), limits, starts }
     }
 
     /// Puts back a device from the store; ids must come in order.
@@ -179,11 +222,11 @@ impl Catalog {
         assert_eq!(id as usize, names.series.len(), "series ids are dense");
         let device = names.devices[device as usize].name.clone();
         let series = names.add_series(&device, metric, self.starts);
-        *write(&series.unit) = unit.map(Into::into);
+        write(&series.unit).name = unit.map(Into::into);
     }
 
-    /// The series of a device and metric, born now if it is new.
-    pub fn resolve(&self, device: &str, metric: &str) -> Result<Arc<Series>, LimitReached> {
+    /// The series of a device and metric, born now if it is new; `client` brings it.
+    pub fn resolve(&self, device: &str, metric: &str, client: &str) -> Result<Arc<Series>, LimitReached> {
         if let Some(series) = self.find(device, metric) {
             return Ok(series);
         }
@@ -191,13 +234,12 @@ impl Catalog {
         if let Some(series) = names.find(device, metric) {
             return Ok(series);
         }
-        if names.series.len() >= self.series_max {
-            return Err(LimitReached { what: "series", limit: self.series_max });
-        }
-        if !names.by_device.contains_key(device) {
-            if names.devices.len() >= self.devices_max {
-                return Err(LimitReached { what: "devices", limit: self.devices_max });
-            }
+        let is_new = !names.by_device.contains_key(device);
+        self.check_room(&names, is_new, client)?;
+        let brought = names.brought.entry(client.into()).or_default();
+        brought.series += 1;
+        brought.devices += usize::from(is_new);
+        if is_new {
             let born = names.add_device(device);
             self.announce(Birth::Device(born));
         }
@@ -207,17 +249,40 @@ impl Catalog {
         Ok(born)
     }
 
+    /// One client must not use up what is there for all: it may bring a share of what is free.
+    fn check_room(&self, names: &Names, new_device: bool, client: &str) -> Result<(), LimitReached> {
+        let Limits { devices, series, client_share } = self.limits;
+        let brought = names.brought.get(client).copied().unwrap_or_default();
+        let check = |what, there: usize, limit: usize, made: usize| {
+            let Some(free) = limit.checked_sub(there).filter(|free| *free > 0) else {
+                return Err(LimitReached::Total { what, limit });
+            };
+            // A few names are nobody's flood.
+            if made >= FEW_NAMES && made * 100 >= (made + free) * client_share {
+                return Err(LimitReached::Share { client: client.to_owned(), what, made });
+            }
+            Ok(())
+        };
+        check("series", names.series.len(), series, brought.series)?;
+        if new_device { check("devices", names.devices.len(), devices, brought.devices) } else { Ok(()) }
+    }
+
     /// The series of a device and metric, if it exists.
     pub fn find(&self, device: &str, metric: &str) -> Option<Arc<Series>> {
         read(&self.names).find(device, metric)
     }
 
-    /// Takes note of a unit.
-    pub fn tell_unit(&self, series: &Arc<Series>, unit: &str) {
-        if read(&series.unit).as_deref() == Some(unit) {
+    /// Takes note of a unit; one that changes all the time is taken once a minute.
+    pub fn tell_unit(&self, series: &Arc<Series>, unit: &str, now_us: Micros) {
+        if read(&series.unit).name.as_deref() == Some(unit) {
             return;
         }
-        *write(&series.unit) = Some(unit.into());
+        let mut known = write(&series.unit);
+        if known.since_us.is_some_and(|since_us| (0..UNIT_EVERY_US).contains(&(now_us - since_us))) {
+            return;
+        }
+        *known = Unit { name: Some(unit.into()), since_us: Some(now_us) };
+        drop(known);
         self.announce(Birth::Unit(Arc::clone(series)));
     }
 
@@ -327,12 +392,18 @@ impl Catalog {
 fn note_one(slot: &mut Option<Latest>, readings: &Readings, row: usize, received_us: Micros) {
     let time_us = readings.time_us[row];
     match slot {
-        None => *slot = Some(Latest { time_us, value: readings.value(row), received_us, readings: 1 }),
+        None => {
+            let doubtful = readings.flags[row] & flag::FUTURE != 0;
+            *slot = Some(Latest { time_us, value: readings.value(row), received_us, readings: 1, doubtful });
+        }
         Some(latest) => {
             latest.readings += u64::from(readings.flags[row] & flag::MOVED == 0);
             latest.received_us = received_us;
-            if time_us >= latest.time_us {
+            // Given two that can be believed alike, the later; else the one that can.
+            let doubtful = readings.flags[row] & flag::FUTURE != 0;
+            if (!doubtful, time_us) >= (!latest.doubtful, latest.time_us) {
                 latest.time_us = time_us;
+                latest.doubtful = doubtful;
                 match readings.flags[row] & flag::KIND {
                     flag::NUMBER => latest.value = Value::Number(readings.number[row]),
                     _ => latest.value = readings.value(row),
@@ -374,12 +445,56 @@ impl Names {
 mod tests {
     use super::*;
 
+    fn catalog_of(devices: usize, series: usize, starts: u64) -> Catalog {
+        Catalog::new(Limits { devices, series, client_share: 50 }, starts)
+    }
+
+    #[test]
+    fn one_client_leaves_room_for_others() {
+        let catalog = catalog_of(1_000, 10_000, 0);
+        let bring = |client: &str| {
+            (0..1_000).take_while(|i| catalog.resolve(&format!("{client}{i}"), "t", client).is_ok()).count()
+        };
+        assert_eq!(bring("hog"), 500);
+        let refused = catalog.resolve("one more", "t", "hog").unwrap_err().to_string();
+        assert!(refused.starts_with("hog has brought 500 new devices since the start"), "{refused}");
+        assert_eq!(bring("piglet"), 250);
+        assert!(catalog.resolve("honest", "t", "honest").is_ok());
+        assert!(catalog.resolve("hog1", "t", "hog").is_ok());
+    }
+
+    #[test]
+    fn a_unit_that_alternates_is_taken_once_a_minute() {
+        let catalog = catalog_of(1, 1, 0);
+        let series = catalog.resolve("a", "t", "c").unwrap();
+        for i in 0..120 {
+            catalog.tell_unit(&series, if i % 2 == 0 { "C" } else { "F" }, i * 1_000_000);
+        }
+        let units = catalog.take_births().iter().filter(|birth| matches!(birth, Birth::Unit(_))).count();
+        assert_eq!(units, 2);
+    }
+
+    #[test]
+    fn a_reading_of_the_future_is_the_latest_only_until_one_can_be_believed() {
+        let catalog = catalog_of(1, 1, 0);
+        let note = |time_us, flags| {
+            let mut readings = Readings::default();
+            readings.push(0, time_us, Value::Number(time_us as f64), flags);
+            catalog.note(&readings, 60);
+            catalog.latest(0).unwrap().time_us
+        };
+        assert_eq!(note(9_000, flag::FUTURE), 9_000);
+        assert_eq!(note(50, 0), 50);
+        assert_eq!(note(9_001, flag::FUTURE), 50);
+        assert_eq!(note(60, 0), 60);
+    }
+
     #[test]
     fn a_name_keeps_its_id_and_is_announced_once() {
-        let catalog = Catalog::new(10, 10, 0);
-        let a = catalog.resolve("a", "t").unwrap();
-        assert_eq!(catalog.resolve("a", "t").unwrap().id, a.id);
-        assert_ne!(catalog.resolve("a", "h").unwrap().id, a.id);
+        let catalog = catalog_of(10, 10, 0);
+        let a = catalog.resolve("a", "t", "c").unwrap();
+        assert_eq!(catalog.resolve("a", "t", "c").unwrap().id, a.id);
+        assert_ne!(catalog.resolve("a", "h", "c").unwrap().id, a.id);
         let births = catalog.take_births();
         assert!(matches!(births.as_slice(), [Birth::Device(_), Birth::Series(_), Birth::Series(_)]));
         assert!(catalog.take_births().is_empty());
@@ -387,20 +502,20 @@ mod tests {
 
     #[test]
     fn one_more_than_the_limit_is_refused_and_the_others_stay() {
-        let catalog = Catalog::new(1, 2, 0);
-        catalog.resolve("a", "t").unwrap();
+        let catalog = catalog_of(1, 2, 0);
+        catalog.resolve("a", "t", "c").unwrap();
         assert_eq!(
-            catalog.resolve("b", "t").unwrap_err().to_string(),
+            catalog.resolve("b", "t", "c").unwrap_err().to_string(),
             "devices limit of 1 reached: raise limits.devices or remove what is not used"
         );
-        catalog.resolve("a", "h").unwrap();
-        assert!(catalog.resolve("a", "x").unwrap_err().to_string().starts_with("series limit of 2"));
-        assert!(catalog.resolve("a", "t").is_ok());
+        catalog.resolve("a", "h", "c").unwrap();
+        assert!(catalog.resolve("a", "x", "c").unwrap_err().to_string().starts_with("series limit of 2"));
+        assert!(catalog.resolve("a", "t", "c").is_ok());
     }
 
     #[test]
     fn assigned_times_are_unique_within_their_series() {
-        let series = Catalog::new(1, 1, 0).resolve("a", "t").unwrap();
+        let series = catalog_of(1, 1, 0).resolve("a", "t", "c").unwrap();
         assert_eq!(series.assign_time(100), 100);
         assert_eq!(series.assign_time(100), 104);
         assert_eq!(series.assign_time(90), 108);
@@ -411,7 +526,7 @@ mod tests {
     fn a_clock_that_is_put_back_assigns_no_time_twice() {
         let mut seen = std::collections::BTreeSet::new();
         for starts in 1..3 {
-            let series = Catalog::new(1, 1, starts).resolve("a", "t").unwrap();
+            let series = catalog_of(1, 1, starts).resolve("a", "t", "c").unwrap();
             for back in 0..2 {
                 for us in (0..4_000).chain(3 * PUT_BACK_US..3 * PUT_BACK_US + 400) {
                     assert!(seen.insert(series.assign_time(us)), "{us} of start {starts}, put back {back} times");
@@ -422,7 +537,7 @@ mod tests {
 
     #[test]
     fn the_latest_reading_is_the_latest_by_event_time() {
-        let catalog = Catalog::new(1, 1, 0);
+        let catalog = catalog_of(1, 1, 0);
         let mut readings = Readings::default();
         readings.push(0, 50, Value::Number(1.0), 0);
         readings.push(0, 40, Value::Text("late".into()), 0);

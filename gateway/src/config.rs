@@ -6,6 +6,7 @@
 //! error. The field docs are the reference manual.
 
 use crate::archive::SERIES_MAX;
+use crate::catalog::Limits;
 use crate::decode::Format;
 use crate::decode::topic::{Rule, Rules};
 use cloud_sync::uplink::{Balance, Endpoint, Options as UplinkOptions, Tls};
@@ -43,9 +44,11 @@ pub struct Config {
     /// The way to the cloud.
     pub uplink: Uplink,
     /// Bounds on what is kept.
-    pub limits: Limits,
+    pub limits: Bounds,
     /// Bounds on a question.
     pub query: Query,
+    /// InfluxDB line protocol.
+    pub influx: Influx,
     /// Which topics are readings; the first match counts. Giving any replaces the two defaults.
     pub ingest: Vec<Ingest>,
 }
@@ -116,9 +119,15 @@ pub struct Http {
     pub listen: String,
     /// Lets requests without credentials in, also from other machines.
     pub allow_anonymous: bool,
+    /// Connections at once; an address may have as many as are free.
+    pub max_connections: usize,
+    /// Names of this machine, beside its own and its addresses: a request for another name needs credentials.
+    pub hosts: Vec<String>,
+    /// Origins whose pages may read and write here (CORS), for example "https://dash.example"; none by default.
+    pub origins: Vec<String>,
     /// The largest request body; a larger one is answered 413.
     pub max_body: Size,
-    /// Memory for request bodies with readings, of all requests; those that do not fit wait. Decoded they take a few times as much.
+    /// Memory for request bodies with readings, of all requests; a client takes at most half of it, and those that do not fit wait.
     pub ingest_memory: Size,
     /// Connections to `/v1/live` at once; one more is answered 503.
     pub max_live: usize,
@@ -253,11 +262,13 @@ pub struct UplinkTls {
 /// Bounds on what is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub struct Bounds {
     /// Devices; readings of one more are rejected.
     pub devices: usize,
     /// Series, that is metrics of devices; readings of one more are rejected.
     pub series: usize,
+    /// How many new devices and series one client (a user, or else an address) may bring from one start to the next, in percent of those that are free and those it has brought: 50 leaves as many to others, 100 sets no bound.
+    pub client_share: usize,
     /// Rejects kept, newest first.
     pub rejects: usize,
     /// Retained messages kept; one more is not retained.
@@ -274,6 +285,16 @@ pub struct Query {
     pub memory: Size,
     /// Questions answered at once; the others wait.
     pub concurrency: usize,
+    /// How long a question may take; one that takes longer is ended (504).
+    pub timeout: Span,
+}
+
+/// InfluxDB line protocol.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Influx {
+    /// The tags that may name a point's device: the first that is there does. Without any, the measurement does.
+    pub device_tags: Vec<String>,
 }
 
 /// Which topics are readings.
@@ -336,6 +357,9 @@ impl Default for Http {
         Http {
             listen: "127.0.0.1:8080".into(),
             allow_anonymous: false,
+            max_connections: 512,
+            hosts: Vec::new(),
+            origins: Vec::new(),
             max_body: Size::mib(16),
             ingest_memory: Size::mib(32),
             max_live: 100,
@@ -414,15 +438,28 @@ impl Default for Uplink {
     }
 }
 
-impl Default for Limits {
+impl Default for Bounds {
     fn default() -> Self {
-        Limits { devices: 10_000, series: 100_000, rejects: 10_000, retained: 10_000, retained_memory: Size::mib(16) }
+        Bounds {
+            devices: 10_000,
+            series: 100_000,
+            client_share: 50,
+            rejects: 10_000,
+            retained: 10_000,
+            retained_memory: Size::mib(16),
+        }
+    }
+}
+
+impl Default for Influx {
+    fn default() -> Self {
+        Influx { device_tags: vec!["device".into(), "host".into()] }
     }
 }
 
 impl Default for Query {
     fn default() -> Self {
-        Query { memory: Size::mib(64), concurrency: 2 }
+        Query { memory: Size::mib(64), concurrency: 2, timeout: Span::seconds(30) }
     }
 }
 
@@ -493,6 +530,7 @@ impl Options for Config {
             ("mqtt.max_connections", self.mqtt.max_connections),
             ("mqtt.max_inflight", usize::from(self.mqtt.max_inflight)),
             ("mqtt.receive_maximum", usize::from(self.mqtt.receive_maximum)),
+            ("http.max_connections", self.http.max_connections),
             ("limits.devices", self.limits.devices),
             ("limits.series", self.limits.series),
             ("query.concurrency", self.query.concurrency),
@@ -500,6 +538,9 @@ impl Options for Config {
             if number == 0 {
                 wrong(key, "must be at least 1".into());
             }
+        }
+        if !(1..=100).contains(&self.limits.client_share) {
+            wrong("limits.client_share", format!("{} is not between 1 and 100", self.limits.client_share));
         }
         if self.limits.series > SERIES_MAX {
             wrong("limits.series", format!("is above {SERIES_MAX}, the most that the archive can number"));
@@ -537,9 +578,15 @@ impl Config {
         match self.time.zone.as_str() {
             "UTC" => Ok(TimeZone::UTC),
             name => TimeZone::get(name).map_err(|_| {
-                format!("zone {name:?} is not known here: use \"UTC\" or a name such as \"Europe/Berlin\", and install tzdata")
+                format!("zone {name:?} is not known here: use \"UTC\" or a name of the IANA database such as \"Europe/Berlin\"")
             }),
         }
+    }
+
+    /// How many names there may be.
+    pub fn names(&self) -> Limits {
+        let Bounds { devices, series, client_share, .. } = self.limits;
+        Limits { devices, series, client_share }
     }
 
     /// The ingest rules, compiled.

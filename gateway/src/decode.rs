@@ -1,9 +1,9 @@
 //! Bytes to readings or rejects.
 //!
-//! Arrives: a payload and where it was addressed ([`Target`]). Leaves: readings still bearing
-//! names, a count of missing values, and a [`Reject`] for everything that could not be read,
-//! naming the leaf. Always holds: pure, no panic on any input, and one bad leaf never costs
-//! its neighbours. Deliberately absent: the gateway's clock (stamps stay relative until
+//! Arrives: a payload and where it was addressed ([`Target`]). Leaves, piece by piece into a [`Sink`]: readings
+//! still bearing names, and a [`Reject`] for everything that could not be read, naming the leaf. Always holds:
+//! pure, no panic on any input, memory bounded by the payload and [`node::NODES_MAX`], and one bad leaf never
+//! costs its neighbours. Deliberately absent: the gateway's clock (stamps stay relative until
 //! [`crate::listen::admit`]) and series ids.
 
 /// A JSON or CBOR document as a tree that forgets nothing a reject would have to name.
@@ -21,6 +21,9 @@ mod text;
 /// Trees of leaves and the time beside them.
 mod object;
 
+/// The common object, read in place.
+pub mod flat;
+
 /// RFC 8428.
 mod senml;
 
@@ -34,8 +37,9 @@ pub mod posted;
 pub mod topic;
 
 use jiff::tz::TimeZone;
-use model::{Micros, Value};
-pub use node::Node;
+use model::time::PLAUSIBLE_FROM_US;
+use model::{Micros, Value, check_name};
+pub use node::{Leaf, Node};
 use std::fmt;
 pub use text::number as plain_number;
 
@@ -80,17 +84,17 @@ pub enum Stamp {
 
 /// A reading still bearing names.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reading {
+pub struct Reading<'a> {
     /// The device, where the payload names it and the address does not.
-    pub device: Option<String>,
+    pub device: Option<&'a str>,
     /// The metric.
-    pub metric: String,
+    pub metric: &'a str,
     /// The value.
     pub value: Value,
     /// When.
     pub stamp: Stamp,
     /// The unit, if the payload tells it.
-    pub unit: Option<String>,
+    pub unit: Option<&'a str>,
     /// An integer beyond 2^53, kept as the nearest f64.
     pub inexact: bool,
 }
@@ -106,9 +110,9 @@ pub enum Reason {
     NotFinite,
     /// A device id or metric name that is none.
     BadName,
-    /// A time that cannot be read.
+    /// A time that cannot be read, or not be believed.
     BadTime,
-    /// The same key twice in one object.
+    /// The same key twice in one object, or two values for one moment in one payload.
     DuplicateKey,
     /// A state text, nesting or number of leaves beyond the limit.
     TooLarge,
@@ -152,7 +156,7 @@ impl Reason {
     }
 }
 
-/// Something of a payload that was not kept, and why.
+/// Something of a payload that was not kept, or not as it was sent, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {
     /// The kind of trouble.
@@ -161,6 +165,8 @@ pub struct Reject {
     pub leaf: String,
     /// In a sentence.
     pub detail: String,
+    /// The value was kept all the same: only its time or its unit was not.
+    pub kept: bool,
 }
 
 impl Reject {
@@ -171,7 +177,12 @@ impl Reject {
 
     /// About one leaf.
     pub fn leaf(reason: Reason, leaf: impl Into<String>, detail: impl fmt::Display) -> Self {
-        Reject { reason, leaf: leaf.into(), detail: detail.to_string() }
+        Reject { reason, leaf: leaf.into(), detail: detail.to_string(), kept: false }
+    }
+
+    /// About a leaf that was kept, but not as it was sent.
+    pub fn kept(reason: Reason, leaf: impl Into<String>, detail: impl fmt::Display) -> Self {
+        Reject { kept: true, ..Reject::leaf(reason, leaf, detail) }
     }
 }
 
@@ -184,41 +195,34 @@ impl fmt::Display for Reject {
     }
 }
 
-/// What a payload held.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Decoded {
+/// Takes what a payload holds, piece by piece.
+pub trait Sink {
     /// What can be kept.
-    pub readings: Vec<Reading>,
+    fn reading(&mut self, reading: Reading<'_>);
     /// What cannot.
-    pub rejects: Vec<Reject>,
-    /// Values that say that there is none (`null`, `"unknown"`).
-    pub missing: u32,
-}
-
-impl Decoded {
-    fn of_reject(reject: Reject) -> Self {
-        Decoded { rejects: vec![reject], ..Decoded::default() }
-    }
+    fn reject(&mut self, reject: Reject);
+    /// A value that says that there is none (`null`, `"unknown"`).
+    fn missing(&mut self);
+    /// What follows belongs to this element of the payload, from 0.
+    fn element(&mut self, _index: usize) {}
 }
 
 /// Decodes `payload`, which was sent to `target`; local stamps are taken in `zone`.
-pub fn decode(target: Target<'_>, format: Format, payload: &[u8], zone: &TimeZone) -> Decoded {
+pub fn decode(target: Target<'_>, format: Format, payload: &[u8], zone: &TimeZone, sink: &mut dyn Sink) {
     match read_tree(format, payload) {
-        Ok(Some(tree)) => from_tree(target, format, tree, zone),
-        Ok(None) => from_text(target, payload),
-        Err(reject) => Decoded::of_reject(reject),
+        Ok(Some(tree)) => from_tree(target, format, &tree, zone, sink),
+        Ok(None) => from_text(target, payload, sink),
+        Err(reject) => sink.reject(reject),
     }
 }
 
 /// Decodes a document that is already a tree.
-pub fn from_tree(target: Target<'_>, format: Format, tree: Node, zone: &TimeZone) -> Decoded {
-    let mut out = Decoded::default();
-    if format == Format::Senml || senml::looks_like(&tree) {
-        senml::decode(target, tree, &mut out);
+fn from_tree(target: Target<'_>, format: Format, tree: &Node, zone: &TimeZone, sink: &mut dyn Sink) {
+    if format == Format::Senml || senml::looks_like(tree) {
+        senml::decode(target, tree, sink);
     } else {
-        object::decode(target, tree, zone, &mut out);
+        object::decode(target, tree, zone, sink);
     }
-    out
 }
 
 /// A payload that is a document, as a tree; `None` if it is plain text.
@@ -227,26 +231,79 @@ fn read_tree(format: Format, payload: &[u8]) -> Result<Option<Node>, Reject> {
         Format::Text => Ok(None),
         Format::Json => json::parse(payload).map(Some),
         Format::Cbor => cbor::parse(payload).map(Some),
-        Format::Senml | Format::Auto => match payload.trim_ascii_start().first() {
+        Format::Senml | Format::Auto if cbor::looks_like(payload) => cbor::parse(payload).map(Some),
+        Format::Senml | Format::Auto => match text::clean(payload).trim_ascii_start().first() {
             Some(b'{' | b'[' | b'"') => json::parse(payload).map(Some),
-            _ if cbor::looks_like(payload) => cbor::parse(payload).map(Some),
             _ => Ok(None),
         },
     }
 }
 
-fn from_text(target: Target<'_>, payload: &[u8]) -> Decoded {
-    let mut out = Decoded::default();
+fn from_text(target: Target<'_>, payload: &[u8], sink: &mut dyn Sink) {
     let Some(metric) = target.metric else {
         let kind = if payload.trim_ascii().is_empty() { "an empty payload" } else { "plain text" };
         let detail = format!("{kind} needs a metric: send it to devices/{{device}}/{{metric}}, or send a JSON object");
-        return Decoded::of_reject(Reject::whole(Reason::Unsupported, detail));
+        return sink.reject(Reject::whole(Reason::Unsupported, detail));
     };
     match text::read_bytes(payload) {
-        Ok(leaf) => object::push_leaf(&mut out, metric.into(), leaf, Stamp::None, None),
-        Err(reject) => out.rejects.push(reject),
+        Ok(leaf) => keep(Named { device: None, metric }, leaf, Stamp::None, None, sink),
+        Err(reject) => sink.reject(reject),
     }
-    out
+}
+
+/// Whose value a leaf is.
+#[derive(Debug, Clone, Copy)]
+struct Named<'a> {
+    /// Where the payload names it.
+    device: Option<&'a str>,
+    metric: &'a str,
+}
+
+/// Keeps one leaf, counts it as missing, or rejects it by name.
+fn keep(name: Named<'_>, leaf: Leaf<'_>, stamp: Stamp, unit: Option<&str>, sink: &mut dyn Sink) {
+    let mut inexact = false;
+    let value = match leaf {
+        Leaf::Missing => return sink.missing(),
+        Leaf::Bool(b) => Ok(Value::Bool(b)),
+        Leaf::Number(n) => Ok(Value::Number(n)),
+        Leaf::Inexact(n) => {
+            inexact = true;
+            Ok(Value::Number(n))
+        }
+        Leaf::NotFinite(text) => Err((Reason::NotFinite, format!("{text} is beyond the finite 64-bit numbers"))),
+        Leaf::Text(text) if text.len() > text::TEXT_BYTES_MAX => {
+            let (length, limit) = (text.len(), text::TEXT_BYTES_MAX);
+            Err((Reason::TooLarge, format!("a state text of {length} bytes, the limit is {limit}")))
+        }
+        Leaf::Text(text) if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) => {
+            Err((Reason::Malformed, "a state text with control characters".into()))
+        }
+        Leaf::Text(text) => Ok(Value::Text(text.into())),
+        Leaf::Unsupported(kind) => Err((Reason::Unsupported, format!("{kind} is no reading"))),
+    };
+    let Named { device, metric } = name;
+    match (value, check_name(metric)) {
+        (_, Err(e)) => sink.reject(Reject::leaf(Reason::BadName, printable(metric), format!("metric {e}"))),
+        (Err((reason, detail)), _) => sink.reject(Reject::leaf(reason, metric, detail)),
+        (Ok(value), Ok(())) => sink.reading(Reading { device, metric, value, stamp, unit, inexact }),
+    }
+}
+
+/// The beginning of a name that may hold anything.
+pub fn printable(name: &str) -> String {
+    name.chars().take(64).flat_map(char::escape_default).collect()
+}
+
+/// A stamp of the year 1970 is what a clock that nobody has set gives: seconds since it was switched on.
+pub fn is_unset(us: Micros) -> bool {
+    const DAY_US: Micros = 86_400 * model::time::SECOND_US;
+    // A day before, for zones behind UTC whose clocks begin at their own midnight.
+    (-DAY_US..365 * DAY_US).contains(&us)
+}
+
+/// True for a time that a set clock plausibly stamps: in the year 2000 or later.
+fn is_plausible(stamp: Stamp) -> bool {
+    matches!(stamp, Stamp::At(us) | Stamp::Twice(us, _) if us >= PLAUSIBLE_FROM_US)
 }
 
 #[cfg(test)]

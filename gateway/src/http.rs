@@ -7,9 +7,13 @@
 
 /// `/v1/aggregates`.
 mod aggregates;
+/// Bodies with readings, and their memory.
+mod body;
 /// `/v1/devices`.
 mod devices;
-/// `POST /v1/readings` and `POST /api/v2/write`.
+/// What InfluxDB's clients ask before they write.
+mod influx;
+/// `POST /v1/readings` and line protocol.
 mod ingest;
 /// `/v1/live`.
 mod live;
@@ -17,32 +21,39 @@ mod live;
 mod readings;
 /// `/v1/rejects`.
 mod rejects;
+/// `/v1/sniff`.
+mod sniff;
 /// `/v1/status`, health, `/metrics`, `/openapi.json`.
 mod status;
 
 use crate::archive::retire::Growth;
 use crate::journal::Intake;
+use crate::listen::address_name;
 use crate::listen::admit::Admission;
 use crate::listen::mqtt::retained::Retained;
 use crate::listen::mqtt::router::Router as Subscriptions;
 use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::query::Engine;
+use crate::query::patience::Patience;
+use crate::query::{Engine, QueryError};
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post, put};
 use cloud_sync::uplink::{Identity, Status as UplinkStatus};
-use daemon::auth::Auth;
+use daemon::auth::{Auth, Denied};
 use daemon::http::reply::Problem;
-pub(crate) use ingest::INGEST_UNIT_BYTES;
+use daemon::http::web::Web;
+use daemon::memory::Memory;
+use daemon::seats::Seats;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// Facts about this gateway for `/v1/status`.
@@ -67,7 +78,11 @@ pub struct Site {
     /// Answers.
     pub engine: Arc<Engine>,
     /// How many questions run at once.
-    pub questions: Semaphore,
+    pub questions: Arc<Semaphore>,
+    /// Questions about the gateway itself, which do not wait for the others.
+    pub looks: Arc<Semaphore>,
+    /// `query.timeout`.
+    pub query_timeout: Duration,
     /// Events.
     pub live: Arc<Live>,
     /// What is counted.
@@ -82,10 +97,12 @@ pub struct Site {
     pub anonymous: bool,
     /// `http.max_body`.
     pub body_max: usize,
-    /// `http.ingest_memory`, in units.
-    pub ingest_memory: Semaphore,
-    /// How many units that is.
-    pub ingest_units: usize,
+    /// `http.ingest_memory`.
+    pub ingest_memory: Arc<Memory>,
+    /// Which names and origins are ours.
+    pub web: Web,
+    /// `http.max_connections`.
+    pub connections_max: usize,
     /// `http.max_live`.
     pub live_max: usize,
     /// How the uplink does, if there is one.
@@ -104,16 +121,33 @@ pub struct Site {
 
 type Shared = Arc<Site>;
 
+/// Who sent a request: a user, or else an address.
+#[derive(Debug, Clone)]
+pub(crate) struct Client(Arc<str>);
+
+impl Client {
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Every path, with the methods it takes; the OpenAPI document lists the same.
 fn routes() -> Router<Shared> {
     Router::new()
         .route("/v1/readings", get(readings::get).post(ingest::readings))
         .route("/api/v2/write", post(ingest::lines))
+        .route("/api/v3/write_lp", post(ingest::lines_v3))
+        .route("/write", post(ingest::lines_v1))
+        .route("/query", get(influx::query).post(influx::query))
+        .route("/ping", get(influx::ping))
+        .route("/health", get(influx::health))
+        .route("/ready", get(influx::ready))
         .route("/v1/devices", get(devices::list))
         .route("/v1/devices/{device}", get(devices::one))
         .route("/v1/devices/{device}/labels", put(devices::put_labels))
         .route("/v1/aggregates", get(aggregates::get))
         .route("/v1/rejects", get(rejects::get))
+        .route("/v1/sniff", get(sniff::get))
         .route("/v1/live", get(live::get))
         .route("/v1/status", get(status::status))
         .route("/metrics", get(status::metrics))
@@ -135,42 +169,88 @@ async fn wrong_method(request: Request) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
 
-/// Lets in who may come in.
-async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Result<Response, Problem> {
+const WHO: &str = "give the name and password (Basic) or the token (Bearer) of a user that `tidegate user add` made";
+const WAIT: &str = "too many logins at once, or too many wrong ones before: try again in a minute";
+
+/// Lets in who may come in, and says who it is.
+async fn guard(
+    State(site): State<Shared>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let origin = site.web.allowed(request.headers());
+    if let Some(preflight) = site.web.preflight(request.method(), request.headers()) {
+        return Ok(preflight);
+    }
     let open = matches!(request.uri().path(), "/healthz" | "/readyz");
-    if open || site.anonymous || !site.auth.has_users() {
-        return Ok(next.run(request).await);
-    }
-    let credentials = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let right = match credentials {
-        Some(credentials) => site.auth.authorization(credentials).await,
-        None => false,
+    let address = address_name(from.ip());
+    let user = match influx::credentials(&request) {
+        Some(credentials) if !open && site.auth.asks() => match site.auth.who(&credentials, &address).await {
+            Ok(user) => Some(user),
+            Err(Denied::Later) => return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, WAIT)),
+            Err(Denied::Wrong) if site.anonymous => None,
+            Err(Denied::Wrong) => return Err(Problem::new(StatusCode::UNAUTHORIZED, WHO)),
+        },
+        _ => None,
     };
-    if right {
-        return Ok(next.run(request).await);
+    if user.is_none() && !open && !site.anonymous && site.auth.asks() {
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, WHO));
     }
-    let detail = "give the name and password (Basic) or the token (Bearer) of a user that `tidegate user add` made";
-    Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
+    site.web.check(request.method(), request.headers(), user.is_some())?;
+    let client = user.map_or(address, |name| format!("user {name}"));
+    request.extensions_mut().insert(Client(client.into()));
+    let mut response = next.run(request).await;
+    site.web.finish(origin, &mut response);
+    Ok(response)
 }
 
 /// Serves until `stop`, then finishes the requests under way.
 pub async fn serve(listener: TcpListener, site: Shared, stop: CancellationToken) {
+    let seats = Seats::new(site.connections_max);
     let app = routes().layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard)).with_state(site);
-    let served = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
-    if let Err(e) = served {
-        tracing::error!("HTTP ended: {e}");
-    }
+    daemon::http::serve::serve(listener, None, app, seats, stop).await;
 }
 
-/// Runs a question on a thread where it may block, when it is its turn.
+/// Runs a question on a thread where it may block, when it is its turn. It has `query.timeout`, and ends soon
+/// after whoever asked has left; its turn lasts until it has ended.
 async fn ask<T: Send + 'static>(
     site: &Shared,
-    question: impl FnOnce(&Engine) -> Result<T, crate::query::QueryError> + Send + 'static,
+    question: impl FnOnce(&Engine) -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, Problem> {
-    let _turn = site.questions.acquire().await.map_err(|_| Problem::stopping())?;
+    let turn = Arc::clone(&site.questions).acquire_owned().await.map_err(|_| Problem::stopping())?;
+    run(site, turn, question).await
+}
+
+/// The same for what is quick and wanted most when others are slow: the status.
+async fn look<T: Send + 'static>(
+    site: &Shared,
+    question: impl FnOnce(&Engine) -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, Problem> {
+    let turn = Arc::clone(&site.looks).acquire_owned().await.map_err(|_| Problem::stopping())?;
+    run(site, turn, question).await
+}
+
+async fn run<T: Send + 'static>(
+    site: &Shared,
+    turn: OwnedSemaphorePermit,
+    question: impl FnOnce(&Engine) -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, Problem> {
     let engine = Arc::clone(&site.engine);
-    match tokio::task::spawn_blocking(move || question(&engine)).await {
+    let (patience, _waiter) = Patience::until(Instant::now() + site.query_timeout);
+    let answered = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        patience.answer(|| question(&engine))
+    });
+    match answered.await {
         Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) if error.is_interrupted() => {
+            let detail = format!(
+                "the question took longer than query.timeout ({:?}): ask for less at once, or raise it",
+                site.query_timeout
+            );
+            Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+        }
         Ok(Err(error)) => {
             tracing::error!("a question could not be answered: {error}");
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
@@ -180,6 +260,11 @@ async fn ask<T: Send + 'static>(
 }
 
 impl Site {
+    /// The gateway takes readings.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
     /// The gateway takes readings from now on, or no more.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);

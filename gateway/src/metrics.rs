@@ -40,13 +40,17 @@ pub struct Metrics {
     registry: Registry,
     messages: [Counter; 3],
     rejects: Family<Labels, Counter>,
+    refused_connects: Family<Labels, Counter>,
+    refused_logins: Counter,
     /// Readings on disk.
     pub readings: Counter,
     /// Values that say that there is none.
     pub missing: Counter,
+    /// Messages that no ingest rule takes.
+    pub unmatched: Counter,
     /// Integers beyond 2^53.
     pub inexact: Counter,
-    /// Stamps before 2000, replaced by the receive time.
+    /// Stamps of 1970, replaced by the receive time.
     pub restamped: Counter,
     /// Stamps beyond the skew bound.
     pub future: Counter,
@@ -109,8 +113,15 @@ impl Default for Metrics {
         };
         let readings = counter("readings", "Readings committed");
         let missing = counter("missing_values", "Values that say that there is none");
+        let unmatched =
+            counter("unmatched_messages", "Published messages that no ingest rule takes; /v1/sniff names the topics");
+        let refused_logins =
+            counter("refused_logins", "Logins with a wrong name, password or token, or too many of them");
         let inexact = counter("inexact_values", "Integers beyond 2^53, kept as the nearest f64");
-        let restamped = counter("restamped_readings", "Readings stamped before 2000, kept with their receive time");
+        let restamped = counter(
+            "restamped_readings",
+            "Readings stamped in 1970, as by a clock that nobody has set, kept with their receive time",
+        );
         let future = counter("future_readings", "Readings stamped beyond the skew bound");
         let corrected = counter("corrected_readings", "Readings without a stamp, put right when the clock was set");
         let late = counter("late_readings", "Readings for windows that had closed");
@@ -147,6 +158,8 @@ impl Default for Metrics {
             .map(|p| by_protocol.get_or_create(&vec![("protocol", p.name())]).clone());
         let rejects = Family::<Labels, Counter>::default();
         registry.register("rejects", "What could not be decoded, by reason", rejects.clone());
+        let refused_connects = Family::<Labels, Counter>::default();
+        registry.register("refused_connects", "MQTT clients that were not let in, by reason", refused_connects.clone());
         let by_cause = Family::<Labels, Counter>::default();
         let help = "Bytes handed to SQLite, by cause; it writes each to its log and later to its file, in pages";
         registry.register("content_bytes", help, by_cause.clone());
@@ -162,7 +175,7 @@ impl Default for Metrics {
         }
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
-            registry.register(format!("tidegate_uplink_{name}"), help, gauge.clone());
+            registry.register(format!("uplink_{name}"), help, gauge.clone());
             gauge
         };
         let uplink_backlog = gauge("backlog", "Changes to summaries that the cloud has not acknowledged");
@@ -170,7 +183,7 @@ impl Default for Metrics {
         let uplink_sent = ["summaries", "batches", "bytes", "failures"].map(|name| {
             let counter = Counter::default();
             registry.register(
-                format!("tidegate_uplink_{name}"),
+                format!("uplink_{name}"),
                 "Sent to the cloud and acknowledged, or failed",
                 counter.clone(),
             );
@@ -180,8 +193,11 @@ impl Default for Metrics {
             registry,
             messages,
             rejects,
+            refused_connects,
+            refused_logins,
             readings,
             missing,
+            unmatched,
             inexact,
             restamped,
             future,
@@ -245,6 +261,16 @@ impl Metrics {
     /// Bytes handed to SQLite, by cause.
     pub fn written_by_cause(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Cause::ALL.iter().zip(&self.written).map(|(cause, counter)| (cause.name(), counter.get()))
+    }
+
+    /// Takes over how many logins were refused.
+    pub fn note_logins(&self, refused: u64) {
+        self.refused_logins.inc_by(refused.saturating_sub(self.refused_logins.get()));
+    }
+
+    /// A client was not let in.
+    pub fn refused_connect(&self, reason: &'static str) {
+        self.refused_connects.get_or_create(&vec![("reason", reason)]).inc();
     }
 
     /// Counts a reject.

@@ -10,6 +10,9 @@
 /// Aggregates over windows.
 pub mod aggregates;
 
+/// How long a question may take.
+pub mod patience;
+
 /// The readings themselves.
 pub mod readings;
 
@@ -40,6 +43,16 @@ pub enum QueryError {
     /// Polars refused.
     #[error("aggregation failed: {0}")]
     Frame(#[from] PolarsError),
+}
+
+impl QueryError {
+    /// True if the question took too long, or nobody waits for it any more.
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            QueryError::Store(error) | QueryError::Journal(ReadError::Sqlite(error)) => patience::is_interrupted(error),
+            _ => false,
+        }
+    }
 }
 
 /// What answers questions.
@@ -92,10 +105,11 @@ impl Engine {
         ask: impl FnOnce(&Connection) -> Result<T, E>,
     ) -> Result<T, E> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match idle {
+        let mut connection = match idle {
             Some(connection) => connection,
             None => schema::open_reader(&self.store)?,
         };
+        patience::watch(&mut connection)?;
         let answer = ask(&connection);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if answer.is_ok() && idle.len() < IDLE_MAX {
@@ -106,10 +120,8 @@ impl Engine {
 
     /// The series that a filter lets through, by device and metric.
     fn select(&self, filter: &Filter) -> Vec<Arc<Series>> {
-        let mut series = match (filter.devices.as_slice(), filter.metrics.as_slice()) {
-            ([device], [metric]) if !is_glob(device) && !is_glob(metric) => {
-                self.catalog.find(device, metric).into_iter().collect()
-            }
+        let mut series = match filter.devices.as_slice() {
+            [device] if !is_glob(device) => self.catalog.series_of(device).unwrap_or_default(),
             _ => self.catalog.series(),
         };
         series.retain(|series| filter.matches(&series.device.name, &series.metric));

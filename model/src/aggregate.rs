@@ -40,6 +40,9 @@ pub enum GrammarError {
         "unknown statistic {0:?}: use count, text_count, sum, mean, min, max, first, last, stddev or a percentile such as p95 or p99.9"
     )]
     Stat(String),
+    /// A window that is too long.
+    #[error("window {0:?} is longer than 3660 days: use \"all\" with from and to")]
+    Long(String),
     /// Not a window.
     #[error("window {0:?} is neither \"all\" nor a whole multiple of a second such as 30s, 5m, 1h or 1d")]
     Window(String),
@@ -97,6 +100,9 @@ pub enum Window {
     Tumbling(Micros),
 }
 
+/// The longest window.
+const LONGEST_S: i64 = 3_660 * 86_400;
+
 impl FromStr for Window {
     type Err = GrammarError;
 
@@ -115,28 +121,61 @@ impl FromStr for Window {
             _ => return Err(bad()),
         };
         let number: i64 = text[..split].parse().map_err(|_| bad())?;
-        let seconds = number.checked_mul(unit_s).filter(|&s| s > 0 && s <= 3_660 * 86_400).ok_or_else(bad)?;
+        let seconds = number.saturating_mul(unit_s);
+        if seconds > LONGEST_S {
+            return Err(GrammarError::Long(text.into()));
+        }
+        if seconds <= 0 {
+            return Err(bad());
+        }
         Ok(Window::Tumbling(seconds * SECOND_US))
     }
 }
 
-/// True if `pattern` names more than one text.
+/// True if `pattern` may name other texts than itself.
 pub fn is_glob(pattern: &str) -> bool {
-    pattern.contains(['*', '?'])
+    pattern.contains(['*', '?', '\\'])
 }
 
-/// Matches `*` (any run, also empty) and `?` (one character); everything else is itself.
+/// Matches `*` (any run, also empty) and `?` (one character); a backslash takes the next character as it is, and
+/// everything else is itself. A text always matches itself, so that a name can be asked for as it is shown.
 pub fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    pattern == text || (is_glob(pattern) && matches(pattern, text))
+}
+
+/// The same for metrics: a pattern without tags also matches the name before a metric's tags.
+pub fn glob_metric(pattern: &str, metric: &str) -> bool {
+    glob(pattern, metric) || (!pattern.contains(';') && glob(pattern, crate::tags::base(metric)))
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Piece {
+    Run,
+    One,
+    Literal(char),
+}
+
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut pieces = Vec::with_capacity(pattern.len());
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        pieces.push(match c {
+            '*' => Piece::Run,
+            '?' => Piece::One,
+            '\\' => Piece::Literal(chars.next().unwrap_or('\\')),
+            c => Piece::Literal(c),
+        });
+    }
+    let text: Vec<char> = text.chars().collect();
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
+        match pieces.get(p) {
+            Some(Piece::Run) => {
                 star = Some((p, t));
                 p += 1;
             }
-            Some(&c) if c == '?' || c == text[t] => {
+            Some(&piece) if piece == Piece::One || piece == Piece::Literal(text[t]) => {
                 p += 1;
                 t += 1;
             }
@@ -150,7 +189,7 @@ pub fn glob(pattern: &str, text: &str) -> bool {
             },
         }
     }
-    pattern[p..].iter().all(|&c| c == '*')
+    pieces[p..].iter().all(|&piece| piece == Piece::Run)
 }
 
 #[cfg(test)]
@@ -190,6 +229,12 @@ mod tests {
             ("*a*b", "xaxxab", true),
             ("a", "ab", false),
             ("kü?he", "küche", true),
+            ("what?", "what?", true),
+            ("what\\?", "what?", true),
+            ("what\\?", "whats", false),
+            ("a\\*", "a*", true),
+            ("a\\*", "ab", false),
+            ("a\\b", "a\\b", true),
         ] {
             assert_eq!(glob(pattern, text), want, "{pattern} {text}");
         }

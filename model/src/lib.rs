@@ -7,6 +7,9 @@
 /// Who a reading is about: device ids, metric names, and the slot a device lives in.
 pub mod identity;
 
+/// What tells series of one measurement apart: tags within a metric's name.
+pub mod tags;
+
 /// When it was: microseconds since the Unix epoch, their text forms, aligned windows.
 pub mod time;
 

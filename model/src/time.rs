@@ -28,6 +28,9 @@ pub enum TimeError {
     /// A date that the calendar or RFC 3339 cannot hold.
     #[error("time {0} is outside the years 0000 to 9999")]
     OutOfRange(String),
+    /// Digits that may be a date as well as an epoch number.
+    #[error("time {0} may be a date without separators or an epoch number: send RFC 3339")]
+    Ambiguous(String),
 }
 
 /// Reads an epoch number, its unit told by its magnitude: seconds below 1e11 (year 5138),
@@ -45,6 +48,28 @@ pub fn from_epoch(number: f64) -> Result<Micros, TimeError> {
     let rounded = us.round();
     let us = if (us - rounded).abs() < 0.3 { rounded } else { us.floor() };
     in_range(us as i128, || number.to_string())
+}
+
+/// Reads a whole number that may also be a date without separators, `20240501120000`, taken in `zone`: as
+/// milliseconds that would be after the year 2286. Twelve digits that are a date, too, are neither.
+pub fn from_digits(number: i64, zone: &TimeZone) -> Result<(Micros, Option<Micros>), TimeError> {
+    const MILLIS_OF_14_DIGITS: i64 = 10_000_000_000_000;
+    let part = |divisor: i64, modulus: i64| i8::try_from(number / divisor % modulus).unwrap_or(-1);
+    let local = |year: i64| {
+        let year = i16::try_from(year).ok()?;
+        let (month, day) = (part(100_000_000, 100), part(1_000_000, 100));
+        civil::DateTime::new(year, month, day, part(10_000, 100), part(100, 100), part(1, 100), 0).ok()
+    };
+    match number {
+        MILLIS_OF_14_DIGITS..100_000_000_000_000 => {
+            let date = local(number / 10_000_000_000).ok_or_else(|| TimeError::Ambiguous(number.to_string()))?;
+            from_local(date, zone, &number.to_string())
+        }
+        100_000_000_000..1_000_000_000_000 if local(2000 + number / 10_000_000_000).is_some() => {
+            Err(TimeError::Ambiguous(number.to_string()))
+        }
+        _ => from_epoch_integer(number).map(|us| (us, None)),
+    }
 }
 
 /// Reads a whole epoch number; like [`from_epoch`] but exact beyond 2^53.
@@ -77,20 +102,22 @@ pub fn parse_local(text: &str, zone: &TimeZone) -> Result<(Micros, Option<Micros
     let text = text.trim();
     let of = |timestamp: Timestamp| in_range(timestamp.as_nanosecond().div_euclid(1_000), || text.into());
     if let Ok(number) = text.parse::<i64>() {
-        return from_epoch_integer(number).map(|us| (us, None));
+        return from_digits(number, zone);
     }
     if let Ok(timestamp) = text.parse::<Timestamp>() {
         return of(timestamp).map(|us| (us, None));
     }
-    if text.starts_with(|c: char| c.is_ascii_digit())
-        && text.contains(':')
-        && let Ok(local) = text.parse::<civil::DateTime>()
-    {
-        let ambiguous = zone.to_ambiguous_timestamp(local);
-        let later =
-            if matches!(ambiguous.offset(), AmbiguousOffset::Fold { .. }) { ambiguous.later().ok() } else { None };
-        if let Ok(first) = ambiguous.compatible() {
-            return Ok((of(first)?, later.map(of).transpose()?));
+    if text.starts_with(|c: char| c.is_ascii_digit()) {
+        if text.contains(':')
+            && let Ok(local) = text.parse::<civil::DateTime>()
+        {
+            return from_local(local, zone, text);
+        }
+        if text.len() == 10
+            && text.contains('-')
+            && let Ok(date) = text.parse::<civil::Date>()
+        {
+            return from_local(date.to_datetime(civil::Time::midnight()), zone, text);
         }
     }
     match text.parse::<f64>() {
@@ -99,6 +126,14 @@ pub fn parse_local(text: &str, zone: &TimeZone) -> Result<(Micros, Option<Micros
         }
         _ => Err(TimeError::Unreadable(shorten(text).into_owned())),
     }
+}
+
+fn from_local(local: civil::DateTime, zone: &TimeZone, text: &str) -> Result<(Micros, Option<Micros>), TimeError> {
+    let of = |timestamp: Timestamp| in_range(timestamp.as_nanosecond().div_euclid(1_000), || text.into());
+    let ambiguous = zone.to_ambiguous_timestamp(local);
+    let later = if matches!(ambiguous.offset(), AmbiguousOffset::Fold { .. }) { ambiguous.later().ok() } else { None };
+    let first = ambiguous.compatible().map_err(|_| TimeError::OutOfRange(text.into()))?;
+    Ok((of(first)?, later.map(of).transpose()?))
 }
 
 fn shorten(text: &str) -> Cow<'_, str> {
@@ -139,6 +174,21 @@ mod tests {
         assert_eq!(utc("1680962879620000"), want);
         assert_eq!(utc("1680962879620000000"), want);
         assert_eq!(from_epoch(1_680_962_879.62), want);
+    }
+
+    #[test]
+    fn digits_are_a_date_only_where_nothing_else_is_meant() {
+        for (text, want) in [
+            ("20240501120000", Some("2024-05-01T12:00:00Z")),
+            ("20240501T120000Z", Some("2024-05-01T12:00:00Z")),
+            ("2024-05-01", Some("2024-05-01T00:00:00Z")),
+            ("1714564800000", Some("2024-05-01T12:00:00Z")),
+            ("946684800000", Some("2000-01-01T00:00:00Z")),
+            ("20241301120000", None),
+            ("240501120000", None),
+        ] {
+            assert_eq!(utc(text).ok().map(format).as_deref(), want, "{text}");
+        }
     }
 
     #[test]

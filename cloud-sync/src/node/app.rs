@@ -11,7 +11,9 @@ use super::config::{Config, GrpcTls, HttpTls};
 use super::coordinator::{self, CoordinatorError};
 use super::door::{Door, Guarded, PUSH_TIMEOUT, READ_MAX};
 use super::http::{self, Site};
+use super::incoming::incoming;
 use super::intake::{Grpc, Intake, now_us};
+use super::local::LocalToken;
 use super::metrics::Metrics;
 use super::mover::{Mover, SharedProgress};
 use super::router::{Router, RouterError};
@@ -19,10 +21,13 @@ use crate::wire::MESSAGE_MAX;
 use crate::wire::proto::uplink_server::UplinkServer;
 use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::address;
-use daemon::tls::{Shown, TlsError, TlsListener};
+use daemon::files;
+use daemon::http::web::Web;
+use daemon::seats::Seats;
+use daemon::tls::{Clients, Shown, TlsError};
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -30,7 +35,6 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 /// How long requests under way may take at the end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -59,6 +63,14 @@ pub enum AppError {
     /// A certificate or key.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The data directory.
+    #[error("cloud.data_dir {path} cannot be used: {source}; choose another, or make it this user's")]
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
     /// A port.
     #[error("{key} {address} cannot be bound: {source}; choose another address, or stop what uses it")]
     Bind {
@@ -103,9 +115,12 @@ fn certificates(config: &Config) -> Result<(Certificate, Certificate), TlsError>
         (!path.as_os_str().is_empty()).then_some(path)
     }
     let GrpcTls { cert, key, client_ca } = &config.cloud.tls;
-    let grpc = given(cert).map(|cert| daemon::tls::server(cert, key, given(client_ca), b"h2")).transpose()?;
+    let asked = given(client_ca).map_or(Clients::Anybody, Clients::Must);
+    let grpc = given(cert).map(|cert| daemon::tls::server(cert, key, asked, b"h2")).transpose()?;
     let HttpTls { cert, key } = &config.http.tls;
-    let http = given(cert).map(|cert| daemon::tls::server(cert, key, None, b"http/1.1")).transpose()?;
+    // People ask here, too, who have none.
+    let asked = given(client_ca).map_or(Clients::Anybody, Clients::May);
+    let http = given(cert).map(|cert| daemon::tls::server(cert, key, asked, b"http/1.1")).transpose()?;
     Ok((grpc, http))
 }
 
@@ -124,6 +139,7 @@ impl App {
     pub async fn build(config: Config) -> Result<Self, AppError> {
         let users = Users::read(&config.users_file())?;
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
+        let local = prepare(&config.cloud.data_dir)?;
         let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
         let router = Arc::new(Router::open(&config, coordinator).await?);
         if let Err(e) = router.settle().await {
@@ -133,9 +149,17 @@ impl App {
         let mut addresses = Vec::new();
         let grpc = bind("cloud.listen", "grpc", &config.cloud.listen, &mut addresses).await?;
         let http = bind("http.listen", "http", &config.http.listen, &mut addresses).await?;
+        if let Some((_, address)) = addresses.iter().find(|(name, _)| *name == "http")
+            && let Err(e) = local.announce(address.port())
+        {
+            tracing::info!("verbs with --url need --token-file or cloud.data_dir: {e}");
+        }
         let tls = Tls::read(&config)?;
         let (metrics, auth) = (Arc::new(Metrics::default()), Arc::new(Auth::new(users)));
-        let door = Door::new(Arc::clone(&auth), config.cloud.allow_anonymous, READ_MAX, Arc::clone(&metrics));
+        // Asking for certificates means that nobody comes in who shows nothing.
+        let asks = !config.cloud.tls.client_ca.as_os_str().is_empty();
+        let anonymous = config.cloud.allow_anonymous;
+        let door = Door::new(Arc::clone(&auth), anonymous, asks, READ_MAX, Arc::clone(&metrics));
         let intake =
             Intake::new(Arc::clone(&router), config.cloud.max_pushes, config.cloud.in_flight, Arc::clone(&metrics));
         let (stop, moves) = (CancellationToken::new(), SharedProgress::default());
@@ -151,11 +175,13 @@ impl App {
         };
         let site = Arc::new(Site {
             questions: Semaphore::new(config.query.concurrency),
-            config,
             router,
             door: Arc::new(door),
             intake: Arc::new(intake),
             auth,
+            web: Web::new(&config.http.hosts, &config.http.origins),
+            local,
+            config,
             metrics,
             moves,
             addresses,
@@ -204,6 +230,17 @@ impl App {
     }
 }
 
+/// The data directory is there, and nobody else's.
+fn prepare(data_dir: &Path) -> Result<LocalToken, AppError> {
+    let failed = |source| AppError::Directory { path: data_dir.to_owned(), source };
+    files::directory(data_dir).map_err(failed)?;
+    for entry in std::fs::read_dir(data_dir).map_err(failed)?.flatten() {
+        files::close(&entry.path()).map_err(failed)?;
+    }
+    files::close(data_dir).map_err(failed)?;
+    LocalToken::write(data_dir).map_err(failed)
+}
+
 /// Pushes over gRPC. A connection has a few under way, each of them read piece by piece; those for
 /// which the intake has no room are told to wait, since a queue here would only make them old.
 async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, stop: CancellationToken) {
@@ -216,13 +253,8 @@ async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, 
         .initial_connection_window_size(4 * STREAM_WINDOW_BYTES)
         .add_service(service);
     let stopped = stop.cancelled_owned();
-    let ended = match tls {
-        None => served.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await,
-        Some(shown) => match TlsListener::new(listener, shown) {
-            Ok(listener) => served.serve_with_incoming_shutdown(listener.into_stream(), stopped).await,
-            Err(e) => return tracing::error!("gRPC cannot begin: {e}"),
-        },
-    };
+    let seats = Seats::new(site.config.cloud.max_connections);
+    let ended = served.serve_with_incoming_shutdown(incoming(listener, tls, seats), stopped).await;
     if let Err(e) = ended {
         tracing::error!("gRPC ended: {e}");
     }

@@ -45,6 +45,8 @@ pub struct Cloud {
     pub shards: Vec<String>,
     /// Where the map lives: "sqlite" (in the data directory, for one daemon), "postgres://USER:PASSWORD@HOST/DATABASE" or "etcd://HOST:PORT,HOST:PORT/PREFIX", which several daemons share; their shards are then all in PostgreSQL. A new one takes over the map of the data directory, if there is one.
     pub coordinator: String,
+    /// gRPC connections at once; an address may have as many as are free.
+    pub max_connections: usize,
     /// Pushes at once, of all gateways; one more is asked to wait.
     pub max_pushes: usize,
     /// Pushes that a gateway may have under way.
@@ -81,6 +83,12 @@ pub struct Http {
     pub listen: String,
     /// Lets requests without credentials in, also from other machines.
     pub allow_anonymous: bool,
+    /// Connections at once; an address may have as many as are free.
+    pub max_connections: usize,
+    /// Names of this machine, beside its own and its addresses: a request for another name needs credentials.
+    pub hosts: Vec<String>,
+    /// Origins whose pages may read and write here, for example "https://dash.example"; none by default.
+    pub origins: Vec<String>,
     /// TLS for HTTP.
     pub tls: HttpTls,
 }
@@ -91,7 +99,7 @@ pub struct Http {
 pub struct Auth {
     /// The users file that `tidegate-cloud user add` writes; relative to the data directory. A gateway's user is called as its id.
     pub users: PathBuf,
-    /// Users who may add, drain and move shards. Without any user everybody on this machine may.
+    /// Users who may add, drain and move shards, beside those with the role "admin". Whoever can read `admin.token` in the data directory may, too: the verbs of this machine use it.
     pub admins: Vec<String>,
 }
 
@@ -136,6 +144,7 @@ impl Default for Cloud {
             tls: GrpcTls::default(),
             shards: vec!["sqlite:shard-000.db".into(), "sqlite:shard-001.db".into()],
             coordinator: "sqlite".into(),
+            max_connections: 20_000,
             max_pushes: 64,
             in_flight: 8,
         }
@@ -144,7 +153,14 @@ impl Default for Cloud {
 
 impl Default for Http {
     fn default() -> Self {
-        Http { listen: "127.0.0.1:8090".into(), allow_anonymous: false, tls: HttpTls::default() }
+        Http {
+            listen: "127.0.0.1:8090".into(),
+            allow_anonymous: false,
+            max_connections: 512,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            tls: HttpTls::default(),
+        }
     }
 }
 
@@ -199,6 +215,8 @@ impl Options for Config {
             wrong("cloud.tls.client_ca", "needs cloud.tls.cert and cloud.tls.key".into());
         }
         for (key, n) in [
+            ("cloud.max_connections", self.cloud.max_connections),
+            ("http.max_connections", self.http.max_connections),
             ("cloud.max_pushes", self.cloud.max_pushes),
             ("cloud.in_flight", self.cloud.in_flight as usize),
             ("query.cells", self.query.cells),

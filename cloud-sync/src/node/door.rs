@@ -4,12 +4,13 @@
 //! or a refusal at once. Always holds: of those who are not known nothing is kept; all pushes that
 //! are being read take no more than [`READ_MAX`] bytes, however many connections there are.
 
+use super::incoming::Peer;
 use super::intake::Refusal;
 use super::metrics::Metrics;
 use axum::body::HttpBody;
 use axum::http;
 use bytes::{Bytes, BytesMut};
-use daemon::auth::Auth;
+use daemon::auth::{Auth, Denied};
 use rustls::pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -23,7 +24,6 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::NamedService;
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 
 /// Bytes of pushes that have been read and not been answered, of all gateways.
 pub const READ_MAX: usize = 128 << 20;
@@ -49,14 +49,16 @@ pub enum Who {
 pub struct Door {
     auth: Arc<Auth>,
     anonymous: bool,
+    /// Certificates are asked for: whoever shows none shows a token.
+    certifies: bool,
     room: Semaphore,
     metrics: Arc<Metrics>,
 }
 
 impl Door {
     /// A door for so many bytes at once.
-    pub fn new(auth: Arc<Auth>, anonymous: bool, bytes: usize, metrics: Arc<Metrics>) -> Self {
-        Door { auth, anonymous, room: Semaphore::new(bytes), metrics }
+    pub fn new(auth: Arc<Auth>, anonymous: bool, certifies: bool, bytes: usize, metrics: Arc<Metrics>) -> Self {
+        Door { auth, anonymous, certifies, room: Semaphore::new(bytes), metrics }
     }
 
     /// Who sends, by the `Authorization` header or a certificate that was asked for and is good.
@@ -64,19 +66,22 @@ impl Door {
         &self,
         headers: &http::HeaderMap,
         chain: Option<&[CertificateDer<'static>]>,
+        from: &str,
     ) -> Result<Who, Refusal> {
         if let Some(chain) = chain {
             return Ok(Who::Certified(names(chain.first().map_or(&[], |own| own.as_ref()))));
         }
-        if self.anonymous || !self.auth.has_users() {
+        if self.anonymous || !(self.auth.asks() || self.certifies) {
             return Ok(Who::Anybody);
         }
         let known = match headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok()) {
-            Some(header) => self.auth.who(header).await,
-            None => None,
+            Some(header) => self.auth.who(header, from).await,
+            None => Err(Denied::Wrong),
         };
-        let refused = || Refusal::Unauthenticated(format!("no token, or not a right one: {REMEDY}"));
-        known.map(Who::User).ok_or_else(refused)
+        known.map(Who::User).map_err(|denied| match denied {
+            Denied::Wrong => Refusal::Unauthenticated(format!("no token, or not a right one: {REMEDY}")),
+            Denied::Later => Refusal::busy(),
+        })
     }
 
     /// What one push takes of the room: nothing yet.
@@ -168,9 +173,10 @@ where
         let mut inner = std::mem::replace(&mut self.inner, next);
         let door = Arc::clone(&self.door);
         Box::pin(async move {
-            let certified = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>();
-            let certified = certified.and_then(TlsConnectInfo::peer_certs);
-            let who = match door.identify(request.headers(), certified.as_deref().map(Vec::as_slice)).await {
+            let peer = request.extensions().get::<Peer>().cloned();
+            let chain = peer.as_ref().and_then(|peer| peer.chain.as_deref());
+            let from = peer.as_ref().map_or_else(String::new, |peer| peer.address.ip().to_string());
+            let who = match door.identify(request.headers(), chain, &from).await {
                 Ok(who) => who,
                 Err(refusal) => return Ok(Status::from(refusal.counted(&door.metrics)).into_http()),
             };
@@ -226,7 +232,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_all_pushes_take_is_bounded_and_given_back() {
-        let door = |bytes| Arc::new(Door::new(Arc::new(Auth::new(Users::default())), true, bytes, Arc::default()));
+        let door =
+            |bytes| Arc::new(Door::new(Arc::new(Auth::new(Users::default())), true, false, bytes, Arc::default()));
         let (all, ample) = (door(1_000), door(1_000_000));
         let body = |bytes: usize| axum::body::Body::from(vec![7; bytes]);
         let counted = || axum::body::Body::new(Counted { body: Body::new(body(900)), share: all.share() });

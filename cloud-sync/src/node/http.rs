@@ -17,19 +17,22 @@ mod status;
 use super::config::Config;
 use super::door::Door;
 use super::intake::Intake;
+use super::local::LocalToken;
 use super::metrics::Metrics;
 use super::mover::SharedProgress;
 use super::query::{Missing, QueryError};
 use super::router::Router as Routes;
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{get, post};
-use daemon::auth::Auth;
+use daemon::auth::{Auth, Denied, Role};
 use daemon::http::reply::Problem;
-use daemon::tls::{Shown, TlsListener};
+use daemon::http::web::Web;
+use daemon::seats::Seats;
+use daemon::tls::Shown;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,6 +52,10 @@ pub struct Site {
     pub intake: Arc<Intake>,
     /// Who may come in.
     pub auth: Arc<Auth>,
+    /// Which names and origins are ours.
+    pub web: Web,
+    /// Who may do everything, because he can read the data directory.
+    pub local: LocalToken,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// How far the mover has got.
@@ -84,54 +91,95 @@ async fn nothing_here(request: Request) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("{} is no resource here", request.uri().path()))
 }
 
-/// Lets in who may come in, and lets change shards who may do that; pushes are looked at by the
-/// door.
-async fn guard(State(site): State<Shared>, request: Request, next: Next) -> Result<Response, Problem> {
+const WHO: &str =
+    "give the name and password (Basic) or the token (Bearer) of a user that `tidegate-cloud user add` made";
+const WAIT: &str = "too many logins at once, or too many wrong ones before: try again in a minute";
+const CHANGES: &str = "shards and slots are changed with a credential: the verbs of this machine use admin.token in \
+                       cloud.data_dir, others a user with the role \"admin\" (--token-file)";
+
+/// Lets in who may come in, each to what its role allows; pushes are looked at by the door.
+async fn guard(
+    State(site): State<Shared>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let origin = site.web.allowed(request.headers());
+    if let Some(preflight) = site.web.preflight(request.method(), request.headers()) {
+        return Ok(preflight);
+    }
     let path = request.uri().path();
-    let changes = request.method() == Method::POST && matches!(path, "/v1/shards" | "/v1/moves");
-    let open = matches!(path, "/healthz" | "/readyz" | "/v1/push");
-    if !site.auth.has_users() {
-        let is_local = site.addresses.iter().all(|(name, address)| *name != "http" || address.ip().is_loopback());
-        if changes && !is_local {
-            let detail = "shards are changed by users in auth.admins: make one with `tidegate-cloud user add admin`";
-            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
-        }
-        return Ok(next.run(request).await);
+    let is_open = matches!(path, "/healthz" | "/readyz" | "/v1/push");
+    let who = if is_open { Shows::Nothing } else { site.who(request.headers(), from).await? };
+    site.web.check(request.method(), request.headers(), who != Shows::Nothing)?;
+    if !is_open {
+        site.may(&who, &request)?;
     }
-    if open || (site.config.http.allow_anonymous && !changes) {
-        return Ok(next.run(request).await);
+    let mut response = next.run(request).await;
+    site.web.finish(origin, &mut response);
+    Ok(response)
+}
+
+/// What a request shows of whoever sends it.
+#[derive(Debug, PartialEq, Eq)]
+enum Shows {
+    Nothing,
+    /// The token of this data directory.
+    Local,
+    User(String),
+}
+
+impl Site {
+    async fn who(&self, headers: &HeaderMap, from: SocketAddr) -> Result<Shows, Problem> {
+        let Some(credentials) = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
+            return Ok(Shows::Nothing);
+        };
+        if self.local.is_shown(credentials) {
+            return Ok(Shows::Local);
+        }
+        match self.auth.who(credentials, &from.ip().to_string()).await {
+            Ok(name) => Ok(Shows::User(name)),
+            Err(Denied::Later) => Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, WAIT)),
+            Err(Denied::Wrong) if self.auth.asks() => Err(Problem::new(StatusCode::UNAUTHORIZED, WHO)),
+            Err(Denied::Wrong) => Ok(Shows::Nothing),
+        }
     }
-    let credentials = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let who = match credentials {
-        Some(credentials) => site.auth.who(credentials).await,
-        None => None,
-    };
-    match who {
-        None => {
-            let detail = "give the name and password (Basic) or the token (Bearer) of a user that `tidegate-cloud user add` made";
-            Err(Problem::new(StatusCode::UNAUTHORIZED, detail))
+
+    fn may(&self, who: &Shows, request: &Request) -> Result<(), Problem> {
+        let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        let user = match who {
+            Shows::Local => return Ok(()),
+            Shows::Nothing if changes => return Err(Problem::new(StatusCode::UNAUTHORIZED, CHANGES)),
+            Shows::Nothing if self.config.http.allow_anonymous || !self.auth.asks() => return Ok(()),
+            Shows::Nothing => return Err(Problem::new(StatusCode::UNAUTHORIZED, WHO)),
+            Shows::User(name) => name,
+        };
+        let has = |role| self.auth.stored(user).is_some_and(|stored| stored.may(role));
+        let is_admin = has(Role::Admin) || self.config.auth.admins.contains(user);
+        // A gateway compares what is here with what it has itself.
+        let own = || {
+            let query = request.uri().query().unwrap_or_default().as_bytes();
+            let mut gateways = form_urlencoded::parse(query).filter(|(key, _)| key == "gateway").peekable();
+            request.uri().path() == "/v1/summaries" && gateways.peek().is_some() && gateways.all(|(_, id)| id == *user)
+        };
+        let right = if changes { is_admin } else { is_admin || has(Role::Read) || (has(Role::Push) && own()) };
+        if right {
+            return Ok(());
         }
-        Some(name) if changes && !site.config.auth.admins.contains(&name) => {
-            Err(Problem::new(StatusCode::FORBIDDEN, format!("{name:?} is not in auth.admins, who may change shards")))
-        }
-        Some(_) => Ok(next.run(request).await),
+        let role = if changes { "admin" } else { "read" };
+        let detail = format!(
+            "{user:?} has not the role {role:?}: give it with `tidegate-cloud user add {user} --role {role}`, or use \
+             another user"
+        );
+        Err(Problem::new(StatusCode::FORBIDDEN, detail))
     }
 }
 
 /// Serves until `stop`, then finishes the requests under way.
 pub async fn serve(listener: TcpListener, tls: Option<Shown>, site: Shared, stop: CancellationToken) {
+    let seats = Seats::new(site.config.http.max_connections);
     let app = routes().layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard)).with_state(site);
-    let stopped = stop.cancelled_owned();
-    let served = match tls {
-        None => axum::serve(listener, app).with_graceful_shutdown(stopped).await,
-        Some(tls) => match TlsListener::new(listener, tls) {
-            Ok(listener) => axum::serve(listener, app).with_graceful_shutdown(stopped).await,
-            Err(e) => Err(e),
-        },
-    };
-    if let Err(e) = served {
-        tracing::error!("HTTP ended: {e}");
-    }
+    daemon::http::serve::serve(listener, tls, app, seats, stop).await;
 }
 
 impl From<QueryError> for Problem {

@@ -11,7 +11,8 @@ use super::shard::{Beat, Sender};
 use crate::uplink::Held;
 use crate::wire::proto::uplink_server::Uplink;
 use crate::wire::proto::{PushReply, PushRequest};
-use crate::wire::{Batch, UNREADABLE};
+use crate::wire::{Batch, DECODED_MAX, UNREADABLE, WireError};
+use daemon::memory::Memory;
 use model::{Micros, check_name};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,6 +51,7 @@ pub enum Refusal {
 pub struct Intake {
     router: Arc<Router>,
     room: Semaphore,
+    memory: Arc<Memory>,
     in_flight: u32,
     metrics: Arc<Metrics>,
 }
@@ -60,10 +62,13 @@ pub fn now_us() -> Micros {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
 }
 
+/// What all batches together may take once they are decoded.
+const MEMORY_MAX: usize = DECODED_MAX + (64 << 20);
+
 impl Intake {
     /// For so many pushes at once.
     pub fn new(router: Arc<Router>, max_pushes: usize, in_flight: u32, metrics: Arc<Metrics>) -> Self {
-        Intake { router, room: Semaphore::new(max_pushes), in_flight, metrics }
+        Intake { router, room: Semaphore::new(max_pushes), memory: Memory::new(MEMORY_MAX), in_flight, metrics }
     }
 
     /// Takes a push.
@@ -105,10 +110,18 @@ impl Intake {
             return Ok(self.reply(held, false));
         }
         let bytes = request.summaries.len();
-        let decoded = tokio::task::spawn_blocking(move || Batch::decode(&request.summaries)).await;
-        let batch = decoded
-            .map_err(|e| Refusal::Unavailable(e.to_string()))?
-            .map_err(|e| Refusal::Unreadable(e.to_string()))?;
+        // Its memory is held until the batch is stored.
+        let mut hold = self.memory.hold(&sender.gateway);
+        let decoded = tokio::task::spawn_blocking(move || {
+            let batch = Batch::decode_within(&request.summaries, &mut |bytes| hold.take(bytes));
+            (batch, hold)
+        });
+        let (batch, _hold) = decoded.await.map_err(|e| Refusal::Unavailable(e.to_string()))?;
+        let batch = batch.map_err(|e| match e {
+            WireError::Busy => Refusal::busy(),
+            WireError::TooLarge => Refusal::TooLarge(e.to_string()),
+            other => Refusal::Unreadable(other.to_string()),
+        })?;
         let expected: HashMap<String, Held> = request
             .expected
             .into_iter()

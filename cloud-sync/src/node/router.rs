@@ -18,7 +18,7 @@ use model::Micros;
 use model::identity::slot;
 use model::time::window_start;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -309,13 +309,44 @@ pub fn open_shard(name: &str, member: &Member, data_dir: &Path, shared: bool) ->
              cloud.coordinator = \"sqlite\""
                 .into(),
         ))),
-        Some(("sqlite", file)) => Ok(Arc::new(Sqlite::open(&data_dir.join(file)).map_err(failed)?)),
+        Some(("sqlite", file)) => {
+            let below = below(file).map_err(|what| failed(ShardError::Down(what)))?;
+            Ok(Arc::new(Sqlite::open(&data_dir.join(below)).map_err(failed)?))
+        }
         Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::new(&member.url).map_err(failed)?)),
         _ => Err(failed(ShardError::Down(format!(
             "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
-            member.url
+            hidden(&member.url)
         )))),
     }
+}
+
+/// A file's path, which leads nowhere but below the data directory.
+fn below(file: &str) -> Result<&Path, String> {
+    let path = Path::new(file);
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    if file.is_empty() || file.contains('\0') || !plain {
+        return Err(format!(
+            "sqlite:{file} is not below cloud.data_dir: give a file's name, without \"..\" or a leading \"/\""
+        ));
+    }
+    Ok(path)
+}
+
+/// A URL as it may be shown: without what lets others in. One that cannot be understood shows its scheme only.
+pub(super) fn hidden(url: &str) -> String {
+    let Some((scheme, _)) = url.split_once(':').filter(|(scheme, _)| *scheme != "sqlite") else {
+        return url.to_owned();
+    };
+    let Ok(mut shown) = reqwest::Url::parse(url) else { return format!("{scheme}://...") };
+    let _ = shown.set_password(None);
+    let pairs: Vec<(String, String)> =
+        shown.query_pairs().into_owned().filter(|(key, _)| !key.contains("pass") && !key.contains("key")).collect();
+    shown.set_query(None);
+    if !pairs.is_empty() {
+        shown.query_pairs_mut().extend_pairs(pairs);
+    }
+    shown.to_string()
 }
 
 /// The map of the data directory, when a coordinator for several daemons takes over.

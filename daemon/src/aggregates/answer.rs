@@ -6,6 +6,7 @@
 use super::{GroupKey, Question, Starts};
 use model::aggregate::Stat;
 use model::sketch::nearest_rank;
+use model::time::{FIRST_US, LAST_US};
 use model::{Micros, Summary, Value};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -188,7 +189,13 @@ impl<'a> Sink<'a> {
         }
         let range = self.question.range;
         let (start_us, end_us) = match self.question.grid() {
-            None => (range.from_us, range.to_us),
+            // An end that nobody gave is where the readings end.
+            None => {
+                let read = cell.as_ref().filter(|cell| cell.summary.count + cell.summary.texts > 0);
+                let first_us = read.map(|cell| cell.summary.first.0).filter(|_| range.from_us == FIRST_US);
+                let behind_us = read.map(|cell| cell.summary.last.0 + 1).filter(|_| range.to_us >= LAST_US);
+                (first_us.unwrap_or(range.from_us), behind_us.unwrap_or(range.to_us))
+            }
             Some((length_us, _)) => {
                 (window_us.max(range.from_us), window_us.saturating_add(length_us).min(range.to_us))
             }

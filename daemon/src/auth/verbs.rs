@@ -1,6 +1,7 @@
 //! `user add`, `user remove`, `user list`.
 
-use super::Users;
+use super::{Role, Users};
+use crate::files;
 use anyhow::Context;
 use clap::Subcommand;
 use std::io::{BufRead, IsTerminal};
@@ -16,6 +17,9 @@ pub enum UserVerb {
         /// Make a bearer token instead of a password and print it, once.
         #[arg(long)]
         token: bool,
+        /// What the user may do in the cloud; repeats. Without it a token may push and a password may read.
+        #[arg(long = "role", value_name = "ROLE")]
+        roles: Vec<Role>,
     },
     /// Remove a user.
     Remove {
@@ -30,7 +34,7 @@ impl UserVerb {
     /// Does it to a users file.
     pub fn run(self, path: &Path) -> anyhow::Result<()> {
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+            files::directory(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
         }
         let mut users = Users::read(path)?;
         match self {
@@ -42,12 +46,18 @@ impl UserVerb {
                 users.users.remove(&name).with_context(|| format!("there is no user {name:?}"))?;
                 println!("removed {name}");
             }
-            UserVerb::Add { name, token: true } => println!("{}", users.new_token(&name)?),
-            UserVerb::Add { name, token: false } => {
-                let password = read_password()?;
-                anyhow::ensure!(!password.is_empty(), "the password is empty");
-                users.set_password(&name, password.as_bytes())?;
-                println!("added {name}");
+            UserVerb::Add { name, token, roles } => {
+                if token {
+                    println!("{}", users.new_token(&name)?);
+                } else {
+                    let password = read_password()?;
+                    anyhow::ensure!(!password.is_empty(), "the password is empty");
+                    users.set_password(&name, password.as_bytes())?;
+                    println!("added {name}");
+                }
+                if let Some(user) = users.users.get_mut(&name).filter(|_| !roles.is_empty()) {
+                    user.roles = roles;
+                }
             }
         }
         users.write(path)?;

@@ -1,6 +1,6 @@
 //! Query parameters: each known by name, unknown ones are errors.
 
-use super::reply::{Accept, Problem, accept, read_cursor};
+use super::reply::{Accept, Problem, accept, form, read_cursor};
 use crate::aggregates::{Filter, Range, parse_time};
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
@@ -33,21 +33,29 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 impl Asked {
     /// Its parameters, of those that are known, and the form of the answer.
     pub fn read(&self, known: &[&str], forms: &[Accept]) -> Result<(Params, Accept), Problem> {
-        Ok((Params::read(self.query.as_deref(), known)?, accept(&self.headers, forms)?))
+        let params = Params::read(self.query.as_deref(), &[known, &["format"]].concat())?;
+        let form = match params.one("format") {
+            Some(name) => form(name, forms)?,
+            None => accept(&self.headers, forms)?,
+        };
+        Ok((params, form))
     }
 }
 
 /// The end of an open range.
 const FOREVER_US: i64 = model::time::LAST_US;
-/// No reading is stamped before.
-const BEGINNING_US: i64 = 0;
+/// The beginning of one.
+const BEGINNING_US: i64 = model::time::FIRST_US;
 
 impl Params {
     /// Reads a query string that may hold `known` parameters.
     pub fn read(query: Option<&str>, known: &[&str]) -> Result<Self, Problem> {
         let pairs: Vec<(String, String)> =
             form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
-        match pairs.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+        // Where metrics are chosen, they can be by their tags.
+        let is_tag =
+            |name: &str| known.contains(&"metric") && name.strip_prefix("tag:").is_some_and(|tag| !tag.is_empty());
+        match pairs.iter().find(|(name, _)| !known.contains(&name.as_str()) && !is_tag(name)) {
             Some((name, _)) => {
                 let list = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 Err(Problem::bad_request(format!("unknown parameter {name:?}; this resource takes: {list}")))
@@ -72,18 +80,15 @@ impl Params {
 
     /// The value of a parameter, parsed.
     pub fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<Option<T>, Problem> {
-        let parse = |text: &str| text.parse().map_err(|e| Problem::bad_request(format!("{name}: {e}")));
+        let parse = |text: &str| text.parse().map_err(|e| Problem::bad_request(format!("{name}: {text:?}: {e}")));
         self.one(name).map(parse).transpose()
     }
 
     /// `limit`, from 1 to `most`.
     pub fn limit(&self, default: usize, most: usize) -> Result<usize, Problem> {
-        match self.parsed::<usize>("limit")? {
-            Some(limit) if limit == 0 || limit > most => {
-                Err(Problem::bad_request(format!("limit: {limit} is not between 1 and {most}")))
-            }
-            limit => Ok(limit.unwrap_or(default)),
-        }
+        let Some(text) = self.one("limit") else { return Ok(default) };
+        let limit = text.parse().ok().filter(|limit| (1..=most).contains(limit));
+        limit.ok_or_else(|| Problem::bad_request(format!("limit: {text:?} is not a whole number from 1 to {most}")))
     }
 
     /// `cursor`.
@@ -91,9 +96,17 @@ impl Params {
         self.one("cursor").map(read_cursor).transpose()
     }
 
-    /// `device` and `metric`.
+    /// `device`, `metric` and `tag:NAME`.
     pub fn filter(&self) -> Filter {
-        Filter { devices: self.all("device"), metrics: self.all("metric") }
+        let mut tags: Vec<(String, Vec<String>)> = Vec::new();
+        for (name, value) in &self.pairs {
+            let Some(tag) = name.strip_prefix("tag:") else { continue };
+            match tags.iter_mut().find(|(known, _)| known == tag) {
+                Some((_, values)) => values.push(value.clone()),
+                None => tags.push((tag.to_owned(), vec![value.clone()])),
+            }
+        }
+        Filter { devices: self.all("device"), metrics: self.all("metric"), tags }
     }
 
     /// `from` and `to`; without them, everything there is.

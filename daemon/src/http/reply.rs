@@ -72,6 +72,15 @@ const ARROW_TYPE: &str = "application/vnd.apache.arrow.stream";
 const PARQUET_TYPE: &str = "application/vnd.apache.parquet";
 
 impl Accept {
+    fn name(self) -> &'static str {
+        match self {
+            Accept::Json => "json",
+            Accept::Csv => "csv",
+            Accept::Arrow => "arrow",
+            Accept::Parquet => "parquet",
+        }
+    }
+
     fn content_type(self) -> &'static str {
         match self {
             Accept::Json => "application/json",
@@ -82,24 +91,59 @@ impl Accept {
     }
 }
 
-/// The form that a request accepts, of those that there are.
-pub fn accept(headers: &HeaderMap, forms: &[Accept]) -> Result<Accept, Problem> {
-    let Some(accepted) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
-        return Ok(Accept::Json);
-    };
-    for range in accepted.split(',') {
-        let range = range.split(';').next().unwrap_or_default().trim();
-        let matching = |form: &&Accept| match range {
-            "application/*" | "*/*" | "" => **form == Accept::Json,
-            "text/*" => **form == Accept::Csv,
-            exact => form.content_type() == exact,
+/// What an `Accept` header gives a type: the weight of the most specific range that it is in (RFC 9110,
+/// section 12.5.1), and how specific that is.
+fn weight(accepted: &str, content_type: &str) -> Option<(f32, usize)> {
+    let kind = content_type.split('/').next().unwrap_or_default();
+    let matching = accepted.split(',').filter_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let specific = match name.as_str() {
+            "*/*" | "*" | "" => 0,
+            name if name.strip_suffix("/*") == Some(kind) => 1,
+            name if name == content_type => 2,
+            _ => return None,
         };
-        if let Some(form) = forms.iter().find(matching) {
-            return Ok(*form);
+        let q = parts.find_map(|part| part.strip_prefix("q=").or(part.strip_prefix("Q=")));
+        Some((specific, q.map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0).clamp(0.0, 1.0))))
+    });
+    matching.max_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))).map(|(specific, q)| (q, specific))
+}
+
+/// True if a request names this type among those that it accepts.
+pub fn is_accepted(headers: &HeaderMap, content_type: &str) -> bool {
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.any(|accepted| weight(accepted, content_type).is_some_and(|(q, specific)| q > 0.0 && specific == 2))
+}
+
+/// The form that a request accepts, of those that there are: the one with the highest weight, and of several the
+/// first. `format=` beside it says the same to whoever cannot set a header.
+pub fn accept(headers: &HeaderMap, forms: &[Accept]) -> Result<Accept, Problem> {
+    let values: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let accepted = values.join(",");
+    if accepted.trim().is_empty() {
+        return Ok(Accept::Json);
+    }
+    let mut best: Option<(f32, Accept)> = None;
+    for form in forms {
+        if let Some((q, _)) = weight(&accepted, form.content_type()).filter(|(q, _)| *q > 0.0)
+            && best.is_none_or(|(most, _)| q > most)
+        {
+            best = Some((q, *form));
         }
     }
-    let known: Vec<&str> = forms.iter().map(|form| form.content_type()).collect();
-    Err(Problem::new(StatusCode::NOT_ACCEPTABLE, format!("answers come as {}", known.join(", "))))
+    best.map(|(_, form)| form).ok_or_else(|| {
+        let known: Vec<&str> = forms.iter().map(|form| form.content_type()).collect();
+        Problem::new(StatusCode::NOT_ACCEPTABLE, format!("answers come as {}", known.join(", ")))
+    })
+}
+
+/// The form that `format=` names.
+pub fn form(name: &str, forms: &[Accept]) -> Result<Accept, Problem> {
+    forms.iter().copied().find(|form| form.name() == name).ok_or_else(|| {
+        let known: Vec<&str> = forms.iter().map(|form| form.name()).collect();
+        Problem::bad_request(format!("format: {name:?} is not one of {}", known.join(", ")))
+    })
 }
 
 /// An answer in JSON.
@@ -175,4 +219,31 @@ pub fn read_cursor<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok();
     let place = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     place.ok_or_else(|| Problem::bad_request("cursor is not one that this resource gave: pass back `next` as it came"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_with_the_highest_weight_is_taken() {
+        let ask = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(text))]);
+            accept(&headers, TABLES).ok()
+        };
+        for (text, want) in [
+            ("*/*", Some(Accept::Json)),
+            ("text/*", Some(Accept::Csv)),
+            ("text/csv;q=0.5, application/json;q=0.4", Some(Accept::Csv)),
+            ("text/csv;q=0.4, application/json;q=0.5", Some(Accept::Json)),
+            ("application/json;q=0, */*", Some(Accept::Csv)),
+            ("text/html, application/xhtml+xml, */*;q=0.8", Some(Accept::Json)),
+            ("TEXT/CSV", Some(Accept::Csv)),
+            ("text/csv; charset=utf-8; q=1", Some(Accept::Csv)),
+            ("image/png", None),
+            ("application/json;q=0", None),
+        ] {
+            assert_eq!(ask(text), want, "{text}");
+        }
+    }
 }

@@ -103,7 +103,7 @@ fn folder(store: &Store) -> Folder {
         growth: Arc::default(),
         delay_us: 0,
         clock: Clock::system(),
-        catalog: Arc::new(crate::catalog::Catalog::new(1, 1, 0)),
+        catalog: Arc::new(crate::catalog::Catalog::new(crate::config::Config::default().names(), 0)),
         disturbed: std::sync::mpsc::channel().0,
         stop: CancellationToken::new(),
     }

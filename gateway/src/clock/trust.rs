@@ -9,7 +9,6 @@ use super::watch::boot_us;
 use super::{Quality, RELEASE_US};
 use crate::readings::Readings;
 use model::Micros;
-use model::time::PLAUSIBLE_FROM_US;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -127,7 +126,7 @@ impl Trust {
 impl Ledger {
     /// The same, by what is known of it.
     pub fn holds_back(&self, from_us: Micros, to_us: Micros) -> bool {
-        from_us < PLAUSIBLE_FROM_US
+        crate::decode::is_unset(from_us)
             || self.unset.as_ref().is_some_and(|unset| unset.touches(from_us, to_us, boot_us()))
             || self.waiting.iter().any(|waiting| waiting.from_us < to_us && from_us < waiting.to_us)
     }

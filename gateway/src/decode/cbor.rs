@@ -1,80 +1,167 @@
 //! CBOR (RFC 8949) to a tree. Integer map keys become their decimal text.
+//!
+//! Items are counted as they are read and nothing is reserved for lengths that are only announced, so that
+//! a few bytes stay a few.
 
 use super::node::{DEPTH_MAX, NODES_MAX, Node};
 use super::{Reason, Reject};
-use ciborium::Value;
+use ciborium_ll::{Decoder, Error, Header};
 
-/// True if the first byte can start a CBOR map, array or self-described document, none of
-/// which can start UTF-8 text (RFC 8949, section 3.4.6).
+/// True if the first byte can start a CBOR map, array, self-described document or a float of just this
+/// length, none of which can be UTF-8 text (RFC 8949, section 3.4.6).
 pub(super) fn looks_like(payload: &[u8]) -> bool {
-    matches!(payload.first(), Some(0x80..=0xbf)) || payload.starts_with(&[0xd9, 0xd9, 0xf7])
+    matches!(
+        (payload.first(), payload.len()),
+        (Some(0x80..=0xbf), _) | (Some(0xf9), 3) | (Some(0xfa), 5) | (Some(0xfb), 9)
+    ) || payload.starts_with(&[0xd9, 0xd9, 0xf7])
 }
 
 /// Reads a whole document.
 pub(super) fn parse(payload: &[u8]) -> Result<Node, Reject> {
-    let malformed = |detail: String| Reject::whole(Reason::Malformed, format!("not CBOR: {detail}"));
-    let mut rest = payload;
-    let value: Value =
-        ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX + 2).map_err(|e| match e {
-            ciborium::de::Error::RecursionLimitExceeded => {
-                Reject::whole(Reason::TooLarge, format!("nested deeper than {DEPTH_MAX} levels"))
+    let mut reader = Reader { decoder: Decoder::from(payload), nodes_left: NODES_MAX };
+    let header = reader.pull()?;
+    let node = reader.node(header, 0)?;
+    match payload.len() - reader.decoder.offset() {
+        0 => Ok(node),
+        rest => Err(malformed(format!("{rest} bytes follow the document"))),
+    }
+}
+
+fn malformed(detail: impl std::fmt::Display) -> Reject {
+    Reject::whole(Reason::Malformed, format!("not CBOR: {detail}"))
+}
+
+fn wrong<E>(error: Error<E>) -> Reject {
+    match error {
+        Error::Io(_) => malformed("it ends too early"),
+        Error::Syntax(at) => malformed(format!("syntax error at byte {at}")),
+    }
+}
+
+struct Reader<'p> {
+    decoder: Decoder<&'p [u8]>,
+    nodes_left: usize,
+}
+
+impl Reader<'_> {
+    fn pull(&mut self) -> Result<Header, Reject> {
+        self.decoder.pull().map_err(wrong)
+    }
+
+    fn node(&mut self, header: Header, depth: usize) -> Result<Node, Reject> {
+        if depth > DEPTH_MAX {
+            return Err(Reject::whole(Reason::TooLarge, format!("nested deeper than {DEPTH_MAX} levels")));
+        }
+        self.nodes_left = self
+            .nodes_left
+            .checked_sub(1)
+            .ok_or_else(|| Reject::whole(Reason::TooLarge, format!("more than {NODES_MAX} values in one payload")))?;
+        Ok(match header {
+            Header::Positive(n) => Node::Integer(n.into()),
+            Header::Negative(n) => Node::Integer(-1 - i128::from(n)),
+            Header::Float(n) if n.is_nan() => Node::Null,
+            Header::Float(n) if n.is_infinite() => Node::NotFinite(n.to_string()),
+            Header::Float(n) => Node::Number(n),
+            Header::Simple(20) => Node::Bool(false),
+            Header::Simple(21) => Node::Bool(true),
+            Header::Simple(22 | 23) => Node::Null,
+            Header::Simple(_) => Node::Unsupported("a CBOR simple value"),
+            Header::Text(length) => Node::Text(self.text(length)?),
+            Header::Bytes(length) => {
+                self.bytes(length)?;
+                Node::Unsupported("a byte string")
             }
-            ciborium::de::Error::Io(_) => malformed("it ends too early".into()),
-            ciborium::de::Error::Syntax(at) => malformed(format!("syntax error at byte {at}")),
-            ciborium::de::Error::Semantic(_, what) => malformed(what),
-        })?;
-    if !rest.is_empty() {
-        return Err(malformed(format!("{} bytes follow the document", rest.len())));
+            Header::Array(length) => self.array(length, depth)?,
+            Header::Map(length) => self.map(length, depth)?,
+            Header::Tag(tag) => self.tagged(tag, depth)?,
+            Header::Break => return Err(malformed("a break where a value should stand")),
+        })
     }
-    let mut nodes_left = NODES_MAX;
-    convert(value, &mut nodes_left)
-}
 
-fn convert(value: Value, nodes_left: &mut usize) -> Result<Node, Reject> {
-    *nodes_left = nodes_left
-        .checked_sub(1)
-        .ok_or_else(|| Reject::whole(Reason::TooLarge, format!("more than {NODES_MAX} values in one payload")))?;
-    Ok(match value {
-        Value::Null => Node::Null,
-        Value::Bool(b) => Node::Bool(b),
-        Value::Integer(n) => Node::Integer(n.into()),
-        Value::Float(n) if n.is_nan() => Node::Null,
-        Value::Float(n) if n.is_infinite() => Node::NotFinite(n.to_string()),
-        Value::Float(n) => Node::Number(n),
-        Value::Text(text) => Node::Text(text),
-        Value::Bytes(_) => Node::Unsupported("a byte string"),
-        Value::Tag(tag, inner) => tagged(tag, *inner, nodes_left)?,
-        Value::Array(items) => {
-            Node::Array(items.into_iter().map(|item| convert(item, nodes_left)).collect::<Result<_, _>>()?)
+    fn array(&mut self, length: Option<usize>, depth: usize) -> Result<Node, Reject> {
+        let mut items = Vec::new();
+        while let Some(header) = self.next(length, items.len())? {
+            items.push(self.node(header, depth + 1)?);
         }
-        Value::Map(fields) => {
-            let mut object = Vec::with_capacity(fields.len());
-            for (key, value) in fields {
-                object.push((key_text(key)?, convert(value, nodes_left)?));
+        Ok(Node::Array(items))
+    }
+
+    fn map(&mut self, length: Option<usize>, depth: usize) -> Result<Node, Reject> {
+        let mut fields = Vec::new();
+        while let Some(header) = self.next(length, fields.len())? {
+            let key = match header {
+                Header::Text(length) => self.text(length)?,
+                Header::Positive(n) => n.to_string(),
+                Header::Negative(n) => (-1 - i128::from(n)).to_string(),
+                _ => return Err(Reject::whole(Reason::Unsupported, "a CBOR map key is neither text nor integer")),
+            };
+            let header = self.pull()?;
+            fields.push((key, self.node(header, depth + 1)?));
+        }
+        Ok(Node::Object(fields))
+    }
+
+    /// The header of the next item of an array or map that has had `had`; `None` behind the last.
+    fn next(&mut self, length: Option<usize>, had: usize) -> Result<Option<Header>, Reject> {
+        match length {
+            Some(length) if had == length => Ok(None),
+            Some(_) => self.pull().map(Some),
+            None => self.pull().map(|header| (header != Header::Break).then_some(header)),
+        }
+    }
+
+    fn text(&mut self, length: Option<usize>) -> Result<String, Reject> {
+        let (mut text, mut buffer) = (String::new(), [0; 256]);
+        let mut segments = self.decoder.text(length);
+        while let Some(mut segment) = segments.pull().map_err(wrong)? {
+            while let Some(part) = segment.pull(&mut buffer).map_err(wrong)? {
+                text.push_str(part);
             }
-            Node::Object(object)
         }
-        _ => Node::Unsupported("a CBOR simple value"),
-    })
-}
+        Ok(text)
+    }
 
-/// Times (tags 0 and 1) and the self-description (55799) are their content; so is any other
-/// tag but the bignums, whose content is bytes.
-fn tagged(tag: u64, inner: Value, nodes_left: &mut usize) -> Result<Node, Reject> {
-    match (tag, &inner) {
-        (2 | 3, Value::Bytes(bytes)) => {
-            let magnitude = bytes.iter().fold(0.0_f64, |n, &b| n * 256.0 + f64::from(b));
-            let n = if tag == 2 { magnitude } else { -1.0 - magnitude };
-            Ok(if n.is_finite() { Node::Huge(n) } else { Node::NotFinite("a bignum".into()) })
+    fn bytes(&mut self, length: Option<usize>) -> Result<Vec<u8>, Reject> {
+        let (mut bytes, mut buffer) = (Vec::new(), [0; 256]);
+        let mut segments = self.decoder.bytes(length);
+        while let Some(mut segment) = segments.pull().map_err(wrong)? {
+            while let Some(part) = segment.pull(&mut buffer).map_err(wrong)? {
+                bytes.extend_from_slice(part);
+            }
         }
-        _ => convert(inner, nodes_left),
+        Ok(bytes)
+    }
+
+    /// Bignums (2, 3), decimal fractions (4) and bigfloats (5) are numbers; times (0, 1), the self-description
+    /// (55799) and any other tag are their content (RFC 8949, section 3.4).
+    fn tagged(&mut self, tag: u64, depth: usize) -> Result<Node, Reject> {
+        let header = self.pull()?;
+        match (tag, header) {
+            (2 | 3, Header::Bytes(length)) => {
+                let magnitude = self.bytes(length)?.iter().fold(0.0_f64, |n, &b| n * 256.0 + f64::from(b));
+                let n = if tag == 2 { magnitude } else { -1.0 - magnitude };
+                Ok(if n.is_finite() { Node::Huge(n) } else { Node::NotFinite("a bignum".into()) })
+            }
+            (4 | 5, _) => {
+                let content = self.node(header, depth + 1)?;
+                fraction(tag, &content)
+                    .ok_or_else(|| malformed(format!("tag {tag} without an exponent and a mantissa")))
+            }
+            _ => self.node(header, depth + 1),
+        }
     }
 }
 
-fn key_text(key: Value) -> Result<String, Reject> {
-    match key {
-        Value::Text(text) => Ok(text),
-        Value::Integer(n) => Ok(i128::from(n).to_string()),
-        _ => Err(Reject::whole(Reason::Unsupported, "a CBOR map key is neither text nor integer")),
-    }
+/// Mantissa times ten or two to the exponent, rounded once.
+fn fraction(tag: u64, content: &Node) -> Option<Node> {
+    let Node::Array(parts) = content else { return None };
+    let [Node::Integer(exponent), mantissa] = parts.as_slice() else { return None };
+    let exponent = i32::try_from(*exponent).ok()?;
+    let n = match (tag, mantissa) {
+        (4, Node::Integer(mantissa)) => format!("{mantissa}e{exponent}").parse().ok()?,
+        (4, _) => format!("{:e}", mantissa.as_number()?).parse::<f64>().ok()? * 10_f64.powi(exponent),
+        // In two steps: neither overflows where the product does not.
+        _ => mantissa.as_number()? * 2_f64.powi(exponent / 2) * 2_f64.powi(exponent - exponent / 2),
+    };
+    Some(if n.is_finite() { Node::Number(n) } else { Node::NotFinite("a decimal fraction".into()) })
 }

@@ -1,27 +1,36 @@
 //! InfluxDB line protocol, so that Telegraf and its like can send here.
 //!
-//! `measurement,tag=value field=1.5,other="text" 1465839830100400200`. The device is the tag
-//! `device`, else `host`, else the measurement; the metric is the field, joined to the
-//! measurement by a `.` where the measurement is not the device. Source: the InfluxDB 2
-//! reference, "Line protocol".
+//! `measurement,tag=value field=1.5,other="text" 1465839830100400200`. A series is the measurement, all tags and
+//! the field: the first of `influx.device_tags` that is there names the device, else the measurement does; the
+//! metric is measurement, field and the other tags ([`model::tags`]). Always holds: nothing is kept of a line
+//! but what is read right now, so that memory does not grow with its fields or tags. Source: the InfluxDB 2
+//! reference, "Line protocol"; where it is silent, what InfluxDB's own parser does.
 
-use super::object::push_leaf;
-use super::text::{TEXT_BYTES_MAX, is_missing};
-use super::{Decoded, Node, Reason, Reject, Stamp};
+use super::{Leaf, Named, Reason, Reject, Sink, Stamp, keep, printable, text};
 use model::Micros;
+use model::tags::{push_name, push_tag};
+use model::time::{self, FIRST_US, LAST_US};
+use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::str::FromStr;
 
 /// The unit of the stamps of a request, its `precision`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Precision {
+    /// Told by the magnitude, which is nanoseconds for what real clocks give in nanoseconds: the default.
+    #[default]
+    Auto,
+    /// Hours.
+    Hours,
+    /// Minutes.
+    Minutes,
     /// Seconds.
     Seconds,
     /// Milliseconds.
     Millis,
     /// Microseconds.
     Micros,
-    /// Nanoseconds, the default.
-    #[default]
+    /// Nanoseconds.
     Nanos,
 }
 
@@ -30,11 +39,14 @@ impl FromStr for Precision {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "s" => Ok(Precision::Seconds),
-            "ms" => Ok(Precision::Millis),
-            "us" | "u" => Ok(Precision::Micros),
-            "ns" | "n" => Ok(Precision::Nanos),
-            other => Err(format!("{other:?} is not ns, us, ms or s")),
+            "" | "auto" => Ok(Precision::Auto),
+            "h" => Ok(Precision::Hours),
+            "m" => Ok(Precision::Minutes),
+            "s" | "second" => Ok(Precision::Seconds),
+            "ms" | "millisecond" => Ok(Precision::Millis),
+            "us" | "u" | "µ" | "microsecond" => Ok(Precision::Micros),
+            "ns" | "n" | "nanosecond" => Ok(Precision::Nanos),
+            other => Err(format!("{other:?} is not auto, ns, us, ms, s, m or h")),
         }
     }
 }
@@ -42,150 +54,305 @@ impl FromStr for Precision {
 impl Precision {
     fn micros(self, n: i64) -> Option<Micros> {
         match self {
+            Precision::Auto => time::from_epoch_integer(n).ok(),
+            Precision::Hours => n.checked_mul(3_600_000_000),
+            Precision::Minutes => n.checked_mul(60_000_000),
             Precision::Seconds => n.checked_mul(1_000_000),
             Precision::Millis => n.checked_mul(1_000),
             Precision::Micros => Some(n),
             Precision::Nanos => Some(n.div_euclid(1_000)),
         }
-        .filter(|us| (model::time::FIRST_US..=model::time::LAST_US).contains(us))
+        .filter(|us| (FIRST_US..=LAST_US).contains(us))
     }
 }
 
-/// Decodes a body of lines; a bad line is a reject that names its number, from 1.
-pub fn decode(body: &str, precision: Precision) -> Decoded {
-    let mut out = Decoded::default();
-    for (i, line) in body.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        if let Err(detail) = one(line, precision, &mut out) {
-            out.rejects.push(Reject::leaf(Reason::Malformed, format!("line {}", i + 1), detail));
-        }
-    }
-    out
+/// How lines are read.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialect<'a> {
+    /// The unit of stamps.
+    pub precision: Precision,
+    /// The tags that may name the device; the first that is there does.
+    pub device_tags: &'a [String],
 }
 
-fn one(line: &str, precision: Precision, out: &mut Decoded) -> Result<(), String> {
-    let parts = split(line, ' ');
-    let (head, fields, stamp) = match parts.as_slice() {
-        [head, fields] => (head, fields, Stamp::None),
-        [head, fields, stamp] => (head, fields, read_stamp(stamp, precision)?),
-        _ => return Err("a line is: measurement[,tags] fields [time]".into()),
-    };
-    let mut names = split(head, ',').into_iter();
-    let measurement = unescape(names.next().unwrap_or_default());
-    let tags: Vec<(String, String)> = names.map(pair).collect::<Result<_, _>>()?;
-    let tag = |name: &str| tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let device = tag("device").or_else(|| tag("host"));
-    for field in split(fields, ',') {
-        let (key, node) = match pair(field).and_then(|(key, value)| Ok((key, read_value(&value, field)?))) {
+/// A body on its way through [`Lines::next`].
+#[derive(Debug)]
+pub struct Lines<'b> {
+    rest: &'b [u8],
+    number: usize,
+    held: usize,
+}
+
+/// The most tags that a line may have: with as many, no name is short enough any more.
+const TAGS_MAX: usize = 128;
+
+impl<'b> Lines<'b> {
+    /// The lines of a body.
+    pub fn new(body: &'b [u8]) -> Self {
+        Lines { rest: text::clean(body), number: 0, held: 0 }
+    }
+
+    /// How many lines so far held anything but comments.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Decodes the next line; false behind the last. A bad line is a reject that names its number, from 1, and
+    /// ends at its first line break.
+    pub fn next(&mut self, dialect: Dialect<'_>, sink: &mut dyn Sink) -> bool {
+        if self.rest.is_empty() {
+            return false;
+        }
+        let first_end = self.rest.iter().position(|&b| b == b'\n').unwrap_or(self.rest.len());
+        let number = self.number + 1;
+        sink.element(number);
+        let begun = self.rest[..first_end].trim_ascii_start();
+        let length = if begun.is_empty() || begun.starts_with(b"#") {
+            first_end
+        } else {
+            self.held += 1;
+            self.line(first_end, dialect, sink).unwrap_or_else(|detail| {
+                sink.reject(Reject::leaf(Reason::Malformed, format!("line {number}"), detail));
+                first_end
+            })
+        };
+        self.number += 1 + self.rest[..length].iter().filter(|&&b| b == b'\n').count();
+        self.rest = self.rest.get(length + 1..).unwrap_or_default();
+        true
+    }
+
+    /// The length of the line that was read, without its break.
+    fn line(&self, first_end: usize, dialect: Dialect<'_>, sink: &mut dyn Sink) -> Result<usize, String> {
+        // Only a text may hold a line break, and only a text may hold a quote: the common line ends at its first.
+        let has_text = self.rest[..first_end].contains(&b'"');
+        let bytes = if has_text { self.rest } else { &self.rest[..first_end] };
+        let shape = Shape::read(bytes)?;
+        let text = |part: &'b [u8]| std::str::from_utf8(part).map_err(|_| "it is not UTF-8".to_owned());
+        one(text(shape.head)?, text(shape.fields)?, text(shape.stamp)?, dialect, sink)?;
+        Ok(shape.length)
+    }
+}
+
+/// A line by its separators.
+struct Shape<'l> {
+    head: &'l [u8],
+    fields: &'l [u8],
+    stamp: &'l [u8],
+    length: usize,
+}
+
+impl<'l> Shape<'l> {
+    fn read(bytes: &'l [u8]) -> Result<Self, String> {
+        const WANTED: &str = "a line is: measurement[,tags] fields [time]";
+        let begin = bytes.iter().take_while(|b| b.is_ascii_whitespace()).count();
+        let head_end = end_of_head(bytes, begin);
+        let fields_begin = head_end + bytes[head_end..].iter().take_while(|&&b| b == b' ').count();
+        let fields_end =
+            end_of_fields(bytes, fields_begin).ok_or("a text has no closing quote, or something follows it")?;
+        let line_end = bytes[fields_end..].iter().position(|&b| b == b'\n').map_or(bytes.len(), |at| fields_end + at);
+        let stamp = bytes[fields_end..line_end].trim_ascii();
+        let fields = bytes[fields_begin..fields_end].trim_ascii_end();
+        if head_end == begin || fields.is_empty() || stamp.contains(&b' ') {
+            return Err(WANTED.into());
+        }
+        Ok(Shape { head: &bytes[begin..head_end], fields, stamp, length: line_end })
+    }
+}
+
+/// Where the first space stands that no backslash escapes.
+fn end_of_head(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b' ' | b'\n' => return at,
+            b'\\' if matches!(bytes.get(at + 1), Some(b' ' | b',' | b'=')) => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+/// Where the fields end: at a space outside of texts. A quote begins a text only behind `=`.
+fn end_of_fields(bytes: &[u8], mut at: usize) -> Option<usize> {
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b' ' | b'\n' => return Some(at),
+            b'\\' if matches!(bytes.get(at + 1), Some(b' ' | b',' | b'=' | b'"')) => at += 2,
+            b'=' if bytes.get(at + 1) == Some(&b'"') => {
+                at = end_of_text(bytes, at + 1)?;
+                if !matches!(bytes.get(at), None | Some(b',' | b' ' | b'\r' | b'\n')) {
+                    return None;
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    Some(bytes.len())
+}
+
+/// Behind the quote that closes the text which begins at `at`.
+fn end_of_text(bytes: &[u8], at: usize) -> Option<usize> {
+    let mut at = at + 1;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+type Tags<'l> = SmallVec<[(Cow<'l, str>, Cow<'l, str>); 8]>;
+
+fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut dyn Sink) -> Result<(), String> {
+    let stamp = read_stamp(stamp, dialect.precision)?;
+    let (measurement, tags) = read_head(head)?;
+    let by = dialect.device_tags.iter().find(|name| tags.iter().any(|(key, _)| key == name.as_str()));
+    let device = by.and_then(|name| tags.iter().find(|(key, _)| key == name.as_str())).map(|(_, value)| &**value);
+    let mut metric = String::new();
+    if device.is_some() {
+        push_name(&mut metric, &measurement, true);
+        metric.push('.');
+    }
+    let mut suffix = String::new();
+    for (key, value) in tags.iter().filter(|(key, _)| Some(&**key) != by.map(String::as_str)) {
+        push_tag(&mut suffix, key, value);
+    }
+    let length = metric.len();
+    let device = device.unwrap_or(&measurement);
+    let mut rest = fields;
+    while !rest.is_empty() {
+        let (key, value, behind) = match field(rest) {
             Ok(read) => read,
-            Err(detail) => {
-                out.rejects.push(Reject::leaf(Reason::Malformed, format!("{measurement} {field}"), detail));
+            Err((bad, behind)) => {
+                let detail = "a field is key=value";
+                sink.reject(Reject::leaf(Reason::Malformed, printable(&format!("{measurement} {bad}")), detail));
+                rest = behind;
                 continue;
             }
         };
-        let metric = match &device {
-            Some(_) => format!("{measurement}.{key}"),
-            None => key,
-        };
-        let before = out.readings.len();
-        push_leaf(out, metric, node, stamp, None);
-        for reading in &mut out.readings[before..] {
-            reading.device = Some(device.clone().unwrap_or_else(|| measurement.clone()));
+        rest = behind;
+        metric.truncate(length);
+        // Without a device's tag the measurement is not in the name, and a `.` in the field's does not end it.
+        push_name(&mut metric, &unescape(key), by.is_none());
+        metric.push_str(&suffix);
+        let mut spare = String::new();
+        match read_value(value, &mut spare) {
+            Some(leaf) => keep(Named { device: Some(device), metric: &metric }, leaf, stamp, None, sink),
+            None => {
+                let leaf = printable(&format!("{measurement} {key}={value}"));
+                sink.reject(Reject::leaf(Reason::Malformed, leaf, "the field has no readable value"));
+            }
         }
     }
     Ok(())
 }
 
+fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
+    let (measurement, mut rest) = cut(head, b',');
+    let mut tags = Tags::new();
+    while let Some(more) = rest {
+        let (tag, behind) = cut(more, b',');
+        rest = behind;
+        let (key, value) = match cut(tag, b'=') {
+            (key, Some(value)) if !key.is_empty() && !value.is_empty() => (unescape(key), unescape(value)),
+            _ => return Err(format!("tag {:?} is not key=value", printable(tag))),
+        };
+        if tags.len() == TAGS_MAX {
+            return Err(format!("more than {TAGS_MAX} tags"));
+        }
+        tags.push((key, value));
+    }
+    tags.sort();
+    if let Some(pair) = tags.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(format!("tag {:?} is there twice", printable(&pair[0].0)));
+    }
+    if measurement.is_empty() {
+        return Err("the measurement is missing".into());
+    }
+    Ok((unescape(measurement), tags))
+}
+
+/// The text before a separator that no backslash escapes, and the text behind it, if it is there.
+fn cut(text: &str, separator: u8) -> (&str, Option<&str>) {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'\\' if matches!(bytes.get(at + 1), Some(b' ' | b',' | b'=')) => at += 2,
+            byte if byte == separator => return (&text[..at], Some(&text[at + 1..])),
+            _ => at += 1,
+        }
+    }
+    (text, None)
+}
+
+/// Key, value and what follows the comma behind them; or what is no field, and the same.
+fn field(text: &str) -> Result<(&str, &str, &str), (&str, &str)> {
+    let until_comma = || {
+        let (bad, behind) = cut(text, b',');
+        (bad, behind.unwrap_or_default())
+    };
+    let (key, Some(value)) = cut(text, b'=') else { return Err(until_comma()) };
+    if key.is_empty() || cut(key, b',').1.is_some() {
+        return Err(until_comma());
+    }
+    let end = match value.starts_with('"') {
+        true => end_of_text(value.as_bytes(), 0).ok_or_else(until_comma)?,
+        false => 0,
+    };
+    match value[end..].find(',') {
+        Some(comma) => Ok((key, &value[..end + comma], &value[end + comma + 1..])),
+        None => Ok((key, value, "")),
+    }
+}
+
 fn read_stamp(text: &str, precision: Precision) -> Result<Stamp, String> {
-    let number: i64 = text.parse().map_err(|_| format!("time {text:?} is not a whole number"))?;
+    if text.is_empty() {
+        return Ok(Stamp::None);
+    }
+    let number: i64 = text.parse().map_err(|_| format!("time {:?} is not a whole number", printable(text)))?;
     precision.micros(number).map(Stamp::At).ok_or_else(|| format!("time {text} is out of range"))
 }
 
-fn read_value(value: &str, field: &str) -> Result<Node, String> {
-    let bad = || format!("field {field:?} has no readable value");
-    if let Some(text) = value.strip_prefix('"') {
-        let text = text.strip_suffix('"').ok_or_else(bad)?;
-        let text = text.replace("\\\"", "\"").replace("\\\\", "\\");
-        if is_missing(&text) {
-            return Ok(Node::Null);
+fn read_value<'v>(value: &'v str, spare: &'v mut String) -> Option<Leaf<'v>> {
+    if let Some(quoted) = value.strip_prefix('"') {
+        let quoted = quoted.strip_suffix('"')?;
+        if !quoted.contains('\\') {
+            return Some(text::read(quoted));
         }
-        return if text.len() > TEXT_BYTES_MAX {
-            Err(format!("text of {} bytes", text.len()))
-        } else {
-            Ok(Node::Text(text))
-        };
+        let mut chars = quoted.chars().peekable();
+        while let Some(c) = chars.next() {
+            let escaped = if c == '\\' { chars.next_if(|next| matches!(next, '"' | '\\')) } else { None };
+            spare.push(escaped.unwrap_or(c));
+        }
+        return Some(text::read(spare));
     }
     match value {
-        "t" | "T" | "true" | "True" | "TRUE" => return Ok(Node::Bool(true)),
-        "f" | "F" | "false" | "False" | "FALSE" => return Ok(Node::Bool(false)),
+        "t" | "T" => return Some(Leaf::Bool(true)),
+        "f" | "F" => return Some(Leaf::Bool(false)),
         _ => {}
     }
     if let Some(integer) = value.strip_suffix(['i', 'u']) {
-        return integer.parse().map(Node::Integer).map_err(|_| bad());
+        return integer.parse().map(Leaf::integer).ok();
     }
-    match value.parse::<f64>() {
-        Ok(n) if n.is_finite() => Ok(Node::Number(n)),
-        Ok(n) if n.is_nan() => Ok(Node::Null),
-        Ok(_) => Ok(Node::NotFinite(value.into())),
-        Err(_) => Err(bad()),
-    }
+    text::numeric(value).or_else(|| match text::read(value) {
+        Leaf::Text(_) => None,
+        Leaf::Missing if value.is_empty() => None,
+        leaf => Some(leaf),
+    })
 }
 
-/// Splits at `at` outside quotes and not behind a backslash; runs of it count as one.
-fn split(text: &str, at: char) -> Vec<&str> {
-    let (mut parts, mut start) = (Vec::new(), 0);
-    let (mut quoted, mut escaped) = (false, false);
-    for (i, c) in text.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => quoted = !quoted,
-            c if c == at && !quoted => {
-                if start < i {
-                    parts.push(&text[start..i]);
-                }
-                start = i + 1;
-            }
-            _ => {}
-        }
+/// A name without the backslashes that escape separators; any other backslash is itself.
+fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return Cow::Borrowed(text);
     }
-    if start < text.len() {
-        parts.push(&text[start..]);
-    }
-    parts
-}
-
-fn pair(text: &str) -> Result<(String, String), String> {
-    let mut escaped = false;
-    for (i, c) in text.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '=' => {
-                let value = &text[i + 1..];
-                let value = if value.starts_with('"') { value.to_owned() } else { unescape(value) };
-                return Ok((unescape(&text[..i]), value));
-            }
-            _ => {}
-        }
-    }
-    Err(format!("{text:?} is not key=value"))
-}
-
-fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        match (c, chars.peek()) {
-            ('\\', Some(&next @ (',' | ' ' | '='))) => {
-                out.push(next);
-                chars.next();
-            }
-            _ => out.push(c),
-        }
+        let escaped = if c == '\\' { chars.next_if(|next| matches!(next, ',' | ' ' | '=' | '"')) } else { None };
+        out.push(escaped.unwrap_or(c));
     }
-    out
+    Cow::Owned(out)
 }

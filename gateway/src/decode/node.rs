@@ -1,6 +1,10 @@
-//! A document as a tree.
+//! A document as a tree, and a leaf of it.
 //!
-//! Keeps what a map type would lose: repeated keys, numbers beyond f64, the order of fields.
+//! Keeps what a map type would lose: repeated keys, numbers beyond f64, the order of fields. Always holds: a
+//! document has at most [`NODES_MAX`] nodes and [`DEPTH_MAX`] levels, so that what a payload becomes is
+//! bounded, however small it was packed.
+
+use super::text;
 
 /// A node of a JSON or CBOR document.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +36,33 @@ pub const DEPTH_MAX: usize = 32;
 /// How many nodes a document may have.
 pub const NODES_MAX: usize = 200_000;
 
+/// What stands for one value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Leaf<'a> {
+    /// There is none.
+    Missing,
+    /// A boolean.
+    Bool(bool),
+    /// A finite number.
+    Number(f64),
+    /// A finite number that stands for a whole one which f64 cannot hold.
+    Inexact(f64),
+    /// An infinity, or a number beyond f64: its text.
+    NotFinite(&'a str),
+    /// A state.
+    Text(&'a str),
+    /// Something that is no reading: its kind.
+    Unsupported(&'static str),
+}
+
+impl Leaf<'_> {
+    /// A whole number, flagged where f64 rounds it.
+    pub(super) fn integer(n: i128) -> Self {
+        let rounded = n as f64;
+        if rounded as i128 == n { Leaf::Number(rounded) } else { Leaf::Inexact(rounded) }
+    }
+}
+
 impl Node {
     /// The first value under `key` of an object.
     pub fn get(&self, key: &str) -> Option<&Node> {
@@ -55,6 +86,21 @@ impl Node {
             Node::Integer(n) => Some(*n as f64),
             Node::Number(n) | Node::Huge(n) => Some(*n),
             _ => None,
+        }
+    }
+
+    /// What it says as a value; a text means what it spells.
+    pub(super) fn leaf(&self) -> Leaf<'_> {
+        match self {
+            Node::Null => Leaf::Missing,
+            Node::Bool(b) => Leaf::Bool(*b),
+            Node::Integer(n) => Leaf::integer(*n),
+            Node::Number(n) => Leaf::Number(*n),
+            Node::Huge(n) => Leaf::Inexact(*n),
+            Node::NotFinite(text) => Leaf::NotFinite(text),
+            Node::Text(text) => text::read(text),
+            Node::Unsupported(kind) => Leaf::Unsupported(kind),
+            Node::Array(_) | Node::Object(_) => Leaf::Unsupported("a structure"),
         }
     }
 }

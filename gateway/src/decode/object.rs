@@ -5,90 +5,143 @@
 //! the public interface: `time`, `timestamp`, `ts` always, `t` only beside `value` or when it
 //! is plausible as a time.
 
-use super::text::{self, TEXT_BYTES_MAX};
-use super::{Decoded, Node, Reading, Reason, Reject, Stamp, Target};
+use super::{Named, Node, Reason, Reject, Sink, Stamp, Target, is_plausible, keep, printable};
+use foldhash::fast::RandomState;
+use hashbrown::HashSet;
 use jiff::tz::TimeZone;
 use model::identity::NAME_BYTES_MAX;
-use model::time::{self, PLAUSIBLE_FROM_US, TimeError};
-use model::{NameError, Value, check_name};
-use std::collections::HashSet;
+use model::time::{self, TimeError};
+use model::{NameError, check_name};
+
+/// The names of time fields; the last only where nothing else is meant.
+pub(super) const TIME_FIELDS: [&str; 4] = ["time", "timestamp", "ts", "t"];
+
+/// What becomes of an object whose time cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadTime {
+    /// It counts as taken when it arrives, and that is said: its sender cannot be asked.
+    Arrival,
+    /// It is refused: its sender reads the answer.
+    Refuse,
+}
 
 /// Decodes a document that is not SenML.
-pub(super) fn decode(target: Target<'_>, tree: Node, zone: &TimeZone, out: &mut Decoded) {
+pub(super) fn decode(target: Target<'_>, tree: &Node, zone: &TimeZone, sink: &mut dyn Sink) {
     match tree {
-        Node::Array(items) => {
-            for item in items {
-                one(target, item, zone, out);
-            }
-        }
-        other => one(target, other, zone, out),
+        Node::Array(items) => items.iter().for_each(|item| one(target, item, zone, sink)),
+        other => one(target, other, zone, sink),
     }
 }
 
-fn one(target: Target<'_>, node: Node, zone: &TimeZone, out: &mut Decoded) {
+fn one(target: Target<'_>, node: &Node, zone: &TimeZone, sink: &mut dyn Sink) {
     match (node, target.metric) {
-        (Node::Object(fields), metric) => object(metric, fields, zone, out),
-        (leaf, Some(metric)) => leaves(metric.to_owned(), leaf, Stamp::None, None, out),
+        (Node::Object(fields), metric) => {
+            let fields: Vec<_> = without_repeats(fields, "", sink).collect();
+            object(Whose { device: None, metric }, &fields, zone, BadTime::Arrival, sink);
+        }
+        (leaf, Some(metric)) => leaves(None, &mut metric.to_owned(), leaf, Stamp::None, None, sink),
         (_, None) => {
             let detail = "a bare value needs a metric: send it to devices/{device}/{metric}, or name it in an object";
-            out.rejects.push(Reject::whole(Reason::Unsupported, detail));
+            sink.reject(Reject::whole(Reason::Unsupported, detail));
         }
     }
 }
 
-fn object(metric: Option<&str>, fields: Vec<(String, Node)>, zone: &TimeZone, out: &mut Decoded) {
-    let mut fields = without_repeats(fields, "", out);
-    let has_value = metric.is_some() && fields.iter().any(|(key, _)| key == "value");
-    let stamp = take_stamp(&mut fields, has_value, zone, out);
-    let unit = if has_value { take_unit(&mut fields) } else { None };
-    for (key, node) in fields {
-        match metric {
-            Some(metric) if has_value && key == "value" => leaves(metric.into(), node, stamp, unit.clone(), out),
-            Some(metric) => leaves(format!("{metric}.{key}"), node, stamp, None, out),
-            None => leaves(key, node, stamp, None, out),
-        }
-    }
+/// Whose leaves an object holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whose<'a> {
+    /// Where the object names the device itself.
+    pub(super) device: Option<&'a str>,
+    /// The metric, where the address or the object names it.
+    pub(super) metric: Option<&'a str>,
 }
 
-fn take_unit(fields: &mut Vec<(String, Node)>) -> Option<String> {
-    let at = fields.iter().position(|(key, node)| key == "unit" && node.as_text().is_some())?;
-    fields.remove(at).1.as_text().map(str::to_owned)
+/// Decodes the fields of an object, none of which repeats another's key.
+pub(super) fn object(
+    whose: Whose<'_>,
+    fields: &[(&str, &Node)],
+    zone: &TimeZone,
+    bad_time: BadTime,
+    sink: &mut dyn Sink,
+) {
+    let has_value = whose.metric.is_some() && fields.iter().any(|(key, _)| *key == "value");
+    let (stamp, time_at) = match find_stamp(fields, has_value, zone) {
+        Ok(found) => found,
+        Err((at, detail)) if bad_time == BadTime::Arrival => {
+            let detail = format!("{detail}; the readings count as taken when they arrived");
+            sink.reject(Reject::kept(Reason::BadTime, printable(fields[at].0), detail));
+            (Stamp::None, Some(at))
+        }
+        Err((at, detail)) => return sink.reject(Reject::leaf(Reason::BadTime, printable(fields[at].0), detail)),
+    };
+    let unit_at =
+        has_value.then(|| fields.iter().position(|(key, node)| *key == "unit" && node.as_text().is_some())).flatten();
+    let unit = unit_at.and_then(|at| fields[at].1.as_text());
+    let mut path = String::new();
+    for (at, (key, node)) in fields.iter().enumerate() {
+        if Some(at) == time_at || Some(at) == unit_at {
+            continue;
+        }
+        path.clear();
+        let is_value = has_value && *key == "value";
+        if let Some(metric) = whose.metric {
+            path.push_str(metric);
+        }
+        if whose.metric.is_none() {
+            path.push_str(key);
+        } else if !is_value {
+            path.push('.');
+            path.push_str(key);
+        }
+        leaves(whose.device, &mut path, node, stamp, unit.filter(|_| is_value), sink);
+    }
 }
 
 /// Of keys that repeat, the last counts and the earlier ones are rejects.
-fn without_repeats(fields: Vec<(String, Node)>, path: &str, out: &mut Decoded) -> Vec<(String, Node)> {
-    let mut seen = HashSet::with_capacity(fields.len());
-    let mut kept: Vec<(String, Node)> = Vec::with_capacity(fields.len());
-    for (key, node) in fields.into_iter().rev() {
-        if seen.insert(key.clone()) {
-            kept.push((key, node));
-        } else {
-            let leaf = if path.is_empty() { key } else { format!("{path}.{key}") };
-            out.rejects.push(Reject::leaf(Reason::DuplicateKey, leaf, "the key is there twice; the last one counts"));
-        }
+pub(super) fn without_repeats<'f>(
+    fields: &'f [(String, Node)],
+    path: &str,
+    sink: &mut dyn Sink,
+) -> impl Iterator<Item = (&'f str, &'f Node)> + use<'f> {
+    const FEW: usize = 16;
+    let mut repeated = Vec::new();
+    if fields.len() <= FEW {
+        let again = |at: usize| fields[at + 1..].iter().any(|(key, _)| *key == fields[at].0);
+        repeated.extend((0..fields.len()).filter(|&at| again(at)));
+    } else {
+        let mut seen: HashSet<&str, RandomState> =
+            HashSet::with_capacity_and_hasher(fields.len(), RandomState::default());
+        repeated.extend((0..fields.len()).rev().filter(|&at| !seen.insert(&fields[at].0)));
+        repeated.reverse();
     }
-    kept.reverse();
-    kept
+    for &at in &repeated {
+        let key = &fields[at].0;
+        let leaf = if path.is_empty() { printable(key) } else { printable(&format!("{path}.{key}")) };
+        sink.reject(Reject::leaf(Reason::DuplicateKey, leaf, "the key is there twice; the last one counts"));
+    }
+    let mut skip = repeated.into_iter().peekable();
+    fields.iter().enumerate().filter_map(move |(at, (key, node))| match skip.next_if_eq(&at) {
+        Some(_) => None,
+        None => Some((key.as_str(), node)),
+    })
 }
 
-fn take_stamp(fields: &mut Vec<(String, Node)>, has_value: bool, zone: &TimeZone, out: &mut Decoded) -> Stamp {
-    for name in ["time", "timestamp", "ts", "t"] {
-        let Some(at) =
-            fields.iter().position(|(key, _)| key == name || (name.len() > 2 && key.eq_ignore_ascii_case(name)))
-        else {
-            continue;
-        };
-        let read = read_stamp(&fields[at].1, zone);
-        if name == "t" && !has_value && !matches!(read, Ok(Stamp::At(us)) if us >= PLAUSIBLE_FROM_US) {
+/// The stamp and the field that holds it, or the field and what is wrong with it.
+fn find_stamp(
+    fields: &[(&str, &Node)],
+    has_value: bool,
+    zone: &TimeZone,
+) -> Result<(Stamp, Option<usize>), (usize, String)> {
+    for name in TIME_FIELDS {
+        let is_named = |key: &str| key == name || (name.len() > 1 && key.eq_ignore_ascii_case(name));
+        let Some(at) = fields.iter().position(|(key, _)| is_named(key)) else { continue };
+        let read = read_stamp(fields[at].1, zone);
+        if name == "t" && !has_value && !matches!(read, Ok(stamp) if is_plausible(stamp)) {
             continue;
         }
-        let (key, _) = fields.remove(at);
-        return read.unwrap_or_else(|detail| {
-            out.rejects.push(Reject::leaf(Reason::BadTime, key, detail));
-            Stamp::None
-        });
+        return read.map(|stamp| (stamp, Some(at))).map_err(|detail| (at, detail));
     }
-    Stamp::None
+    Ok((Stamp::None, None))
 }
 
 /// Reads a time field.
@@ -96,89 +149,49 @@ pub(super) fn read_stamp(node: &Node, zone: &TimeZone) -> Result<Stamp, String> 
     let read = match node {
         Node::Null => return Ok(Stamp::None),
         Node::Integer(n) => match i64::try_from(*n) {
-            Ok(n) => time::from_epoch_integer(n),
+            Ok(n) => time::from_digits(n, zone),
             Err(_) => Err(TimeError::OutOfRange(n.to_string())),
         },
-        Node::Number(n) | Node::Huge(n) => time::from_epoch(*n),
-        Node::Text(text) => match time::parse_local(text, zone) {
-            Ok((earlier, Some(later))) => return Ok(Stamp::Twice(earlier, later)),
-            read => read.map(|(us, _)| us),
-        },
+        Node::Number(n) if n.fract() == 0.0 && n.abs() < 9e15 => time::from_digits(*n as i64, zone),
+        Node::Number(n) | Node::Huge(n) => time::from_epoch(*n).map(|us| (us, None)),
+        Node::Text(text) => time::parse_local(text.trim_end_matches('\0'), zone),
         _ => return Err("a time is RFC 3339 text or an epoch number".into()),
     };
-    read.map(Stamp::At).map_err(|e| e.to_string())
+    match read {
+        Ok((earlier, Some(later))) => Ok(Stamp::Twice(earlier, later)),
+        Ok((us, None)) => Ok(Stamp::At(us)),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
-fn leaves(path: String, node: Node, stamp: Stamp, unit: Option<String>, out: &mut Decoded) {
+fn leaves(device: Option<&str>, path: &mut String, node: &Node, stamp: Stamp, unit: Option<&str>, sink: &mut dyn Sink) {
+    let length = path.len();
     match node {
         // Nothing below can have a name any more; building its path would only cost.
-        Node::Object(_) | Node::Array(_) if path.len() > NAME_BYTES_MAX => {
-            let detail = format!("metric {}", NameError::TooLong(path.len()));
-            out.rejects.push(Reject::leaf(Reason::BadName, printable(&path), detail));
+        Node::Object(_) | Node::Array(_) if length > NAME_BYTES_MAX => {
+            let detail = format!("metric {}", NameError::TooLong(length));
+            sink.reject(Reject::leaf(Reason::BadName, printable(path), detail));
         }
         Node::Object(fields) => {
-            for (key, node) in without_repeats(fields, &path, out) {
-                leaves(format!("{path}.{key}"), node, stamp, None, out);
+            for (key, node) in without_repeats(fields, path, sink) {
+                path.push('.');
+                path.push_str(key);
+                leaves(device, path, node, stamp, None, sink);
+                path.truncate(length);
             }
         }
         Node::Array(items) => {
-            for (i, node) in items.into_iter().enumerate() {
-                leaves(format!("{path}.{i}"), node, stamp, None, out);
+            for (i, node) in items.iter().enumerate() {
+                path.push_str(&format!(".{i}"));
+                leaves(device, path, node, stamp, None, sink);
+                path.truncate(length);
             }
         }
-        Node::Text(t) => push_leaf(out, path, from_json_text(t), stamp, unit),
-        leaf => push_leaf(out, path, leaf, stamp, unit),
+        leaf => keep(Named { device, metric: path }, leaf.leaf(), stamp, unit, sink),
     }
 }
 
-/// A JSON text that spells a boolean, a number or "no value" means it, as in a plain payload;
-/// a number with leading zeros is more likely an article number and stays a text.
-fn from_json_text(text: String) -> Node {
-    let digits = text.strip_prefix('-').unwrap_or(&text);
-    let coded = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
-    match text::word(text.trim()) {
-        Some(node) => node,
-        None if text::looks_numeric(&text) && !coded => text::read(&text),
-        None => Node::Text(text),
-    }
-}
-
-/// Keeps one leaf, counts it as missing, or rejects it by name.
-pub(super) fn push_leaf(out: &mut Decoded, metric: String, leaf: Node, stamp: Stamp, unit: Option<String>) {
-    let mut inexact = false;
-    let value = match leaf {
-        Node::Null => {
-            out.missing += 1;
-            return;
-        }
-        Node::Bool(b) => Ok(Value::Bool(b)),
-        Node::Number(n) => Ok(Value::Number(n)),
-        Node::Integer(n) => {
-            inexact = n as f64 as i128 != n;
-            Ok(Value::Number(n as f64))
-        }
-        Node::Huge(n) => {
-            inexact = true;
-            Ok(Value::Number(n))
-        }
-        Node::NotFinite(text) => Err((Reason::NotFinite, format!("{text} is beyond the finite 64-bit numbers"))),
-        Node::Text(text) if text.len() > TEXT_BYTES_MAX => {
-            Err((Reason::TooLarge, format!("a state text of {} bytes, the limit is {TEXT_BYTES_MAX}", text.len())))
-        }
-        Node::Text(text) if text.chars().any(char::is_control) => {
-            Err((Reason::Malformed, "a state text with control characters".into()))
-        }
-        Node::Text(text) => Ok(Value::Text(text.into())),
-        Node::Unsupported(kind) => Err((Reason::Unsupported, format!("{kind} is no reading"))),
-        Node::Array(_) | Node::Object(_) => Err((Reason::Unsupported, "a structure is no reading".into())),
-    };
-    match (value, check_name(&metric)) {
-        (_, Err(e)) => out.rejects.push(Reject::leaf(Reason::BadName, printable(&metric), format!("metric {e}"))),
-        (Err((reason, detail)), _) => out.rejects.push(Reject::leaf(reason, metric, detail)),
-        (Ok(value), Ok(())) => out.readings.push(Reading { device: None, metric, value, stamp, unit, inexact }),
-    }
-}
-
-fn printable(name: &str) -> String {
-    name.chars().take(64).flat_map(char::escape_default).collect()
+/// True if an object's own field names a device: the text of `device`.
+pub(super) fn check_device(name: &str) -> Result<(), Reject> {
+    check_name(name).map_err(|e| Reject::leaf(Reason::BadName, printable(name), format!("device {e}")))
 }

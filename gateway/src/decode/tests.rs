@@ -5,6 +5,54 @@ use ciborium::cbor;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
+/// Keeps all that it is given.
+#[derive(Debug, Default, PartialEq)]
+struct Decoded {
+    readings: Vec<Kept>,
+    rejects: Vec<Reject>,
+    missing: u32,
+}
+
+#[derive(Debug, PartialEq)]
+struct Kept {
+    device: Option<String>,
+    metric: String,
+    value: Value,
+    stamp: Stamp,
+    unit: Option<String>,
+    inexact: bool,
+}
+
+impl Sink for Decoded {
+    fn reading(&mut self, reading: Reading<'_>) {
+        let Reading { device, metric, value, stamp, unit, inexact } = reading;
+        let (device, metric, unit) = (device.map(str::to_owned), metric.to_owned(), unit.map(str::to_owned));
+        self.readings.push(Kept { device, metric, value, stamp, unit, inexact });
+    }
+
+    fn reject(&mut self, reject: Reject) {
+        self.rejects.push(reject);
+    }
+
+    fn missing(&mut self) {
+        self.missing += 1;
+    }
+}
+
+fn decode(target: Target<'_>, format: Format, payload: &[u8], zone: &TimeZone) -> Decoded {
+    let mut out = Decoded::default();
+    super::decode(target, format, payload, zone, &mut out);
+    out
+}
+
+fn lines(body: &[u8], precision: line::Precision) -> Decoded {
+    let device_tags = ["device".to_owned(), "host".to_owned()];
+    let dialect = line::Dialect { precision, device_tags: &device_tags };
+    let (mut out, mut lines) = (Decoded::default(), line::Lines::new(body));
+    while lines.next(dialect, &mut out) {}
+    out
+}
+
 const METRIC: Target<'_> = Target { device: Some("a"), metric: Some("m") };
 const DEVICE: Target<'_> = Target { device: Some("a"), metric: None };
 
@@ -21,7 +69,8 @@ fn show(out: &Decoded) -> String {
         let inexact = if r.inexact { " inexact" } else { "" };
         lines.push(format!("{device}{} = {:?}{unit}{stamp}{inexact}", r.metric, r.value));
     }
-    lines.extend(out.rejects.iter().map(|r| format!("reject {}: {r}", r.reason.as_str())));
+    let word = |r: &Reject| if r.kept { "kept" } else { "reject" };
+    lines.extend(out.rejects.iter().map(|r| format!("{} {}: {r}", word(r), r.reason.as_str())));
     if out.missing > 0 {
         lines.push(format!("{} missing", out.missing));
     }
@@ -72,8 +121,8 @@ fn plain_numbers_booleans_and_states() {
         METRIC,
         "closed",
         expect![[r#"
-        m = Bool(false)
-    "#]],
+            m = Text("closed")
+        "#]],
     );
     check(
         METRIC,
@@ -169,9 +218,9 @@ fn objects_nest_and_batches_repeat() {
         DEVICE,
         r#"{"DS18B20":{"Temperature":20.6,"Id":"0316"},"Time":"2017-02-16T10:13:52"}"#,
         expect![[r#"
-        DS18B20.Temperature = Number(20.6) @ 2017-02-16T10:13:52Z
-        DS18B20.Id = Text("0316") @ 2017-02-16T10:13:52Z
-    "#]],
+            DS18B20.Temperature = Number(20.6) @ 2017-02-16T10:13:52Z
+            DS18B20.Id = Number(316.0) @ 2017-02-16T10:13:52Z
+        "#]],
     );
     check(
         DEVICE,
@@ -271,17 +320,17 @@ fn time_fields_follow_the_rules() {
         METRIC,
         r#"{"value":1,"time":"soon"}"#,
         expect![[r#"
-        m = Number(1.0)
-        reject bad_time: time: time "soon" is neither RFC 3339 nor an epoch number
-    "#]],
+            m = Number(1.0)
+            kept bad_time: time: time "soon" is neither RFC 3339 nor an epoch number; the readings count as taken when they arrived
+        "#]],
     );
     check(
         METRIC,
         r#"{"value":1,"time":1e40}"#,
         expect![[r#"
-        m = Number(1.0)
-        reject bad_time: time: time 10000000000000000000000000000000000000000 is outside the years 0000 to 9999
-    "#]],
+            m = Number(1.0)
+            kept bad_time: time: time 10000000000000000000000000000000000000000 is outside the years 0000 to 9999; the readings count as taken when they arrived
+        "#]],
     );
 }
 
@@ -413,12 +462,12 @@ fn strings_in_json_mean_what_they_spell() {
         DEVICE,
         r#"{"a":"21.5","b":"off","c":"007","d":"0.5","e":"offline"}"#,
         expect![[r#"
-        a = Number(21.5)
-        b = Bool(false)
-        c = Text("007")
-        d = Number(0.5)
-        e = Text("offline")
-    "#]],
+            a = Number(21.5)
+            b = Bool(false)
+            c = Number(7.0)
+            d = Number(0.5)
+            e = Text("offline")
+        "#]],
     );
 }
 
@@ -493,16 +542,16 @@ fn senml_json_follows_rfc_8428() {
         DEVICE,
         r#"[{"bver":11,"bn":"x","v":1}]"#,
         expect![[r#"
-        reject senml_unknown: 0: bver is above 10, the version of RFC 8428
-    "#]],
+            reject senml_unknown: 0: bver is above 10, the version of RFC 8428; the records from here on are left out
+        "#]],
     );
     check(
         DEVICE,
         r#"[{"bn":"x","v":1},{"n":"y","must_":1,"v":2}]"#,
         expect![[r#"
-        x = Number(1.0)
-        reject senml_unknown: 1: field must_ must be understood, and is not
-    "#]],
+            x = Number(1.0)
+            reject senml_unknown: 1: field must_ must be understood, and is not; the records from here on are left out
+        "#]],
     );
     check(
         DEVICE,
@@ -542,16 +591,16 @@ fn line_protocol_names_devices_by_tag_or_measurement() {
     let body = "weather,device=roof,site=a\\ b temp=21.5,hum=40i,state=\"a, \\\"b\\\"\" 1700000000000000000\n\
                 # note\n\noven temp=200,on=t\ncpu,host=pi load=0.5 1700000000000000000\nbad\nx y=1 z\n";
     expect![[r#"
-        roof weather.temp = Number(21.5) @ 2023-11-14T22:13:20Z
-        roof weather.hum = Number(40.0) @ 2023-11-14T22:13:20Z
-        roof weather.state = Text("a, \"b\"") @ 2023-11-14T22:13:20Z
+        roof weather.temp;site=a b = Number(21.5) @ 2023-11-14T22:13:20Z
+        roof weather.hum;site=a b = Number(40.0) @ 2023-11-14T22:13:20Z
+        roof weather.state;site=a b = Text("a, \"b\"") @ 2023-11-14T22:13:20Z
         oven temp = Number(200.0)
         oven on = Bool(true)
         pi cpu.load = Number(0.5) @ 2023-11-14T22:13:20Z
         reject malformed: line 6: a line is: measurement[,tags] fields [time]
         reject malformed: line 7: time "z" is not a whole number
     "#]]
-    .assert_eq(&show(&line::decode(body, line::Precision::Nanos)));
+    .assert_eq(&show(&lines(body.as_bytes(), line::Precision::Nanos)));
 }
 
 #[test]
@@ -565,14 +614,333 @@ fn the_quick_way_agrees_with_the_long_one() {
     }
 }
 
+#[test]
+fn posted_readings_are_as_elsewhere() {
+    let posted = |body: &str, kind| {
+        let mut out = Decoded::default();
+        posted::decode(body.as_bytes(), kind, &TimeZone::UTC, &mut out).map(|()| out)
+    };
+    let show =
+        |body: &str, kind| posted(body, kind).map_or_else(|reject| format!("error: {reject}\n"), |out| show(&out));
+    let good = r#"{"device":"a","metric":"t","value":1,"time":"2024-01-01T00:00:00Z"}"#;
+    let body = format!(
+        r#"{{"readings":[{good},{{"device":"a","value":1}},{{"device":"a","metric":"t","value":null}},7,
+            {{"device":"a","metric":"t","value":"21.5","timestamp":1714564800,"battery":99}},
+            {{"device":"b","temperature":21.5,"humidity":40,"time":1714564800}},
+            {{"device":"b","metric":"t","value":1,"ts":"soon"}},{{"device":"b","metric":"t","value":1,"unit":{{}}}},{{"device":"c"}}]}}"#
+    );
+    expect![[r#"
+        a t = Number(1.0) @ 2024-01-01T00:00:00Z
+        a value = Number(1.0)
+        a t = Number(21.5) @ 2024-05-01T12:00:00Z
+        a t.battery = Number(99.0) @ 2024-05-01T12:00:00Z
+        b temperature = Number(21.5) @ 2024-05-01T12:00:00Z
+        b humidity = Number(40.0) @ 2024-05-01T12:00:00Z
+        reject malformed: a reading is an object
+        reject bad_time: ts: time "soon" is neither RFC 3339 nor an epoch number
+        reject malformed: unit: a unit is a text
+        reject malformed: metric is missing: give metric and value, or metrics by their names
+        1 missing
+    "#]]
+    .assert_eq(&show(&body, posted::Body::Json));
+    expect![[r#"
+        a t = Number(1.0) @ 2024-01-01T00:00:00Z
+        a t = Number(1.0) @ 2024-01-01T00:00:00Z
+        reject malformed: not JSON: expected value at line 1 column 1
+    "#]]
+    .assert_eq(&show(&format!("{good}\n\nx\n{good}"), posted::Body::Lines));
+    for body in ["", "7", "{\"readings\":3}", "{"] {
+        assert!(posted(body, posted::Body::Json).is_err(), "{body}");
+    }
+}
+
+#[test]
+fn what_programs_print_for_no_value_costs_a_leaf_and_not_its_neighbours() {
+    for word in
+        ["nan", "-nan", "NAN", "nan(0x8000000000000)", "-nan(ind)", "1.#QNAN", "-1.#IND00", "None", "(null)", "", "NaN"]
+    {
+        let payload = format!(r#"{{"t":{word},"p":1}}"#);
+        let out = decode(DEVICE, Format::Auto, payload.as_bytes(), &TimeZone::UTC);
+        assert_eq!((out.readings.len(), out.missing, out.rejects.len()), (1, 1, 0), "{payload} {out:?}");
+        let out = decode(METRIC, Format::Auto, word.as_bytes(), &TimeZone::UTC);
+        assert_eq!((out.readings.len(), out.missing), (0, 1), "{word}");
+    }
+    check(
+        DEVICE,
+        r#"{"t":inf,"u":-inf,"v":+21.5,"w":007.5,"x":007,"s":"a: nan, \"b\": inf","p":1}"#,
+        expect![[r#"
+        v = Number(21.5)
+        w = Number(7.5)
+        s = Text("a: nan, \"b\": inf")
+        p = Number(1.0)
+        reject not_finite: t: Infinity is beyond the finite 64-bit numbers
+        reject not_finite: u: -Infinity is beyond the finite 64-bit numbers
+    "#]],
+    );
+    check(
+        DEVICE,
+        b"\xef\xbb\xbf{\"t\":21.5}\0\0",
+        expect![[r#"
+        t = Number(21.5)
+    "#]],
+    );
+    check(
+        METRIC,
+        b"21.5\0",
+        expect![[r#"
+        m = Number(21.5)
+    "#]],
+    );
+}
+
+#[test]
+fn one_grammar_of_values_on_every_way_in() {
+    for (text, want) in [
+        ("21.5", Some(Value::Number(21.5))),
+        (" 3.3 ", Some(Value::Number(3.3))),
+        ("007", Some(Value::Text("007".into()))),
+        ("05.30", Some(Value::Number(5.3))),
+        ("ON", Some(Value::Bool(true))),
+        ("open", Some(Value::Text("open".into()))),
+        ("opening", Some(Value::Text("opening".into()))),
+        ("None", None),
+        ("none", Some(Value::Text("none".into()))),
+        ("nan", None),
+        ("unavailable", None),
+    ] {
+        let one = |out: Decoded| out.readings.into_iter().next().map(|kept| kept.value);
+        let quoted = format!("{text:?}");
+        let mut posted = Decoded::default();
+        let body = format!(r#"{{"device":"a","metric":"m","value":{quoted}}}"#);
+        posted::decode(body.as_bytes(), posted::Body::Json, &TimeZone::UTC, &mut posted).unwrap();
+        for (way, got) in [
+            ("plain", one(decode(METRIC, Format::Auto, text.as_bytes(), &TimeZone::UTC))),
+            ("json", one(decode(DEVICE, Format::Auto, format!(r#"{{"m":{quoted}}}"#).as_bytes(), &TimeZone::UTC))),
+            ("cbor", one(decode(DEVICE, Format::Auto, &encoded(&cbor!({"m" => text}).unwrap()), &TimeZone::UTC))),
+            (
+                "senml",
+                one(decode(DEVICE, Format::Auto, format!(r#"[{{"n":"m","vs":{quoted}}}]"#).as_bytes(), &TimeZone::UTC)),
+            ),
+            ("line", one(lines(format!("x m={quoted}").as_bytes(), line::Precision::Auto))),
+            ("posted", one(posted)),
+        ] {
+            assert_eq!(got, want, "{text:?} by {way}");
+        }
+    }
+}
+
+#[test]
+fn one_point_of_line_protocol_is_one_series() {
+    let body = "cpu,cpu=cpu0,host=pi usage_idle=90 1714564800000000000\ncpu,cpu=cpu1,host=pi usage_idle=10 1714564800000000000\n\
+                climate,room=kitchen t=21\nclimate,room=bath t=24 1714564800\na.b,device=d c=1\na,device=d b.c=2\nd a.b=3\n";
+    expect![[r#"
+        pi cpu.usage_idle;cpu=cpu0 = Number(90.0) @ 2024-05-01T12:00:00Z
+        pi cpu.usage_idle;cpu=cpu1 = Number(10.0) @ 2024-05-01T12:00:00Z
+        climate t;room=kitchen = Number(21.0)
+        climate t;room=bath = Number(24.0) @ 2024-05-01T12:00:00Z
+        d a%2Eb.c = Number(1.0)
+        d a.b.c = Number(2.0)
+        d a%2Eb = Number(3.0)
+    "#]]
+    .assert_eq(&show(&lines(body.as_bytes(), line::Precision::Auto)));
+}
+
+#[test]
+fn lines_are_read_as_influxdb_reads_them() {
+    let body = b"m\\ x\\,y,t\\ ag=v\\=1\\\\x f\\ 1=1i,s=\"a \\\"b\\\" \\\\ c=d,e\nf\",g=2u 1\r\nm a=\"x,b=2\nm c=\"y\" 2\n\
+        \xff a=1\nm,t=1,t=2 a=1\nm,t= a=1\nm \n  # c\nm a=1,b,c=2,=3,d=x\nq\"x,h=\"y\" a=T,b=f,c=-1.5e3\nm a=\"21.5\" ,\n";
+    expect![[r#"
+        m c = Text("y") @ 1970-01-01T00:00:02Z
+        m a = Number(1.0)
+        m c = Number(2.0)
+        q"x a;h="y" = Bool(true)
+        q"x b;h="y" = Bool(false)
+        q"x c;h="y" = Number(-1500.0)
+        reject malformed: line 1: a line is: measurement[,tags] fields [time]
+        reject malformed: f\" 1: a field is key=value
+        reject malformed: line 3: a text has no closing quote, or something follows it
+        reject malformed: line 5: it is not UTF-8
+        reject malformed: line 6: tag "t" is there twice
+        reject malformed: line 7: tag "t=" is not key=value
+        reject malformed: line 8: a line is: measurement[,tags] fields [time]
+        reject malformed: m b: a field is key=value
+        reject malformed: m =3: a field is key=value
+        reject malformed: m d=x: the field has no readable value
+        reject malformed: line 12: time "," is not a whole number
+    "#]]
+    .assert_eq(&show(&lines(body, line::Precision::Seconds)));
+}
+
+#[test]
+fn senml_names_units_and_sums() {
+    check(
+        Target::default(),
+        r#"[{"bn":"urn:dev:ow:10e2073a01080063","bt":1.320067464e+09,"bu":"%RH","v":20},{"u":"lon","v":24.30621},{"u":"lat","v":60.07965},{"t":60,"v":20.3}]"#,
+        expect![[r#"
+        urn:dev:ow:10e2073a01080063 value;unit=%RH = Number(20.0) [%RH] @ 2011-10-31T13:24:24Z
+        urn:dev:ow:10e2073a01080063 value;unit=lon = Number(24.30621) [lon] @ 2011-10-31T13:24:24Z
+        urn:dev:ow:10e2073a01080063 value;unit=lat = Number(60.07965) [lat] @ 2011-10-31T13:24:24Z
+        urn:dev:ow:10e2073a01080063 value;unit=%RH = Number(20.3) [%RH] @ 2011-10-31T13:25:24Z
+    "#]],
+    );
+    check(
+        Target::default(),
+        r#"[{"n":"urn:dev:ow:10e2073a01080063","u":"Cel","v":23.1,"t":1714564800}]"#,
+        expect![[r#"
+        urn:dev:ow:10e2073a01080063 value = Number(23.1) [Cel] @ 2024-05-01T12:00:00Z
+    "#]],
+    );
+    check(
+        Target::default(),
+        r#"[{"bt":1714564800},{"n":"urn:dev:mac:0024befffe804ff1/temp","v":1},{"n":"house/kitchen/temp","v":2}]"#,
+        expect![[r#"
+        urn:dev:mac:0024befffe804ff1 temp = Number(1.0) @ 2024-05-01T12:00:00Z
+        house/kitchen temp = Number(2.0) @ 2024-05-01T12:00:00Z
+    "#]],
+    );
+    check(
+        Target::default(),
+        r#"[{"bn":"m:","bs":100},{"n":"e","s":5},{"n":"f","v":1,"s":2,"u":"Wh"},{"n":"g"}]"#,
+        expect![[r#"
+        m e.sum = Number(105.0)
+        m f = Number(1.0) [Wh]
+        m f.sum = Number(102.0)
+        m g.sum = Number(100.0)
+    "#]],
+    );
+}
+
+#[test]
+fn cbor_tags_are_numbers_and_times() {
+    use ciborium::Value as Cbor;
+    let int = |n: i64| Cbor::Integer(n.into());
+    let tag = |tag, items: Vec<Cbor>| Cbor::Tag(tag, Box::new(Cbor::Array(items)));
+    let map = Cbor::Map(vec![
+        (Cbor::Text("temp".into()), tag(4, vec![int(-1), int(215)])),
+        (Cbor::Text("half".into()), tag(5, vec![int(-1), int(3)])),
+        (Cbor::Text("big".into()), Cbor::Tag(2, Box::new(Cbor::Bytes(vec![1, 0])))),
+        (Cbor::Text("huge".into()), tag(4, vec![int(400), int(1)])),
+        (Cbor::Text("time".into()), Cbor::Tag(1, Box::new(int(1_714_564_800)))),
+    ]);
+    check(
+        DEVICE,
+        encoded(&map),
+        expect![[r#"
+        temp = Number(21.5) @ 2024-05-01T12:00:00Z
+        half = Number(1.5) @ 2024-05-01T12:00:00Z
+        big = Number(256.0) @ 2024-05-01T12:00:00Z inexact
+        reject not_finite: huge: a decimal fraction is beyond the finite 64-bit numbers
+    "#]],
+    );
+    let pack = Cbor::Array(vec![Cbor::Map(vec![
+        (int(-2), Cbor::Text("urn:dev:s21:".into())),
+        (int(-3), tag(4, vec![int(-3), int(1_714_564_800_500)])),
+        (int(0), Cbor::Text("temp".into())),
+        (int(2), tag(4, vec![int(-1), int(215)])),
+    ])]);
+    check(
+        DEVICE,
+        encoded(&pack),
+        expect![[r#"
+        temp = Number(21.5) @ 2024-05-01T12:00:00.5Z
+    "#]],
+    );
+    check(
+        METRIC,
+        [0xfb, 0x40, 0x35, 0x80, 0, 0, 0, 0, 0],
+        expect![[r#"
+        m = Number(21.5)
+    "#]],
+    );
+    for bytes in [
+        &[0xc4, 0x82, 0x20][..],
+        &[0xa1, 0x61, 0x74, 0xc4, 0x01],
+        &[0xa1, 0x61, 0x74, 0x7b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+    ] {
+        assert_eq!(decode(DEVICE, Format::Cbor, bytes, &TimeZone::UTC).rejects.len(), 1, "{bytes:x?}");
+    }
+}
+
+#[test]
+fn digits_without_separators_are_a_date_or_named() {
+    check(
+        METRIC,
+        r#"{"value":1,"time":"20240501120000"}"#,
+        expect![[r#"
+        m = Number(1.0) @ 2024-05-01T12:00:00Z
+    "#]],
+    );
+    check(
+        METRIC,
+        r#"{"value":1,"time":20240501120000}"#,
+        expect![[r#"
+        m = Number(1.0) @ 2024-05-01T12:00:00Z
+    "#]],
+    );
+    check(
+        METRIC,
+        r#"{"value":1,"time":240501120000}"#,
+        expect![[r#"
+        m = Number(1.0)
+        kept bad_time: time: time 240501120000 may be a date without separators or an epoch number: send RFC 3339; the readings count as taken when they arrived
+    "#]],
+    );
+    check(
+        METRIC,
+        r#"{"value":1,"time":"1999-12-31"}"#,
+        expect![[r#"
+        m = Number(1.0) @ 1999-12-31T00:00:00Z
+    "#]],
+    );
+}
+
+fn flat_value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "-?(0|[1-9][0-9]{0,6})(\\.[0-9]{1,4})?",
+        "true|false|null|nan",
+        "-?0?[0-9]{1,17}(e[0-9])?",
+        "\"[a-z0-9.]{0,5}\""
+    ]
+}
+
 proptest! {
+    /// The quick way for objects reads what the tree reads, or leaves it to the tree.
+    #[test]
+    fn a_flat_object_is_read_as_its_tree(
+        fields in prop::collection::vec(("time|ts|t|T|value|unit|a|b|c\\.d|Time", flat_value()), 0..6),
+        stamp in prop_oneof!["1[67][0-9]{8}", "1[67][0-9]{11}", "[0-9]{1,15}", "\"2024-05-01T12:00:00Z\"", "\"soon\""],
+        at in 0..6_usize,
+        is_metric in any::<bool>(),
+    ) {
+        let mut texts: Vec<String> = fields.iter().map(|(key, value)| format!("{key:?}: {value}")).collect();
+        texts.insert(at.min(texts.len()), format!("\"time\":{stamp}"));
+        let payload = format!("{{{}}}", texts.join(" ,"));
+        if let Some(flat) = flat::read(payload.as_bytes(), is_metric, &TimeZone::UTC) {
+            let target = if is_metric { METRIC } else { DEVICE };
+            let tree = decode(target, Format::Auto, payload.as_bytes(), &TimeZone::UTC);
+            prop_assert_eq!(tree.rejects, vec![]);
+            let name = |key: &str| match (is_metric, key) {
+                (true, "value") => "m".to_owned(),
+                (true, key) => format!("m.{key}"),
+                (false, key) => key.to_owned(),
+            };
+            let value = |plain| match plain { flat::Plain::Number(n) => Value::Number(n), flat::Plain::Bool(b) => Value::Bool(b) };
+            let quick: Vec<_> = flat.fields.iter().map(|(key, plain)| (name(key), value(*plain), flat.stamp)).collect();
+            let slow: Vec<_> = tree.readings.into_iter().map(|kept| (kept.metric, kept.value, kept.stamp)).collect();
+            prop_assert_eq!(quick, slow, "{}", payload);
+        }
+    }
+
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), device_level in any::<bool>()) {
         let target = if device_level { DEVICE } else { METRIC };
         for format in [Format::Auto, Format::Text, Format::Json, Format::Cbor, Format::Senml] {
             let _ = decode(target, format, &bytes, &TimeZone::UTC);
         }
-        let _ = line::decode(&String::from_utf8_lossy(&bytes), line::Precision::Nanos);
+        let _ = lines(&bytes, line::Precision::Auto);
+        for kind in [posted::Body::Json, posted::Body::Lines, posted::Body::Cbor, posted::Body::SenmlCbor] {
+            let _ = posted::decode(&bytes, kind, &TimeZone::UTC, &mut Decoded::default());
+        }
     }
 
     #[test]

@@ -1,7 +1,11 @@
-//! Plain payloads: a number, a boolean word, a state text, or the word for "no value".
+//! One grammar of values for every way in: a number, a boolean word, a state text, or a word that says
+//! that there is none.
+//!
+//! Arrives: a text, plain, quoted in a document or a field of a line. Leaves: a [`Leaf`]. Always holds: the
+//! same text means the same, whatever brought it. Why `open` and `007` are texts:
+//! `docs/decisions/0009-values.md`.
 
-use super::node::Node;
-use super::{Reason, Reject};
+use super::{Leaf, Reason, Reject};
 
 /// The longest state text, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 1_024;
@@ -19,9 +23,16 @@ pub fn number(payload: &[u8]) -> Option<f64> {
     std::str::from_utf8(payload).ok()?.parse().ok()
 }
 
+/// A text without what editors put before it (a byte-order mark) and C programs behind it (NULs).
+pub(super) fn clean(payload: &[u8]) -> &[u8] {
+    let payload = payload.strip_prefix(b"\xef\xbb\xbf").unwrap_or(payload);
+    let end = payload.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
+    &payload[..end]
+}
+
 /// Reads any plain payload.
-pub(super) fn read_bytes(payload: &[u8]) -> Result<Node, Reject> {
-    match std::str::from_utf8(payload) {
+pub(super) fn read_bytes(payload: &[u8]) -> Result<Leaf<'_>, Reject> {
+    match std::str::from_utf8(clean(payload)) {
         Ok(text) => Ok(read(text)),
         Err(e) => {
             Err(Reject::whole(Reason::NotUtf8, format!("neither UTF-8 text nor CBOR: bad byte at {}", e.valid_up_to())))
@@ -29,62 +40,73 @@ pub(super) fn read_bytes(payload: &[u8]) -> Result<Node, Reject> {
     }
 }
 
-/// Reads a plain text as a leaf.
-pub(super) fn read(text: &str) -> Node {
-    let text = text.trim();
-    if let Some(node) = word(text) {
-        return node;
+/// Reads a text as a leaf.
+pub(super) fn read(text: &str) -> Leaf<'_> {
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+    match word(text) {
+        Some(leaf) => leaf,
+        None if is_code(text) => Leaf::Text(text),
+        None => numeric(text).unwrap_or(Leaf::Text(text)),
     }
-    if looks_numeric(text) {
-        return numeric(text);
-    }
-    Node::Text(text.into())
 }
 
-/// True for a word that says that there is no value.
-pub(super) fn is_missing(text: &str) -> bool {
-    matches!(word(text.trim()), Some(Node::Null))
+/// True for digits that begin with a zero: an article, a card, a serial number, whose zeros count.
+fn is_code(text: &str) -> bool {
+    text.len() > 1 && text.starts_with('0') && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// The words that are not states: booleans, and the absence of a value.
-pub(super) fn word(text: &str) -> Option<Node> {
-    const TRUE: [&str; 3] = ["true", "on", "open"];
-    const FALSE: [&str; 3] = ["false", "off", "closed"];
-    const MISSING: [&str; 5] = ["", "null", "nan", "unknown", "unavailable"];
-    const INFINITE: [&str; 6] = ["inf", "+inf", "-inf", "infinity", "+infinity", "-infinity"];
-    let is = |words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
-    if text.len() > 11 {
-        None
-    } else if is(&TRUE) {
-        Some(Node::Bool(true))
-    } else if is(&FALSE) {
-        Some(Node::Bool(false))
-    } else if is(&MISSING) {
-        Some(Node::Null)
-    } else if is(&INFINITE) {
-        Some(Node::NotFinite(text.into()))
+/// The words that are not states: booleans, and the absence of a value, also as C and Python print it.
+fn word(text: &str) -> Option<Leaf<'_>> {
+    const TRUE: [&str; 2] = ["true", "on"];
+    const FALSE: [&str; 2] = ["false", "off"];
+    const MISSING: [&str; 5] = ["", "null", "unknown", "unavailable", "(null)"];
+    const INFINITE: [&str; 3] = ["inf", "infinity", "ovf"];
+    let is = |text: &str, words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    if text.len() > 40 {
+        return None;
+    }
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if is(text, &TRUE) {
+        Some(Leaf::Bool(true))
+    } else if is(text, &FALSE) {
+        Some(Leaf::Bool(false))
+    } else if is(text, &MISSING) || text == "None" || is_nan(unsigned) {
+        Some(Leaf::Missing)
+    } else if is(unsigned, &INFINITE) || unsigned.starts_with("1.#INF") {
+        Some(Leaf::NotFinite(text))
     } else {
         None
     }
 }
 
+/// Not a number, as C libraries print it: `nan`, `nan(0x8000000000000)`, `nan(ind)`, `1.#QNAN0`.
+fn is_nan(unsigned: &str) -> bool {
+    let microsoft = ["1.#QNAN", "1.#SNAN", "1.#IND"].iter().any(|text| unsigned.starts_with(text));
+    let rest = unsigned.get(..3).filter(|nan| nan.eq_ignore_ascii_case("nan")).and(unsigned.get(3..));
+    microsoft || rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('(') && rest.ends_with(')')))
+}
+
 /// True for decimal notation: a sign, digits, a point, an exponent, and at least one digit.
-pub(super) fn looks_numeric(text: &str) -> bool {
+fn looks_numeric(text: &str) -> bool {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     digits.starts_with(|c: char| c.is_ascii_digit() || c == '.')
         && digits.bytes().any(|b| b.is_ascii_digit())
         && digits.parse::<f64>().is_ok()
 }
 
-fn numeric(text: &str) -> Node {
+/// Reads decimal notation, where a number and nothing else can stand.
+pub(super) fn numeric(text: &str) -> Option<Leaf<'_>> {
+    if !looks_numeric(text) {
+        return None;
+    }
     let unsigned = text.strip_prefix('+').unwrap_or(text);
     if let Ok(integer) = unsigned.parse::<i128>() {
-        return Node::Integer(integer);
+        return Some(Leaf::integer(integer));
     }
-    match unsigned.parse::<f64>() {
-        Ok(n) if !n.is_finite() => Node::NotFinite(text.chars().take(40).collect()),
-        Ok(n) if unsigned.bytes().all(|b| b.is_ascii_digit() || b == b'-') => Node::Huge(n),
-        Ok(n) => Node::Number(n),
-        Err(_) => Node::Text(text.into()),
-    }
+    Some(match unsigned.parse::<f64>() {
+        Ok(n) if !n.is_finite() => Leaf::NotFinite(text.get(..40).unwrap_or(text)),
+        Ok(n) if unsigned.bytes().all(|b| b.is_ascii_digit() || b == b'-') => Leaf::Inexact(n),
+        Ok(n) => Leaf::Number(n),
+        Err(_) => return None,
+    })
 }

@@ -1,12 +1,12 @@
 //! `/v1/status`, health, `/metrics`, `/openapi.json`.
 
-use super::{Shared, ask};
+use super::{Shared, look};
 use crate::archive::retire::room;
 use crate::clock::Quality;
 use crate::journal::schema;
 use crate::metrics::Usage;
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use cloud_sync::uplink::Snapshot;
 use daemon::http::params::Params;
@@ -14,14 +14,13 @@ use daemon::http::reply::{Problem, json, with_type};
 use model::time;
 use serde_json::{Map, json};
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 /// `GET /v1/status`.
 pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     Params::read(query.as_deref(), &[])?;
     let (devices, series) = site.engine.catalog().counts();
     let budget_bytes = site.budget_bytes;
-    let (room, [replay_from, archived_seq, last_seq]) = ask(&site, move |engine| {
+    let (room, [replay_from, archived_seq, last_seq]) = look(&site, move |engine| {
         engine.with_store(|db| {
             let room = room(db, engine.store(), budget_bytes)?;
             let last_seq: Option<i64> = db.query_row("SELECT max(seq) FROM batch", [], |row| row.get(0))?;
@@ -56,7 +55,7 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
         "uptime_s": (now_us - site.about.started_us) / time::SECOND_US,
         "now": time::format(now_us),
         "clock": clock,
-        "ready": site.ready.load(Ordering::Acquire),
+        "ready": site.is_ready(),
         "addresses": addresses,
         "devices": devices,
         "series": series,
@@ -120,7 +119,7 @@ pub(super) async fn healthz() -> &'static str {
 
 /// `GET /readyz`: readings are taken and committed.
 pub(super) async fn readyz(State(site): State<Shared>) -> Result<&'static str, Problem> {
-    if !site.ready.load(Ordering::Acquire) {
+    if !site.is_ready() {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping"));
     }
     if site.metrics.disk_full.get() == 1 {
@@ -130,12 +129,13 @@ pub(super) async fn readyz(State(site): State<Shared>) -> Result<&'static str, P
 }
 
 /// `GET /metrics`, Prometheus text.
-pub(super) async fn metrics(State(site): State<Shared>) -> Response {
+pub(super) async fn metrics(State(site): State<Shared>, headers: HeaderMap) -> Response {
+    site.metrics.note_logins(site.auth.refused());
     site.metrics.queue_bytes.set(site.intake.depth() as i64);
     if let Some(status) = &site.uplink {
         site.metrics.note_uplink(&status.get(), site.engine.now_us());
     }
-    with_type(site.metrics.text(), "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    daemon::http::metrics::answer(&headers, site.metrics.text())
 }
 
 /// `GET /openapi.json`.
@@ -168,13 +168,16 @@ mod tests {
             ("/v1/devices", super::super::devices::PARAMS),
             ("/v1/rejects", super::super::rejects::PARAMS),
             ("/v1/live", super::super::live::PARAMS),
+            ("/v1/sniff", super::super::sniff::PARAMS),
         ] {
             let listed = document["paths"][path]["get"]["parameters"].as_array().unwrap().iter();
             let resolve = |parameter: &serde_json::Value| match parameter["$ref"].as_str() {
                 Some(reference) => document.pointer(&reference[1..]).unwrap()["name"].clone(),
                 None => parameter["name"].clone(),
             };
-            let mut listed: Vec<String> = listed.map(|p| resolve(p).as_str().unwrap().to_owned()).collect();
+            let listed = listed.map(|p| resolve(p).as_str().unwrap().to_owned());
+            // Taken by all that answer in several forms.
+            let mut listed: Vec<String> = listed.filter(|name| name != "format").collect();
             let mut taken: Vec<&str> = taken.to_vec();
             listed.sort();
             taken.sort_unstable();

@@ -8,7 +8,7 @@
 
 use super::{Committed, ReadError, batch, schema};
 use crate::catalog::{Catalog, Latest};
-use model::{Value, varint};
+use model::{Micros, Value, varint};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ pub(super) fn write_snapshot(db: &Connection, catalog: &Catalog, seq: u64) -> ru
         varint::put_signed(&mut body, latest.time_us);
         varint::put_signed(&mut body, latest.received_us);
         varint::put(&mut body, latest.readings);
-        put_value(&mut body, &latest.value);
+        put_value(&mut body, &latest.value, latest.doubtful);
     }
     let mut bytes = vec![FORMAT];
     bytes.extend(lz4_flex::block::compress_prepend_size(&body));
@@ -123,31 +123,42 @@ fn parse_snapshot(bytes: &[u8]) -> Option<Vec<(u32, Latest)>> {
         let id = u32::try_from(varint::take(rest)?).ok()?;
         let (time_us, received_us, readings) =
             (varint::take_signed(rest)?, varint::take_signed(rest)?, varint::take(rest)?);
-        all.push((id, Latest { time_us, value: take_value(rest)?, received_us, readings }));
+        let (value, doubtful) = take_value(rest)?;
+        // Earlier versions did not say so.
+        let doubtful = doubtful || time_us > received_us.saturating_add(DOUBTFUL_US);
+        all.push((id, Latest { time_us, value, received_us, readings, doubtful }));
     }
     Some(all)
 }
 
-fn put_value(out: &mut Vec<u8>, value: &Value) {
+/// Added to a value's kind if its time cannot be believed.
+const DOUBTFUL: u8 = 1 << 2;
+/// Further in the future than any skew that is allowed.
+const DOUBTFUL_US: Micros = 86_400 * model::time::SECOND_US;
+
+fn put_value(out: &mut Vec<u8>, value: &Value, doubtful: bool) {
+    let mark = if doubtful { DOUBTFUL } else { 0 };
     match value {
         Value::Number(n) => {
-            out.push(0);
+            out.push(mark);
             out.extend(n.to_le_bytes());
         }
-        Value::Bool(b) => out.push(1 + u8::from(*b)),
+        Value::Bool(b) => out.push(mark + 1 + u8::from(*b)),
         Value::Text(text) => {
-            out.push(3);
+            out.push(mark + 3);
             varint::put(out, text.len() as u64);
             out.extend(text.as_bytes());
         }
     }
 }
 
-fn take_value(rest: &mut &[u8]) -> Option<Value> {
-    match varint::take_byte(rest)? {
-        0 => varint::take_f64(rest).map(Value::Number),
-        kind @ (1 | 2) => Some(Value::Bool(kind == 2)),
-        3 => Some(Value::Text(varint::take_str(rest)?.into())),
-        _ => None,
-    }
+fn take_value(rest: &mut &[u8]) -> Option<(Value, bool)> {
+    let byte = varint::take_byte(rest)?;
+    let value = match byte & !DOUBTFUL {
+        0 => Value::Number(varint::take_f64(rest)?),
+        kind @ (1 | 2) => Value::Bool(kind == 2),
+        3 => Value::Text(varint::take_str(rest)?.into()),
+        _ => return None,
+    };
+    Some((value, byte & DOUBTFUL != 0))
 }

@@ -1,21 +1,27 @@
 //! From decoded names to series and times: the one door for all protocols.
 //!
-//! Arrives: what a message was addressed to, and its payload. Leaves: rows, rejects and counts
+//! Arrives: what a message was addressed to, its payload, and who sent it. Leaves: rows, rejects and counts
 //! in a [`Parcel`]. Always holds: every reading gets an event time here, and every stamp that
-//! is not taken at its word is flagged and counted.
+//! is not taken at its word is flagged, counted and named; two values for one moment in one payload are named.
 
+use super::unmatched::{Topic, Unmatched};
 use crate::catalog::{Catalog, Series};
 use crate::clock::{Clock, Quality};
+use crate::decode::flat::{self, Plain};
+use crate::decode::line::{Dialect, Lines, Precision};
+use crate::decode::posted::{self, Body};
 use crate::decode::topic::Rules;
-use crate::decode::{self, Decoded, Format, Reading, Reason, Reject, Stamp, Target};
+use crate::decode::{self, Format, Reading, Reason, Reject, Sink, Stamp, Target};
 use crate::journal::{Parcel, Rejected};
 use crate::metrics::Metrics;
 use crate::readings::flag;
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
 use jiff::tz::TimeZone;
-use model::time::{LAST_US, PLAUSIBLE_FROM_US};
-use model::{Micros, check_name};
+use model::time::LAST_US;
+use model::{Micros, Value, check_name};
+use smallvec::SmallVec;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -23,12 +29,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 const REJECT_PAYLOAD_BYTES: usize = 1_024;
 /// Rejects kept of one message; the rest are counted.
 const REJECTS_PER_MESSAGE: usize = 20;
+/// Rejects of one message that its answer names.
+pub const REJECTS_NAMED: usize = 1_000;
 /// Topics whose series a listener remembers.
 const ROUTES_MAX: usize = 50_000;
 /// A topic longer than this is matched each time.
 const ROUTE_BYTES_MAX: usize = 256;
+/// Metrics of an object that a route remembers.
+const ROUTE_FIELDS_MAX: usize = 32;
 /// What is kept of a reject's source and detail.
 const REJECT_TEXT_CHARS: usize = 300;
+/// The longest unit: it is kept for each series and in every answer.
+const UNIT_BYTES_MAX: usize = 64;
 
 /// What every listener shares.
 pub struct Admission {
@@ -42,6 +54,10 @@ pub struct Admission {
     pub zone: TimeZone,
     /// `time.max_skew`.
     pub max_skew_us: Micros,
+    /// `influx.device_tags`.
+    pub device_tags: Vec<String>,
+    /// What no rule takes.
+    pub unmatched: Unmatched,
     rules: RwLock<Arc<Rules>>,
     generation: AtomicU64,
 }
@@ -53,14 +69,24 @@ pub struct Routes {
     known: HashMap<Box<str>, Route, RandomState>,
 }
 
-#[derive(Clone)]
 enum Route {
     /// Not readings.
-    Other,
-    /// A number goes straight to this series.
-    Series(Arc<Series>),
+    Other(Arc<Topic>),
+    /// Where plain payloads and plain objects go.
+    Known(Known),
     /// The payload has to be looked at.
     Decode,
+}
+
+/// A topic of a device, and the series that its payloads have led to.
+#[derive(Default)]
+struct Known {
+    /// A plain number goes straight to this one.
+    plain: Option<Arc<Series>>,
+    /// A plain object's metrics, in the order in which they came first.
+    fields: SmallVec<[(Box<str>, Arc<Series>); 8]>,
+    /// The topic names a metric.
+    is_metric: bool,
 }
 
 /// When a message arrived, read once for all that arrived together.
@@ -71,6 +97,15 @@ pub struct Arrival {
     clock: Quality,
 }
 
+/// Where a message came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The topic, path or resource, as `/v1/rejects` shows it.
+    pub source: &'a str,
+    /// The user, or else the address: new names are rationed by it.
+    pub client: &'a str,
+}
+
 impl Admission {
     /// Everything that listeners share, with the ingest rules of the start.
     pub fn new(
@@ -79,6 +114,7 @@ impl Admission {
         metrics: Arc<Metrics>,
         zone: TimeZone,
         max_skew_us: Micros,
+        device_tags: Vec<String>,
         rules: Rules,
     ) -> Self {
         Admission {
@@ -87,6 +123,8 @@ impl Admission {
             metrics,
             zone,
             max_skew_us,
+            device_tags,
+            unmatched: Unmatched::default(),
             rules: RwLock::new(Arc::new(rules)),
             generation: AtomicU64::new(1),
         }
@@ -108,123 +146,176 @@ impl Admission {
         Arrival { now_us, clock: self.clock.quality_at(now_us) }
     }
 
-    /// Takes a message that was published to `topic`; one that no rule matches is no reading.
-    pub fn publication(&self, routes: &mut Routes, topic: &str, payload: &[u8], arrival: Arrival, parcel: &mut Parcel) {
+    /// Takes a message that was published to `topic`; one that no rule matches is no reading. Says why if
+    /// nothing of it was kept.
+    pub fn publication(
+        &self,
+        routes: &mut Routes,
+        origin: Origin<'_>,
+        payload: &[u8],
+        arrival: Arrival,
+        parcel: &mut Parcel,
+    ) -> Option<Reject> {
+        let topic = origin.source;
         let generation = self.generation.load(Ordering::Acquire);
         if routes.generation != generation || routes.known.len() > ROUTES_MAX {
             routes.known.clear();
             routes.generation = generation;
         }
-        match routes.known.get(topic) {
-            Some(Route::Other) => {}
-            Some(Route::Series(series)) if let Some(n) = decode::plain_number(payload) => {
-                let time_us = series.assign_time(arrival.now_us);
-                parcel.readings.push_number(series.id, time_us, n, arrival.flags());
-            }
-            Some(_) => self.matched(topic, payload, arrival, parcel),
-            None => {
-                let route = self.route(topic, payload);
-                let other = matches!(route, Route::Other);
-                if topic.len() <= ROUTE_BYTES_MAX {
-                    routes.known.insert(topic.into(), route);
+        if let Some(route) = routes.known.get_mut(topic) {
+            return match route {
+                Route::Other(seen) => {
+                    seen.count(payload.len(), arrival.now_us);
+                    self.metrics.unmatched.inc();
+                    None
                 }
-                if !other {
-                    self.matched(topic, payload, arrival, parcel);
-                }
-            }
+                Route::Known(known) if self.straight(known, payload, arrival, parcel) => None,
+                Route::Known(known) => self.matched(origin, Some(known), payload, arrival, parcel),
+                Route::Decode => self.matched(origin, None, payload, arrival, parcel),
+            };
         }
-    }
-
-    /// What to remember of a topic, decided by its rule and its first payload.
-    fn route(&self, topic: &str, payload: &[u8]) -> Route {
-        let rules = self.rules();
-        match rules.route(topic) {
-            None => Route::Other,
-            Some((Target { device: Some(device), metric: Some(metric) }, Format::Auto | Format::Text))
-                if decode::plain_number(payload).is_some()
-                    && check_name(device).is_ok()
-                    && check_name(metric).is_ok() =>
+        let mut route = match self.rules().route(topic) {
+            None => {
+                let seen = self.unmatched.see(topic, payload.len(), arrival.now_us);
+                self.metrics.unmatched.inc();
+                Route::Other(seen)
+            }
+            Some((Target { device: Some(device), metric }, Format::Auto | Format::Json | Format::Text))
+                if check_name(device).is_ok() && metric.is_none_or(|metric| check_name(metric).is_ok()) =>
             {
-                self.catalog.resolve(device, metric).map_or(Route::Decode, Route::Series)
+                Route::Known(Known { is_metric: metric.is_some(), ..Known::default() })
             }
             Some(_) => Route::Decode,
+        };
+        let refused = match &mut route {
+            Route::Other(_) => None,
+            Route::Known(known) => self.matched(origin, Some(known), payload, arrival, parcel),
+            Route::Decode => self.matched(origin, None, payload, arrival, parcel),
+        };
+        if topic.len() <= ROUTE_BYTES_MAX {
+            routes.known.insert(topic.into(), route);
         }
+        refused
     }
 
-    fn matched(&self, topic: &str, payload: &[u8], arrival: Arrival, parcel: &mut Parcel) {
+    /// Takes a plain number, or an object of plain fields, whose series are known; false leaves all as it was.
+    #[inline]
+    fn straight(&self, known: &Known, payload: &[u8], arrival: Arrival, parcel: &mut Parcel) -> bool {
+        if let Some(series) = &known.plain
+            && let Some(n) = decode::plain_number(payload)
+        {
+            parcel.readings.push_number(series.id, series.assign_time(arrival.now_us), n, arrival.flags());
+            return true;
+        }
+        if known.fields.is_empty() || payload.first() != Some(&b'{') {
+            return false;
+        }
+        let Some(flat) = flat::read(payload, known.is_metric, &self.zone) else { return false };
+        // Every field has to be known before the first is taken.
+        let mut series: SmallVec<[&Arc<Series>; 8]> = SmallVec::new();
+        for (at, (key, _)) in flat.fields.iter().enumerate() {
+            let usual = known.fields.get(at).filter(|(name, _)| **name == **key);
+            match usual.or_else(|| known.fields.iter().find(|(name, _)| **name == **key)) {
+                Some((_, found)) => series.push(found),
+                None => return false,
+            }
+        }
+        if matches!(flat.stamp, Stamp::At(us) | Stamp::Twice(us, _) if decode::is_unset(us)) {
+            return false; // has to be named
+        }
+        for ((_, value), series) in flat.fields.iter().zip(series) {
+            let (time_us, flags) = self.time(series, flat.stamp, arrival);
+            match value {
+                Plain::Number(n) => parcel.readings.push_number(series.id, time_us, *n, flags),
+                Plain::Bool(b) => parcel.readings.push(series.id, time_us, Value::Bool(*b), flags),
+            }
+        }
+        true
+    }
+
+    fn matched(
+        &self,
+        origin: Origin<'_>,
+        known: Option<&mut Known>,
+        payload: &[u8],
+        arrival: Arrival,
+        parcel: &mut Parcel,
+    ) -> Option<Reject> {
         let rules = self.rules();
-        if let Some((target, format)) = rules.route(topic) {
-            self.payload(topic, target, format, payload, arrival, parcel);
+        let (target, format) = rules.route(origin.source)?;
+        if let (Some(known), Some(device)) = (known, target.device) {
+            self.remember(known, device, target.metric, format, payload, origin.client);
+        }
+        let admitted = self.payload(origin, target, format, payload, arrival, parcel);
+        if admitted.accepted > 0 { None } else { admitted.rejects.into_iter().find(|(_, r)| !r.kept).map(|(_, r)| r) }
+    }
+
+    /// Notes which series a plain payload leads to, for the next one.
+    fn remember(
+        &self,
+        known: &mut Known,
+        device: &str,
+        metric: Option<&str>,
+        format: Format,
+        payload: &[u8],
+        client: &str,
+    ) {
+        if let Some(metric) = metric
+            && known.plain.is_none()
+            && format != Format::Json
+            && decode::plain_number(payload).is_some()
+        {
+            known.plain = self.catalog.resolve(device, metric, client).ok();
+        }
+        if format == Format::Text || payload.first() != Some(&b'{') {
+            return;
+        }
+        let Some(flat) = flat::read(payload, known.is_metric, &self.zone) else { return };
+        for (key, _) in flat.fields {
+            let is_known = known.fields.iter().any(|(name, _)| **name == *key);
+            let name = match metric {
+                None => key.to_owned(),
+                Some(metric) if key == "value" => metric.to_owned(),
+                Some(metric) => format!("{metric}.{key}"),
+            };
+            if !is_known
+                && known.fields.len() < ROUTE_FIELDS_MAX
+                && check_name(&name).is_ok()
+                && let Ok(series) = self.catalog.resolve(device, &name, client)
+            {
+                known.fields.push((key.into(), series));
+            }
         }
     }
 
     /// Takes a payload that was addressed to `target`; says how many readings it held.
     pub fn payload(
         &self,
-        source: &str,
+        origin: Origin<'_>,
         target: Target<'_>,
         format: Format,
         payload: &[u8],
         arrival: Arrival,
         parcel: &mut Parcel,
     ) -> Admitted {
-        let decoded = decode::decode(target, format, payload, &self.zone);
-        self.decoded(source, target, decoded, payload, arrival, parcel)
+        let mut taking = Taking::new(self, origin, target, arrival, payload);
+        decode::decode(target, format, payload, &self.zone, &mut taking.filling(parcel));
+        taking.finish()
     }
 
-    /// Takes what has been decoded already.
-    pub fn decoded(
+    /// Takes the body of a `POST /v1/readings`; an error means that nothing of it can be read.
+    pub fn posted(
         &self,
-        source: &str,
-        target: Target<'_>,
-        decoded: Decoded,
-        payload: &[u8],
+        origin: Origin<'_>,
+        kind: Body,
+        body: &[u8],
         arrival: Arrival,
         parcel: &mut Parcel,
-    ) -> Admitted {
-        self.metrics.missing.inc_by(u64::from(decoded.missing));
-        let mut rejects = decoded.rejects;
-        let mut accepted = 0;
-        for reading in decoded.readings {
-            match self.reading(target, reading, arrival, parcel) {
-                Ok(()) => accepted += 1,
-                Err(reject) => rejects.push(reject),
-            }
-        }
-        self.keep_rejects(source, &rejects, payload, arrival, parcel);
-        Admitted { accepted, rejects }
-    }
-
-    /// Takes one reading.
-    pub fn reading(
-        &self,
-        target: Target<'_>,
-        reading: Reading,
-        arrival: Arrival,
-        parcel: &mut Parcel,
-    ) -> Result<(), Reject> {
-        let Some(device) = reading.device.as_deref().or(target.device) else {
-            let detail = "nobody to attribute it to: name a device";
-            return Err(Reject::leaf(Reason::Unsupported, reading.metric, detail));
-        };
-        if let Err(e) = check_name(device) {
-            let leaf: String = device.chars().take(64).flat_map(char::escape_default).collect();
-            return Err(Reject::leaf(Reason::BadName, leaf, format!("device {e}")));
-        }
-        let series = self
-            .catalog
-            .resolve(device, &reading.metric)
-            .map_err(|e| Reject::leaf(Reason::Limit, reading.metric.clone(), e))?;
-        if let Some(unit) = &reading.unit {
-            self.catalog.tell_unit(&series, unit);
-        }
-        let (time_us, mut flags) = self.time(&series, reading.stamp, arrival);
-        if reading.inexact {
-            flags |= flag::INEXACT;
-            self.metrics.inexact.inc();
-        }
-        parcel.readings.push(series.id, time_us, reading.value, flags);
-        Ok(())
+    ) -> Result<Admitted, Reject> {
+        let mut taking = Taking::new(self, origin, Target::default(), arrival, body);
+        posted::decode(body, kind, &self.zone, &mut taking.filling(parcel))
+            .inspect_err(|reject| self.metrics.reject(reject.reason))?;
+        Ok(taking.finish())
     }
 
     fn time(&self, series: &Series, stamp: Stamp, arrival: Arrival) -> (Micros, u8) {
@@ -245,7 +336,7 @@ impl Admission {
                 us
             }
         };
-        if us < PLAUSIBLE_FROM_US {
+        if decode::is_unset(us) {
             self.metrics.restamped.inc();
             return (series.assign_time(arrival.now_us), arrival.flags() | flag::RESTAMPED);
         }
@@ -255,31 +346,221 @@ impl Admission {
         }
         (us, arrival.flags() | flag::STAMPED | if future { flag::FUTURE } else { 0 })
     }
+}
 
-    /// Counts rejects and keeps the first of them with the beginning of the payload.
-    fn keep_rejects(&self, source: &str, rejects: &[Reject], payload: &[u8], arrival: Arrival, parcel: &mut Parcel) {
-        for (i, reject) in rejects.iter().enumerate() {
-            self.metrics.reject(reject.reason);
-            if i < REJECTS_PER_MESSAGE {
-                parcel.rejects.push(Rejected {
-                    received_us: arrival.now_us,
-                    source: source.chars().take(REJECT_TEXT_CHARS).collect(),
-                    reason: reject.reason.as_str(),
-                    detail: reject.to_string().chars().take(REJECT_TEXT_CHARS).collect(),
-                    payload: payload[..payload.len().min(REJECT_PAYLOAD_BYTES)].into(),
-                });
+/// A payload on its way into parcels.
+pub struct Taking<'a> {
+    admission: &'a Admission,
+    origin: Origin<'a>,
+    target: Target<'a>,
+    arrival: Arrival,
+    payload: &'a [u8],
+    index: usize,
+    admitted: Admitted,
+    rejects_kept: usize,
+    stamped: Stamped,
+}
+
+/// A parcel and what fills it.
+struct Filling<'t, 'a> {
+    taking: &'t mut Taking<'a>,
+    parcel: &'t mut Parcel,
+}
+
+impl<'a> Taking<'a> {
+    fn new(
+        admission: &'a Admission,
+        origin: Origin<'a>,
+        target: Target<'a>,
+        arrival: Arrival,
+        payload: &'a [u8],
+    ) -> Self {
+        let (admitted, stamped) = (Admitted::default(), Stamped::default());
+        Taking { admission, origin, target, arrival, payload, index: 0, admitted, rejects_kept: 0, stamped }
+    }
+
+    /// A body of line protocol; [`Taking::lines`] takes it, part by part.
+    pub fn of_lines(admission: &'a Admission, origin: Origin<'a>, arrival: Arrival, body: &'a [u8]) -> Self {
+        Taking::new(admission, origin, Target::default(), arrival, body)
+    }
+
+    /// Takes lines until the parcel holds `rows`; false behind the last line.
+    pub fn lines(&mut self, lines: &mut Lines<'_>, precision: Precision, rows: usize, parcel: &mut Parcel) -> bool {
+        let admission = self.admission;
+        let dialect = Dialect { precision, device_tags: &admission.device_tags };
+        // Lines that hold nothing to keep end a part, too.
+        for _ in 0..rows {
+            if parcel.readings.len() >= rows {
+                return true;
+            }
+            if !lines.next(dialect, &mut self.filling(parcel)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn filling<'t>(&'t mut self, parcel: &'t mut Parcel) -> Filling<'t, 'a> {
+        Filling { taking: self, parcel }
+    }
+
+    /// What became of the payload.
+    pub fn finish(self) -> Admitted {
+        self.admitted
+    }
+
+    /// Counts a reject, names it in the answer, and keeps the first with the beginning of the payload.
+    fn reject(&mut self, reject: Reject, parcel: &mut Parcel) {
+        self.admission.metrics.reject(reject.reason);
+        if !reject.kept {
+            self.admitted.rejected += 1;
+        }
+        if self.rejects_kept < REJECTS_PER_MESSAGE {
+            self.rejects_kept += 1;
+            parcel.rejects.push(Rejected {
+                received_us: self.arrival.now_us,
+                source: self.origin.source.chars().take(REJECT_TEXT_CHARS).collect(),
+                reason: reject.reason.as_str(),
+                detail: reject.to_string().chars().take(REJECT_TEXT_CHARS).collect(),
+                payload: self.payload[..self.payload.len().min(REJECT_PAYLOAD_BYTES)].into(),
+            });
+        }
+        if self.admitted.rejects.len() < REJECTS_NAMED {
+            self.admitted.rejects.push((self.index, reject));
+        }
+    }
+
+    fn take(&mut self, reading: Reading<'_>, parcel: &mut Parcel) -> Result<(), Reject> {
+        let Some(device) = reading.device.or(self.target.device) else {
+            let detail = "nobody to attribute it to: name a device";
+            return Err(Reject::leaf(Reason::Unsupported, reading.metric, detail));
+        };
+        if let Err(e) = check_name(device) {
+            return Err(Reject::leaf(Reason::BadName, decode::printable(device), format!("device {e}")));
+        }
+        let admission = self.admission;
+        let series = admission
+            .catalog
+            .resolve(device, reading.metric, self.origin.client)
+            .map_err(|e| Reject::leaf(Reason::Limit, reading.metric, e))?;
+        if let Some(unit) = reading.unit {
+            self.unit(&series, unit, parcel);
+        }
+        let (time_us, mut flags) = admission.time(&series, reading.stamp, self.arrival);
+        if flags & flag::RESTAMPED != 0 {
+            let detail =
+                "its time is of the year 1970, as of a clock that nobody has set: it counts as taken when it arrived";
+            self.reject(Reject::kept(Reason::BadTime, reading.metric, detail), parcel);
+        }
+        if reading.inexact {
+            flags |= flag::INEXACT;
+            admission.metrics.inexact.inc();
+        }
+        if flags & flag::STAMPED != 0 && !self.stamped.is_new(series.id, time_us, &reading.value) {
+            self.admitted.accepted -= 1;
+            let detail = format!("two values for {}: the last one counts", model::time::format(time_us));
+            self.reject(Reject::leaf(Reason::DuplicateKey, reading.metric, detail), parcel);
+        }
+        parcel.readings.push(series.id, time_us, reading.value, flags);
+        Ok(())
+    }
+
+    fn unit(&mut self, series: &Arc<Series>, unit: &str, parcel: &mut Parcel) {
+        if unit.len() > UNIT_BYTES_MAX || unit.chars().any(char::is_control) {
+            let detail = format!("a unit has at most {UNIT_BYTES_MAX} bytes and no control characters: left out");
+            self.reject(Reject::kept(Reason::TooLarge, &*series.metric, detail), parcel);
+        } else {
+            self.admission.catalog.tell_unit(series, unit, self.arrival.now_us);
+        }
+    }
+}
+
+impl Sink for Filling<'_, '_> {
+    fn reading(&mut self, reading: Reading<'_>) {
+        self.taking.admitted.accepted += 1;
+        if let Err(reject) = self.taking.take(reading, self.parcel) {
+            self.taking.admitted.accepted -= 1;
+            self.taking.reject(reject, self.parcel);
+        }
+    }
+
+    fn reject(&mut self, reject: Reject) {
+        self.taking.reject(reject, self.parcel);
+    }
+
+    fn missing(&mut self) {
+        self.taking.admission.metrics.missing.inc();
+        self.taking.admitted.missing += 1;
+    }
+
+    fn element(&mut self, index: usize) {
+        self.taking.index = index;
+    }
+}
+
+/// The identities of a payload's stamped readings, each with a hash of its value.
+#[derive(Default)]
+struct Stamped {
+    first: Option<(u32, Micros, u32)>,
+    others: HashTable<(Micros, u32, u32)>,
+    state: RandomState,
+}
+
+impl Stamped {
+    /// Notes a reading; false if the payload had another value for the same series and time.
+    fn is_new(&mut self, series: u32, time_us: Micros, value: &Value) -> bool {
+        let hash = |value: &Value| match value {
+            Value::Number(n) => self.state.hash_one(n.to_bits()) as u32,
+            Value::Bool(b) => self.state.hash_one((b, 'b')) as u32,
+            Value::Text(text) => self.state.hash_one(text) as u32,
+        };
+        let value = hash(value);
+        // Most payloads hold one: nothing is allocated for it.
+        let Some(first) = self.first else {
+            self.first = Some((series, time_us, value));
+            return true;
+        };
+        if first.0 == series && first.1 == time_us {
+            self.first = Some((series, time_us, value));
+            return first.2 == value;
+        }
+        let place = |time_us: Micros, series: u32| self.state.hash_one((time_us, series));
+        let entry = self.others.entry(
+            place(time_us, series),
+            |known| known.0 == time_us && known.1 == series,
+            |known| place(known.0, known.1),
+        );
+        match entry {
+            hashbrown::hash_table::Entry::Occupied(mut known) => {
+                let before = std::mem::replace(&mut known.get_mut().2, value);
+                before == value
+            }
+            hashbrown::hash_table::Entry::Vacant(vacant) => {
+                vacant.insert((time_us, series, value));
+                true
             }
         }
     }
 }
 
 /// What became of a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Admitted {
     /// Readings taken.
     pub accepted: usize,
-    /// What was not.
-    pub rejects: Vec<Reject>,
+    /// Pieces that were not.
+    pub rejected: usize,
+    /// Values that say that there is none.
+    pub missing: usize,
+    /// The first of what was not taken, or not as it was sent, each with its place in the payload.
+    pub rejects: Vec<(usize, Reject)>,
+}
+
+impl Admitted {
+    /// The first piece that was not taken.
+    pub fn first_lost(&self) -> Option<&Reject> {
+        self.rejects.iter().map(|(_, reject)| reject).find(|reject| !reject.kept)
+    }
 }
 
 impl Arrival {
@@ -295,6 +576,7 @@ impl Arrival {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Limits;
     use crate::config::Config;
     use model::time::SECOND_US;
     use std::sync::atomic::AtomicI64;
@@ -304,13 +586,14 @@ mod tests {
     fn admission() -> Admission {
         let clock = Clock::Manual(Arc::new(AtomicI64::new(NOW_US)));
         let rules = Config::default().rules().unwrap();
-        let catalog = Arc::new(Catalog::new(2, 10, 0));
-        Admission::new(catalog, clock, Arc::default(), TimeZone::UTC, 3_600 * SECOND_US, rules)
+        let catalog = Arc::new(Catalog::new(Limits { devices: 2, series: 10, client_share: 50 }, 0));
+        Admission::new(catalog, clock, Arc::default(), TimeZone::UTC, 3_600 * SECOND_US, Vec::new(), rules)
     }
 
     fn publish(admission: &Admission, routes: &mut Routes, topic: &str, payload: &str) -> Parcel {
         let mut parcel = Parcel::default();
-        admission.publication(routes, topic, payload.as_bytes(), admission.arrival(), &mut parcel);
+        let origin = Origin { source: topic, client: "c" };
+        admission.publication(routes, origin, payload.as_bytes(), admission.arrival(), &mut parcel);
         parcel
     }
 
@@ -340,9 +623,9 @@ mod tests {
         let clock_us = Arc::new(AtomicI64::new(0));
         let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
         let rules = Config::default().rules().unwrap();
-        let catalog = Arc::new(Catalog::new(2, 10, 0));
+        let catalog = Arc::new(Catalog::new(Limits { devices: 2, series: 10, client_share: 50 }, 0));
         let clock = Clock::Manual(Arc::clone(&clock_us));
-        let admission = Admission::new(catalog, clock, Arc::default(), berlin, 3_600 * SECOND_US, rules);
+        let admission = Admission::new(catalog, clock, Arc::default(), berlin, 3_600 * SECOND_US, Vec::new(), rules);
         let mut routes = Routes::default();
         let payload = r#"{"value":1,"Time":"2026-10-25T02:30:00"}"#;
         for now in ["2026-10-25T00:30:02Z", "2026-10-25T01:30:02Z"] {

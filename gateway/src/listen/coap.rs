@@ -21,8 +21,8 @@ use crate::config;
 use crate::decode::Target;
 use crate::http::Site;
 use crate::journal::{DISK_FULL, Parcel};
-use crate::listen::admit::Admitted;
-use crate::listen::{Receipt, lock};
+use crate::listen::admit::{Admitted, Origin};
+use crate::listen::{Receipt, address_name, lock};
 use crate::live::{Event, Live};
 use crate::metrics::Protocol;
 use block::{Assembly, Block, Taken};
@@ -235,7 +235,9 @@ impl Endpoint {
                 );
                 let mut parcel = Parcel::default();
                 let arrival = self.site.admission.arrival();
-                let admitted = self.site.admission.payload(&source, target, format, &body, arrival, &mut parcel);
+                let client = address_name(request.from.ip());
+                let origin = Origin { source: &source, client: &client };
+                let admitted = self.site.admission.payload(origin, target, format, &body, arrival, &mut parcel);
                 self.store(request, admitted, parcel).await
             }
             Ask::Latest { device, metric, observe, accept } => {
@@ -307,7 +309,7 @@ impl Endpoint {
         if self.site.metrics.disk_full.get() == 1 {
             return Err((ResponseType::ServiceUnavailable, DISK_FULL.to_owned()));
         }
-        let answer = match admitted.rejects.first() {
+        let answer = match admitted.first_lost() {
             Some(first) if admitted.accepted == 0 => Answer::refuse((ResponseType::BadRequest, first.to_string())),
             _ => Answer::new(ResponseType::Changed),
         };
@@ -359,6 +361,7 @@ impl Endpoint {
                 value: Value::Text(time::format(now_us).into()),
                 received_us: now_us,
                 readings: 0,
+                doubtful: false,
             },
             accept,
         )

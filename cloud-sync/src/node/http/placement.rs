@@ -3,7 +3,7 @@
 use super::Shared;
 use crate::node::map::{Map, Member};
 use crate::node::mover;
-use crate::node::router::View;
+use crate::node::router::{View, hidden};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
@@ -42,17 +42,6 @@ pub(super) async fn shards(State(site): State<Shared>, RawQuery(query): RawQuery
         }));
     }
     Ok(json(&json!({"map_version": view.version, "rows": rows})))
-}
-
-/// A URL without its password.
-fn hidden(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, rest)), Some((_, host))) => {
-            let user = rest.split([':', '@']).next().unwrap_or_default();
-            format!("{scheme}://{user}@{host}")
-        }
-        _ => url.to_owned(),
-    }
 }
 
 /// What is to become of a shard.

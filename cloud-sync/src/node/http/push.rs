@@ -5,11 +5,13 @@ use crate::node::door::{self, PUSH_TIMEOUT};
 use crate::node::intake::Refusal;
 use crate::wire::proto::{PushReply, PushRequest};
 use crate::wire::{MESSAGE_MAX, MESSAGE_TYPE};
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use daemon::http::reply::{Problem, with_type};
+use daemon::http::serve::Certificates;
 use prost::Message;
+use std::net::SocketAddr;
 
 pub(super) async fn push(State(site): State<Shared>, request: Request) -> Response {
     match tokio::time::timeout(PUSH_TIMEOUT, take(&site, request)).await {
@@ -20,7 +22,10 @@ pub(super) async fn push(State(site): State<Shared>, request: Request) -> Respon
 }
 
 async fn take(site: &Site, request: Request) -> Result<PushReply, Refusal> {
-    let who = site.door.identify(request.headers(), None).await?;
+    let chain = request.extensions().get::<Certificates>().cloned();
+    let from =
+        request.extensions().get::<ConnectInfo<SocketAddr>>().map_or_else(String::new, |from| from.ip().to_string());
+    let who = site.door.identify(request.headers(), chain.as_ref().map(|chain| &*chain.0), &from).await?;
     let share = site.door.share();
     let message = PushRequest::decode(door::read(request.into_body(), MESSAGE_MAX, &share).await?)
         .map_err(|e| Refusal::Invalid(format!("the body is no tidegate.v1.PushRequest: {e}")))?;

@@ -3,10 +3,10 @@
 use super::Shared;
 use crate::node::intake::now_us;
 use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use daemon::http::params::Params;
-use daemon::http::reply::{Problem, json, with_type};
+use daemon::http::reply::{Problem, json};
 use model::time;
 use serde_json::{Map, Value, json};
 
@@ -33,8 +33,8 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
 }
 
 /// `GET /metrics`, Prometheus text.
-pub(super) async fn metrics(State(site): State<Shared>) -> Response {
-    with_type(site.metrics.text(), "application/openmetrics-text; version=1.0.0; charset=utf-8")
+pub(super) async fn metrics(State(site): State<Shared>, headers: HeaderMap) -> Response {
+    daemon::http::metrics::answer(&headers, site.metrics.text())
 }
 
 /// `GET /healthz`: the process answers.

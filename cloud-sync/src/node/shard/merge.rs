@@ -92,10 +92,9 @@ impl<'a> Merger<'a> {
     /// Adds a window of a device with all its metrics.
     pub(super) fn add(&mut self, device: &Asked, length_us: Micros, start_us: Micros, row: Vec<(String, Summary)>) {
         let question = self.question;
-        let patterns = &question.filter.metrics;
         for (name, summary) in row {
             let (metric, wanted) = self.metrics.entry(name).or_insert_with_key(|name| {
-                let wanted = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name));
+                let wanted = question.filter.wants(name);
                 (name.as_str().into(), wanted)
             });
             if !*wanted || summary.is_empty() {
@@ -103,7 +102,7 @@ impl<'a> Merger<'a> {
             }
             let part = |by: &GroupBy| match by {
                 GroupBy::Device => Some(Arc::clone(&device.name)),
-                GroupBy::Metric => Some(Arc::clone(metric)),
+                GroupBy::Metric | GroupBy::Tag(_) => by.of_metric(metric),
                 GroupBy::Gateway => Some(Arc::clone(&device.gateway)),
                 GroupBy::Label(name) => device.labels.get(name).map(|value| value.as_str().into()),
             };

@@ -37,12 +37,15 @@ use async_trait::async_trait;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use fences::Fences;
 use model::Micros;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -69,10 +72,12 @@ impl From<tokio_postgres::Error> for ShardError {
     }
 }
 
-/// A pool for a database. `sslmode=require` in the URL checks the server's certificate against
-/// the system's.
+/// A pool for a database. Beyond loopback and sockets the connection is encrypted and the server's certificate
+/// checked, against the system's authorities or those of `sslrootcert=FILE` in the URL; `sslmode=disable` there
+/// says that somebody wants it otherwise.
 pub(in crate::node) fn pool(url: &str) -> Result<Pool, ShardError> {
-    let mut config = Config::from_str(url).map_err(down)?;
+    let (url, root) = without_root(url);
+    let mut config = Config::from_str(&url).map_err(down)?;
     config.connect_timeout(CONNECT_TIMEOUT).application_name("tidegate-cloud");
     // Who stops in the middle of a transaction must not hold its locks for ever.
     let options = config.get_options().unwrap_or_default().to_owned();
@@ -80,17 +85,28 @@ pub(in crate::node) fn pool(url: &str) -> Result<Pool, ShardError> {
         "{options} -c idle_in_transaction_session_timeout=5s -c statement_timeout=60s -c client_min_messages=warning"
     ));
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = match config.get_ssl_mode() {
-        SslMode::Require => {
-            let mut roots = rustls::RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-            Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
+    let is_plain = match config.get_ssl_mode() {
+        SslMode::Disable => true,
+        SslMode::Require => false,
+        _ => config.get_hosts().iter().all(is_local),
+    };
+    let manager = if is_plain {
+        config.ssl_mode(SslMode::Disable);
+        Manager::from_config(config, NoTls, recycling)
+    } else {
+        config.ssl_mode(SslMode::Require);
+        let mut roots = rustls::RootCertStore::empty();
+        match root {
+            Some(file) => {
+                let read = CertificateDer::pem_file_iter(&file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+                let read =
+                    read.map_err(|e| ShardError::Down(format!("sslrootcert {file}: no certificates in PEM: {e}")))?;
+                roots.add_parsable_certificates(read);
+            }
+            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
         }
-        _ => {
-            config.ssl_mode(SslMode::Disable);
-            Manager::from_config(config, NoTls, recycling)
-        }
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        Manager::from_config(config, MakeRustlsConnect::new(tls), recycling)
     };
     let wait = Some(CONNECT_TIMEOUT);
     Pool::builder(manager)
@@ -99,6 +115,29 @@ pub(in crate::node) fn pool(url: &str) -> Result<Pool, ShardError> {
         .runtime(deadpool_postgres::Runtime::Tokio1)
         .build()
         .map_err(down)
+}
+
+/// True for a socket of this machine, and for its loopback.
+fn is_local(host: &Host) -> bool {
+    match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
+    }
+}
+
+/// A URL without `sslrootcert`, which the driver does not know, and that file.
+fn without_root(url: &str) -> (String, Option<String>) {
+    let Some((before, query)) = url.split_once('?') else { return (url.to_owned(), None) };
+    let (mut kept, mut root) = (Vec::new(), None);
+    for pair in query.split('&') {
+        match pair.strip_prefix("sslrootcert=") {
+            Some(file) => {
+                root = form_urlencoded::parse(format!("f={file}").as_bytes()).next().map(|(_, file)| file.into_owned())
+            }
+            None => kept.push(pair),
+        }
+    }
+    (format!("{before}?{}", kept.join("&")), root)
 }
 
 impl Postgres {

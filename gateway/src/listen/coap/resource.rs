@@ -61,7 +61,7 @@ pub(super) fn read(request: &Packet) -> Result<Ask, Refusal> {
         (["devices", device, metric], RequestType::Post | RequestType::Put) => {
             Ok(Ask::Store { device: (*device).into(), metric: Some((*metric).into()), format: content(request)? })
         }
-        (["devices", device], RequestType::Post) => {
+        (["devices", device], RequestType::Post | RequestType::Put) => {
             Ok(Ask::Store { device: (*device).into(), metric: None, format: content(request)? })
         }
         (["time"], RequestType::Get) => Ok(Ask::Time { accept }),
@@ -190,7 +190,7 @@ mod tests {
         assert!(matches!(latest, Ok(Ask::Latest { observe: Some(true), .. })));
         assert_eq!(code(&request(Get, &["nothing"], &[])), ResponseType::NotFound);
         assert_eq!(code(&request(Delete, &["time"], &[])), ResponseType::MethodNotAllowed);
-        assert_eq!(code(&request(Put, &["devices", "a"], &[])), ResponseType::MethodNotAllowed);
+        assert!(matches!(read(&request(Put, &["devices", "a"], &[])), Ok(Ask::Store { metric: None, .. })));
         assert_eq!(code(&request(Get, &["time"], &[(9, &[1])])), ResponseType::BadOption);
         assert_eq!(code(&request(Get, &["time"], &[(35, b"x")])), ResponseType::ProxyingNotSupported);
         assert_eq!(code(&request(Post, &["devices", "a"], &[(12, &[41])])), ResponseType::UnsupportedContentFormat);

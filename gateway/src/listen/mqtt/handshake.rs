@@ -6,18 +6,22 @@
 
 use super::clients::Identifiers;
 use super::connection::{Connection, Peer};
-use super::packet::{self, Frame, Version, Violation, malformed, reason};
+use super::packet::{self, Frame, Hello, Version, Violation, malformed, reason};
 use super::retained::Publication;
 use super::session::{ALIASES_MAX, Session, Will};
 use super::{Shared, packet::protocol_error};
 use crate::journal::{Inbound, Parcel};
+use crate::listen::address_name;
 use bytes::Bytes;
+use daemon::auth::Denied;
+use daemon::sparse::Sparse;
 use rumqttd::protocol::{
     ConnAck, ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, LastWill, LastWillProperties, Login,
     Packet,
 };
 use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -28,27 +32,71 @@ struct Refusal {
     what: &'static str,
 }
 
-const VERSION: Refusal = Refusal { v5: reason::UNSUPPORTED_VERSION, v4: 1, what: "protocol level is neither 4 nor 5" };
+const VERSION: Refusal = Refusal { v5: reason::UNSUPPORTED_VERSION, v4: 1, what: "protocol level is not 3, 4 or 5" };
 const CLIENT_ID: Refusal = Refusal { v5: reason::CLIENT_ID_INVALID, v4: 2, what: "client identifier" };
 const BUSY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.max_connections reached" };
 const MEMORY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.session_memory reached" };
 const LOGIN: Refusal = Refusal { v5: reason::BAD_LOGIN, v4: 4, what: "user name or password" };
+const LATER: Refusal = Refusal { v5: reason::BUSY, v4: 3, what: "too many logins, or wrong ones before" };
 const ANONYMOUS: Refusal = Refusal { v5: reason::NOT_AUTHORIZED, v4: 5, what: "no user name" };
 const METHOD: Refusal = Refusal { v5: reason::BAD_METHOD, v4: 5, what: "authentication method" };
 
-/// Answers CONNECT.
+/// Why a client does not come in, and whether it has been told.
+enum Refused {
+    /// By CONNACK.
+    Told(Violation),
+    /// Not yet.
+    Untold(Violation),
+}
+
+impl From<Violation> for Refused {
+    fn from(violation: Violation) -> Self {
+        Refused::Untold(violation)
+    }
+}
+
+/// Answers CONNECT. Whoever is refused is told why where the protocol has a code for it, logged and counted.
 pub(super) async fn greet(
     frame: &Frame<'_>,
     shared: &Arc<Shared>,
     connection: &Arc<Connection>,
     desk: usize,
+    from: IpAddr,
     parcel: &mut Parcel,
 ) -> Result<Session, Violation> {
-    let Some(version) = packet::connect_version(frame)? else {
+    static LOG: Sparse = Sparse::new();
+    let violation = match enter(frame, shared, connection, desk, from, parcel).await {
+        Ok(session) => return Ok(session),
+        Err(Refused::Told(violation)) => violation,
+        Err(Refused::Untold(violation)) => {
+            if packet::connect_seems(frame) == Version::V5 {
+                connection.send(&[0x20, 3, 0, violation.code, 0]);
+            }
+            violation
+        }
+    };
+    shared.admission.metrics.refused_connect(reason::name(violation.code));
+    if let Some(unsaid) = LOG.may_say() {
+        let client = connection.peer().map_or("", |peer| &*peer.client);
+        tracing::warn!(%from, client, unsaid, "a client was refused: {violation}");
+    }
+    Err(violation)
+}
+
+async fn enter(
+    frame: &Frame<'_>,
+    shared: &Arc<Shared>,
+    connection: &Arc<Connection>,
+    desk: usize,
+    from: IpAddr,
+    parcel: &mut Parcel,
+) -> Result<Session, Refused> {
+    let Some(Hello { version, is_bridge }) = packet::connect_version(frame)? else {
         return Err(refuse(connection, Version::V4, &VERSION));
     };
-    let Packet::Connect(connect, properties, will, will_properties, login) = packet::decode(version, frame)? else {
-        return Err(malformed("CONNECT that is none"));
+    let Packet::Connect(connect, properties, will, will_properties, login) = packet::decode_connect(version, frame)?
+    else {
+        return Err(malformed("CONNECT that is none").into());
     };
     if shared.open.load(Ordering::Relaxed) > shared.limits.connections {
         return Err(refuse(connection, version, &BUSY));
@@ -63,17 +111,18 @@ pub(super) async fn greet(
     }
     // Passwords are checked a few at a time: waiting for that is not the client's silence.
     connection.paused.store(true, Ordering::Relaxed);
-    let refusal = check_login(shared, login.as_ref()).await;
-    if let Some(refusal) = refusal {
-        return Err(refuse(connection, version, refusal));
-    }
+    let user = match check_login(shared, login, from).await {
+        Ok(user) => user,
+        Err(refusal) => return Err(refuse(connection, version, refusal)),
+    };
+    let origin = user.as_ref().map_or_else(|| address_name(from), |user| format!("user {user}"));
     let will = will.map(|will| last_will(will, will_properties.as_ref(), connection.id)).transpose()?;
     let peer = peer(version, &connect, properties.as_ref(), shared)?;
     let client = Arc::clone(&peer.client);
     connection.introduce(peer);
     let Some((seated, inbound)) = shared.clients.enter(&client, connection).await else {
         shared.clients.leave(&client, connection, None);
-        return Err(Violation { code: reason::TAKEN_OVER, what: "closed before it was its turn" });
+        return Err(Refused::Told(Violation { code: reason::TAKEN_OVER, what: "closed before it was its turn" }));
     };
     let grace = u32::from(connect.keep_alive) * 3;
     connection.patience_s.store(grace.div_ceil(2), Ordering::Relaxed);
@@ -87,7 +136,9 @@ pub(super) async fn greet(
         desk,
         connection: Arc::clone(connection),
         version,
+        is_bridge,
         client,
+        origin: origin.into(),
         seated: Some(seated),
         persistent,
         will,
@@ -130,16 +181,25 @@ pub(super) fn leave(session: &mut Session) -> Option<Arc<str>> {
     session.shared.clients.leave(&session.client, &session.connection, Some((seated, inbound)))
 }
 
-async fn check_login(shared: &Shared, login: Option<&Login>) -> Option<&'static Refusal> {
+/// The user that a login shows, if it has to show any.
+async fn check_login(
+    shared: &Shared,
+    login: Option<Login>,
+    from: IpAddr,
+) -> Result<Option<Arc<str>>, &'static Refusal> {
     match login {
-        // Without users anybody may come in (beyond loopback only if the configuration says so),
-        // and a name is no reason to keep somebody out.
-        _ if !shared.auth.has_users() => None,
-        None if shared.anonymous => None,
-        None => Some(&ANONYMOUS),
+        // Until somebody has been named, whoever may come here may come in (beyond loopback only if the
+        // configuration says so), and a name is no reason to keep somebody out.
+        _ if !shared.auth.asks() => Ok(None),
+        None if shared.anonymous => Ok(None),
+        None => Err(&ANONYMOUS),
         Some(login) => {
-            let right = shared.auth.password(&login.username, login.password.as_bytes()).await;
-            (!right).then_some(&LOGIN)
+            let client = address_name(from);
+            match shared.auth.password(&login.username, login.password.as_bytes(), &client).await {
+                Ok(()) => Ok(Some(login.username.into())),
+                Err(Denied::Wrong) => Err(&LOGIN),
+                Err(Denied::Later) => Err(&LATER),
+            }
         }
     }
 }
@@ -228,10 +288,10 @@ fn accept(connection: &Connection, version: Version, shared: &Shared, assigned: 
 }
 
 /// Sends CONNACK with a refusal; the connection then ends without DISCONNECT.
-fn refuse(connection: &Connection, version: Version, refusal: &Refusal) -> Violation {
+fn refuse(connection: &Connection, version: Version, refusal: &Refusal) -> Refused {
     match version {
         Version::V4 => connection.send(&[0x20, 2, 0, refusal.v4]),
         Version::V5 => connection.send(&[0x20, 3, 0, refusal.v5, 0]),
     }
-    Violation { code: refusal.v5, what: refusal.what }
+    Refused::Told(Violation { code: refusal.v5, what: refusal.what })
 }

@@ -50,6 +50,7 @@ pub mod reason {
     pub const CLIENT_ID_INVALID: u8 = 0x85;
     pub const BAD_LOGIN: u8 = 0x86;
     pub const NOT_AUTHORIZED: u8 = 0x87;
+    pub const BUSY: u8 = 0x89;
     pub const SHUTTING_DOWN: u8 = 0x8b;
     pub const BAD_METHOD: u8 = 0x8c;
     pub const KEEP_ALIVE: u8 = 0x8d;
@@ -61,6 +62,25 @@ pub mod reason {
     pub const TOO_LARGE: u8 = 0x95;
     pub const QUOTA: u8 = 0x97;
     pub const SHARED_UNSUPPORTED: u8 = 0x9e;
+
+    /// The label of a counter.
+    pub fn name(code: u8) -> &'static str {
+        match code {
+            MALFORMED => "malformed_packet",
+            PROTOCOL_ERROR => "protocol_error",
+            UNSUPPORTED_VERSION => "unsupported_protocol_version",
+            CLIENT_ID_INVALID => "client_identifier_not_valid",
+            BAD_LOGIN => "bad_user_name_or_password",
+            NOT_AUTHORIZED => "not_authorized",
+            BUSY => "server_busy",
+            BAD_METHOD => "bad_authentication_method",
+            TAKEN_OVER => "session_taken_over",
+            TOPIC_INVALID => "topic_name_invalid",
+            TOO_LARGE => "packet_too_large",
+            QUOTA => "quota_exceeded",
+            _ => "other",
+        }
+    }
 }
 
 /// Something a client must not send; it ends the connection.
@@ -207,8 +227,18 @@ pub fn disconnect(version: Version, frame: &Frame<'_>) -> Result<u8, Violation> 
     }
 }
 
+/// How a CONNECT packet begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hello {
+    /// The protocol that it asks for; 3.1 is spoken like 3.1.1.
+    pub version: Version,
+    /// It is another broker's bridge, which says so by the level's highest bit: what it sends is not sent back to
+    /// it, and retained messages stay marked.
+    pub is_bridge: bool,
+}
+
 /// The protocol that a CONNECT packet asks for; an error is answered as 3.1.1 does.
-pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Version>, Violation> {
+pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Hello>, Violation> {
     if frame.kind != kind::CONNECT {
         return Err(protocol_error("first packet is not CONNECT"));
     }
@@ -218,8 +248,9 @@ pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Version>, Violation> 
     let mut rest = frame.body;
     let name = take_bytes(&mut rest).ok_or(malformed("CONNECT without protocol name"))?;
     let (&level, rest) = rest.split_first().ok_or(malformed("CONNECT without protocol level"))?;
+    let (is_bridge, level) = (level & BRIDGE != 0, level & !BRIDGE);
     let version = match (name, level) {
-        (b"MQTT", 4) => Version::V4,
+        (b"MQTT", 4) | (b"MQIsdp", 3) => Version::V4,
         (b"MQTT", 5) => Version::V5,
         (b"MQTT" | b"MQIsdp", _) => return Ok(None),
         _ => return Err(malformed("protocol name is not MQTT")),
@@ -245,7 +276,35 @@ pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Version>, Violation> 
             properties::check(own, properties::WILL)?;
         }
     }
-    Ok(Some(version))
+    Ok(Some(Hello { version, is_bridge }))
+}
+
+/// Set in the protocol level by bridges.
+const BRIDGE: u8 = 0x80;
+
+/// The protocol that a CONNECT packet asks for, as far as it can be told of one that is malformed.
+pub fn connect_seems(frame: &Frame<'_>) -> Version {
+    let mut rest = frame.body;
+    let is_v5 = take_bytes(&mut rest) == Some(b"MQTT") && rest.first().is_some_and(|level| level & !BRIDGE == 5);
+    if is_v5 { Version::V5 } else { Version::V4 }
+}
+
+/// Decodes a CONNECT packet that has been checked, whatever its protocol is called.
+pub fn decode_connect(version: Version, frame: &Frame<'_>) -> Result<Packet, Violation> {
+    let mut rest = frame.body;
+    take_bytes(&mut rest).ok_or(malformed("CONNECT without protocol name"))?;
+    let level = if version == Version::V5 { 5 } else { 4 };
+    if frame.body.starts_with(b"\x00\x04MQTT") && rest.first() == Some(&level) {
+        return decode(version, frame);
+    }
+    // Written again as the codec knows it.
+    let mut body = b"\x00\x04MQTT".to_vec();
+    body.push(level);
+    body.extend(rest.get(1..).unwrap_or_default());
+    let mut raw = vec![kind::CONNECT << 4];
+    put_length(&mut raw, body.len());
+    raw.extend(&body);
+    decode(version, &Frame { kind: frame.kind, flags: frame.flags, body: &body, raw: &raw })
 }
 
 /// Reads SUBSCRIBE or UNSUBSCRIBE, whose flags must be 2 and whose identifier not 0.

@@ -113,8 +113,9 @@ fn texts_are_utf8(id: u8, mut value: &[u8]) -> bool {
 fn value_length(id: u8, rest: &[u8]) -> Option<usize> {
     let text = |rest: &[u8]| Some(2 + usize::from(u16::from_be_bytes(*rest.first_chunk::<2>()?)));
     match id {
-        0x01 | 0x17 | 0x19 => Some(1),
-        0x21 | TOPIC_ALIAS => Some(2),
+        0x01 | 0x17 | 0x19 | 0x24 | 0x25 | 0x28 | 0x29 | 0x2a => Some(1),
+        // Receive maximum, topic alias maximum, server keep alive.
+        0x13 | 0x21 | 0x22 | TOPIC_ALIAS => Some(2),
         0x02 | 0x11 | 0x18 | 0x27 => Some(4),
         SUBSCRIPTION_ID => {
             let mut after = rest;
@@ -146,6 +147,48 @@ fn take_variable(rest: &mut &[u8]) -> Option<u32> {
 mod tests {
     use super::super::packet::reason;
     use super::*;
+
+    /// Table 2-4, each with a value that is not 0.
+    #[test]
+    fn every_property_is_as_long_as_the_standard_says() {
+        let (byte, two, four) = (&[1][..], &[0, 10][..], &[0, 0, 1, 0][..]);
+        let (text, pair) = (&[0, 3, b'a', b'b', b'c'][..], &[0, 1, b'k', 0, 1, b'v'][..]);
+        for (id, value) in [
+            (0x01, byte),
+            (0x02, four),
+            (0x03, text),
+            (0x08, text),
+            (0x09, text),
+            (0x0b, &[0x80, 1]),
+            (0x11, four),
+            (0x12, text),
+            (0x13, two),
+            (0x15, text),
+            (0x16, text),
+            (0x17, byte),
+            (0x18, four),
+            (0x19, byte),
+            (0x1a, text),
+            (0x1c, text),
+            (0x1f, text),
+            (0x21, two),
+            (0x22, two),
+            (0x23, two),
+            (0x24, byte),
+            (0x25, byte),
+            (0x26, pair),
+            (0x27, four),
+            (0x28, byte),
+            (0x29, byte),
+            (0x2a, byte),
+        ] {
+            let followed: Vec<u8> = value.iter().copied().chain([0x7e; 9]).collect();
+            assert_eq!(value_length(id, &followed), Some(value.len()), "{id:#x}");
+            let whole: Vec<u8> = [id].into_iter().chain(value.iter().copied()).collect();
+            assert_eq!(check(&whole, &[id]), Ok(()), "{id:#x}");
+            assert!(check(&whole[..whole.len() - 1], &[id]).is_err(), "{id:#x}");
+        }
+    }
 
     #[test]
     fn alias_and_expiry_are_taken_out_and_the_rest_is_passed_on() {

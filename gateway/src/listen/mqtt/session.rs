@@ -17,7 +17,7 @@ use super::router::{Delivery, Subscription};
 use super::{Receipt, Shared, Step};
 use crate::journal::{Inbound, Parcel};
 use crate::listen;
-use crate::listen::admit::{Arrival, Routes};
+use crate::listen::admit::{Arrival, Origin, Routes};
 use crate::metrics::Protocol as Counted;
 use bytes::Bytes;
 use model::Micros;
@@ -39,7 +39,10 @@ pub(super) struct Session {
     pub(super) desk: usize,
     pub(super) connection: Arc<Connection>,
     pub(super) version: Version,
+    pub(super) is_bridge: bool,
     pub(super) client: Arc<str>,
+    /// The user, or else the address: new names are rationed by it.
+    pub(super) origin: Arc<str>,
     /// The right to serve the client, given up at the end.
     pub(super) seated: Option<Seated>,
     /// QoS 2 identifiers outlive the connection.
@@ -147,7 +150,8 @@ impl Session {
         };
         self.shared.admission.metrics.messages(Counted::Mqtt).inc();
         if publish.qos < 2 || self.is_new(&publish, topic, parcel)? {
-            self.shared.admission.publication(routes, topic, publish.payload, arrival, parcel);
+            let origin = Origin { source: topic, client: &self.origin };
+            self.shared.admission.publication(routes, origin, publish.payload, arrival, parcel);
             if publish.retain || self.shared.router.has_subscribers() {
                 let publication = Publication {
                     topic: topic.into(),
@@ -316,8 +320,8 @@ impl Session {
             Subscription {
                 to: Arc::clone(&self.connection),
                 qos,
-                no_local: filter.nolocal,
-                retain_as_published: filter.preserve_retain,
+                no_local: filter.nolocal || self.is_bridge,
+                retain_as_published: filter.preserve_retain || self.is_bridge,
                 id,
             },
         );
@@ -359,7 +363,8 @@ impl Session {
         }
         if let Some(Will { publication: mut will, expiry_s }) = self.will.take() {
             will.expires_us = expires_us(expiry_s, arrival);
-            self.shared.admission.publication(routes, &will.topic, &will.payload, arrival, parcel);
+            let origin = Origin { source: &will.topic, client: &self.origin };
+            self.shared.admission.publication(routes, origin, &will.payload, arrival, parcel);
             self.pass_on(will, parcel);
             self.settle(parcel);
         }

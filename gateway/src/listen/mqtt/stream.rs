@@ -16,12 +16,14 @@ use crate::journal::{Inbound, Parcel};
 use crate::listen::admit::Routes;
 use std::future::poll_fn;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 
@@ -96,8 +98,13 @@ impl Stream {
             if let Some(frame) = packet::frame(&self.partial.bytes, max)? {
                 let length = frame.raw.len();
                 let (shared, desk) = (&self.local.shared, self.local.desk_index);
-                let greeting = handshake::greet(&frame, shared, &self.connection, desk, &mut self.waiting);
-                let session = greeting.await?;
+                let from = self.reader.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+                let greeting = handshake::greet(&frame, shared, &self.connection, desk, from, &mut self.waiting);
+                let session = tokio::select! {
+                    session = greeting => session?,
+                    // Passwords take time to check: for a client that has gone nobody spends it.
+                    () = gone(&mut self.reader) => return Ok(None),
+                };
                 let rest = self.partial.take();
                 self.partial.set(&rest[length..])?;
                 return Ok(Some(session));
@@ -280,6 +287,17 @@ impl Stream {
             while self.connection.is_blocked() && self.connection.unblock().await.is_ok() {}
         })
         .await;
+    }
+}
+
+/// Waits until the client has closed its side, without taking what it has sent.
+async fn gone(reader: &mut OwnedReadHalf) {
+    const LOOK_EVERY: Duration = Duration::from_millis(200);
+    loop {
+        match reader.peek(&mut [0]).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => tokio::time::sleep(LOOK_EVERY).await,
+        }
     }
 }
 

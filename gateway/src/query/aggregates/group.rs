@@ -23,7 +23,7 @@ impl Engine {
         for series in self.select(&question.filter) {
             let part = |by: &GroupBy| match by {
                 GroupBy::Device => Some(Arc::clone(&series.device.name)),
-                GroupBy::Metric => Some(Arc::clone(&series.metric)),
+                GroupBy::Metric | GroupBy::Tag(_) => by.of_metric(&series.metric),
                 GroupBy::Gateway => None,
                 GroupBy::Label(name) => series.device.label(name),
             };

@@ -1,0 +1,111 @@
+//! Memory for one purpose, and who has how much of it.
+//!
+//! Always holds: all together have at most as much as there is, and each at most half of it; but whoever is alone
+//! may have all, so that what one may send at most always fits. It is given back when its hold is dropped.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+/// All of it.
+#[derive(Debug)]
+pub struct Memory {
+    held: Mutex<Held>,
+    freed: Notify,
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    total: usize,
+    by_owner: HashMap<Arc<str>, usize>,
+}
+
+/// A part of it.
+#[derive(Debug)]
+pub struct Hold {
+    memory: Arc<Memory>,
+    owner: Arc<str>,
+    bytes: usize,
+}
+
+impl Memory {
+    /// So many bytes.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Memory { held: Mutex::default(), freed: Notify::new(), most })
+    }
+
+    /// Nothing yet, for this owner.
+    pub fn hold(self: &Arc<Self>, owner: &Arc<str>) -> Hold {
+        Hold { memory: Arc::clone(self), owner: Arc::clone(owner), bytes: 0 }
+    }
+}
+
+impl Hold {
+    /// How much it is.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes more; false if there is none now.
+    pub fn take(&mut self, more: usize) -> bool {
+        let mut held = self.memory.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_owner = held.by_owner.get(&self.owner).copied().unwrap_or_default();
+        let fits = held.total + more <= self.memory.most && of_owner + more <= self.memory.most / 2;
+        if !fits && held.total != self.bytes {
+            return false;
+        }
+        held.total += more;
+        *held.by_owner.entry(Arc::clone(&self.owner)).or_default() += more;
+        self.bytes += more;
+        true
+    }
+
+    /// Takes more as soon as there is some.
+    pub async fn take_when_free(&mut self, more: usize) {
+        loop {
+            let memory = Arc::clone(&self.memory);
+            let freed = memory.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            if self.take(more) {
+                return;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = self.memory.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.total -= self.bytes;
+        if let Some(of_owner) = held.by_owner.get_mut(&self.owner) {
+            *of_owner -= self.bytes;
+            if *of_owner == 0 {
+                held.by_owner.remove(&self.owner);
+            }
+        }
+        drop(held);
+        self.memory.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_it_all_from_others() {
+        let memory = Memory::new(100);
+        let (mut a, mut b) = (memory.hold(&"a".into()), memory.hold(&"b".into()));
+        assert!(a.take(90), "alone");
+        assert!(!b.take(20));
+        assert!(b.take(10));
+        assert!(!a.take(1));
+        drop(a);
+        assert!(b.take(40));
+        assert!(!memory.hold(&"b".into()).take(1), "more than half");
+        assert!(memory.hold(&"c".into()).take(50));
+    }
+}

@@ -2,14 +2,14 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use cloud_sync::node::app::{App, AppError};
+use cloud_sync::node::app::{self, App, AppError};
 use cloud_sync::node::client::Client;
 use cloud_sync::node::config::Config;
 use cloud_sync::node::doctor;
 use cloud_sync::node::local::LocalToken;
 use daemon::auth::verbs::UserVerb;
 use daemon::config::address;
-use daemon::lifecycle::{BAD_USE, Common, obey_signals};
+use daemon::lifecycle::{BAD_USE, Common, obey_signals, raise_file_limit};
 use serde_json::json;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
@@ -128,10 +128,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
             runtime.shutdown_background();
             served
         }
-        Verb::Check => {
-            println!("the configuration is good");
-            Ok(())
-        }
+        Verb::Check => app::check(&config).map_err(Into::into).map(|()| println!("the configuration is good")),
         Verb::Doctor => runtime.block_on(examine(&config)),
         Verb::User { verb } => verb.run(&config.users_file()),
         verb => {
@@ -180,6 +177,7 @@ async fn examine(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    raise_file_limit();
     let app = App::build(config).await?;
     for (name, address) in app.addresses() {
         tracing::info!("{name} listens on {address}");

@@ -53,6 +53,13 @@ impl Common {
     }
 }
 
+/// Every connection takes a descriptor, and the store needs some always: what the system allows, not less.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
 /// SIGTERM and SIGINT drain, the second one exits at once, SIGHUP reads again.
 pub async fn obey_signals(shutdown: CancellationToken, reload: impl Fn()) {
     let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));

@@ -319,10 +319,17 @@ impl App {
     /// What SIGHUP reads again: users and ingest rules.
     pub fn reloader(&self) -> impl Fn(&Config) + Send + Sync + use<> {
         let (admission, auth) = (Arc::clone(&self.site.admission), Arc::clone(&self.site.auth));
+        let clients = Arc::clone(&self.shared);
         move |config| {
             admission.set_rules(config.rules().unwrap_or_default());
             match Users::read(&config.users_file()) {
-                Ok(users) => auth.set_users(users),
+                Ok(users) => {
+                    if users.users.is_empty() && auth.asks() {
+                        tracing::warn!("nobody is left in the users file: nobody without a user name comes in");
+                    }
+                    auth.set_users(users);
+                    clients.clients.end_strangers(&auth);
+                }
                 Err(e) => tracing::error!("the users stay as they were: {e}"),
             }
         }
@@ -411,6 +418,14 @@ fn watched<E: std::fmt::Display>(
     })
 }
 
+/// What would keep a start from succeeding, without starting: users, doors, files that are named, addresses.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    let users = Users::read(&config.users_file())?;
+    check_exposure(config, &users).map_err(AppError::Exposed)?;
+    config.uplink().map_err(AppError::File)?;
+    Ok(())
+}
+
 /// A commit's delay that only tests set, to stand in for a slow disk.
 fn slow_for_tests() -> Duration {
     let ms = std::env::var("TIDEGATE_TEST_SLOW_COMMIT_MS").ok().and_then(|text| text.parse().ok());
@@ -418,7 +433,7 @@ fn slow_for_tests() -> Duration {
 }
 
 /// Nobody in by default: beyond loopback somebody must have said who, or that anybody may.
-fn check_exposure(config: &Config, users: &Users) -> Result<(), String> {
+pub fn check_exposure(config: &Config, users: &Users) -> Result<(), String> {
     let has_users = !users.users.is_empty();
     let mut problems = Vec::new();
     for (name, listen, anonymous, by_users) in [
@@ -447,6 +462,7 @@ fn mqtt_limits(config: &Config) -> mqtt::Limits {
         assembly_bytes: config.mqtt.assembly_memory.bytes(),
         connect_timeout: config.mqtt.connect_timeout.0,
         queue_bytes: config.mqtt.subscriber_queue.bytes(),
+        delivery_bytes: config.mqtt.delivery_memory.bytes(),
         inflight: usize::from(config.mqtt.max_inflight),
         subscriptions: config.mqtt.max_subscriptions,
     }

@@ -79,12 +79,14 @@ pub struct Mqtt {
     pub max_packet: Size,
     /// Memory for packets whose rest has not come yet, of all connections; a connection that needs more than its 4 KiB beyond it is closed (0x97).
     pub assembly_memory: Size,
-    /// Memory for wills, topic aliases and QoS 2 identifiers of all connections; a connection that needs more than its 4 KiB beyond it is closed (0x97).
+    /// Memory for what is kept of all clients: identifiers, wills, subscriptions, topic aliases, QoS 2 identifiers. A client that needs more than its 4 KiB beyond it is refused a subscription, or closed (0x97).
     pub session_memory: Size,
     /// How long a new connection may take until its CONNECT is complete.
     pub connect_timeout: Span,
     /// What may wait for one slow subscriber: beyond it QoS 0 messages are dropped and counted, and QoS 1 disconnects it.
     pub subscriber_queue: Size,
+    /// What may wait for all subscribers together: beyond it each may have a sixteenth of `mqtt.subscriber_queue`.
+    pub delivery_memory: Size,
     /// QoS 1 messages a subscriber may have unacknowledged, if it does not ask for fewer.
     pub max_inflight: u16,
     /// QoS 2 messages of one client that it has not released; one more ends the connection (0x93).
@@ -332,6 +334,7 @@ impl Default for Mqtt {
             session_memory: Size::mib(16),
             connect_timeout: Span::seconds(10),
             subscriber_queue: Size::mib(1),
+            delivery_memory: Size::mib(32),
             max_inflight: 100,
             receive_maximum: 1_000,
             max_subscriptions: 1_000,

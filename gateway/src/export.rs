@@ -11,6 +11,7 @@ use crate::journal::{ReadError, schema};
 use crate::readings::Points;
 use crate::table::{ReadingsBuilder, readings_schema};
 use daemon::aggregates::Range;
+use daemon::files;
 use daemon::table::{TableError, parquet_writer};
 use model::time;
 use parquet::arrow::ArrowWriter;
@@ -132,8 +133,10 @@ impl Sink {
         };
         let (path, beside) = (directory.join(name), directory.join(format!(".{name}.new")));
         let at = |source| ExportError::File { path: beside.clone(), source };
-        std::fs::create_dir_all(directory).map_err(at)?;
-        let file = BufWriter::new(File::create(&beside).map_err(at)?);
+        files::directory(directory).map_err(at)?;
+        // What a run that was ended left there.
+        let _ = std::fs::remove_file(&beside);
+        let file = BufWriter::new(files::create_new(&beside).map_err(at)?);
         let writer = match format {
             Format::Parquet => Writer::Parquet(Box::new(parquet_writer(file, &readings_schema())?)),
             Format::Csv => {

@@ -197,7 +197,7 @@ async fn guard(
     if user.is_none() && !open && !site.anonymous && site.auth.asks() {
         return Err(Problem::new(StatusCode::UNAUTHORIZED, WHO));
     }
-    site.web.check(request.method(), request.headers(), user.is_some())?;
+    site.web.check(request.method(), request.headers(), open || user.is_some())?;
     let client = user.map_or(address, |name| format!("user {name}"));
     request.extensions_mut().insert(Client(client.into()));
     let mut response = next.run(request).await;

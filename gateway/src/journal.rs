@@ -18,6 +18,9 @@ pub mod intake;
 /// From the writer to the windows.
 pub mod handover;
 
+/// The store and its log belong together.
+mod pair;
+
 /// Tables, settings, versions.
 pub mod schema;
 

@@ -4,8 +4,8 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use daemon::aggregates::{Range, parse_time};
 use daemon::auth::verbs::UserVerb;
-use daemon::lifecycle::{BAD_USE, Common, obey_signals};
-use gateway::app::{App, AppError};
+use daemon::lifecycle::{BAD_USE, Common, obey_signals, raise_file_limit};
+use gateway::app::{self, App, AppError};
 use gateway::clock::Clock;
 use gateway::config::Config;
 use gateway::doctor;
@@ -96,10 +96,7 @@ fn main() -> ExitCode {
     };
     let done = match arguments.verb.unwrap_or(Verb::Run) {
         Verb::Run => run(config, arguments.common),
-        Verb::Check => {
-            println!("the configuration is good");
-            Ok(())
-        }
+        Verb::Check => app::check(&config).map_err(Into::into).map(|()| println!("the configuration is good")),
         Verb::Export(arguments) => export(&config, &arguments),
         Verb::Backup { file } => backup(&config, &file),
         Verb::Doctor { salvage } => doctor(&config, salvage.as_deref()),
@@ -128,6 +125,7 @@ fn bound_polars_threads() {
 }
 
 fn run(config: Config, common: Common) -> anyhow::Result<()> {
+    raise_file_limit();
     // The way to the cloud looks for it here.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -262,6 +262,9 @@ fn gateways_show_a_certificate_or_a_token_of_their_own() {
     add.arg("--set").arg(format!("cloud.data_dir={}", directory.path().join("cloud").display()));
     let token = tests::output(add.args(["user", "add", "gw-token", "--token"]));
     let token_file = authority.write("token", &token);
+    let mut add = Command::new(tests::binary("tidegate-cloud"));
+    add.arg("--set").arg(format!("cloud.data_dir={}", directory.path().join("cloud").display()));
+    let reader = tests::output(add.args(["user", "add", "reader", "--token", "--role", "read"]));
     let cloud = cloud()
         .set("cloud.tls.cert", &server_cert)
         .set("cloud.tls.key", &server_key)
@@ -294,7 +297,16 @@ fn gateways_show_a_certificate_or_a_token_of_their_own() {
     let right = [by_certificate.clone().set("gateway.id", "gw-cert"), by_token.clone().set("gateway.id", "gw-token")];
     let right = right.map(|plan| plan.start());
     right.iter().for_each(|gateway| post(gateway, "d", now_s - 100, 10));
-    let bearer = format!("Bearer {}", token.trim());
+    let own = format!("Bearer {}", token.trim());
+    let status = |path: &str| {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        agent.get(cloud.url(path)).header("authorization", &own).call().unwrap().status().as_u16()
+    };
+    // A gateway's token is for its own windows, not for the fleet.
+    assert_eq!(status("/v1/aggregates"), 403);
+    assert_eq!(status("/v1/summaries?gateway=other"), 403);
+    assert_eq!(status("/v1/summaries?gateway=gw-token"), 200);
+    let bearer = format!("Bearer {}", reader.trim());
     let count = || {
         let url = cloud.url("/v1/aggregates?stats=count&group_by=gateway");
         let text = ureq::get(url).header("authorization", &bearer).call().unwrap().body_mut().read_to_string().unwrap();

@@ -291,6 +291,15 @@ fn check_exposure(config: &Config, users: &Users) -> Result<(), String> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
 }
 
+/// What would keep a start from succeeding, without starting: users, doors, certificates, shards and where the
+/// map is.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    let users = Users::read(&config.users_file())?;
+    check_exposure(config, &users).map_err(AppError::Exposed)?;
+    certificates(config)?;
+    Ok(())
+}
+
 /// Takes over what other daemons change in the map.
 async fn follow(router: Arc<Router>, stop: CancellationToken) {
     loop {

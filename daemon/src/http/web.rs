@@ -25,7 +25,8 @@ impl Web {
         Web { hosts: lower(hosts), origins: lower(origins) }
     }
 
-    /// Refuses what a page from elsewhere must not do; `known` says that right credentials were shown.
+    /// Refuses what a page from elsewhere must not do; `known` says that right credentials were shown, or that
+    /// the name by which this machine was called does not matter.
     pub fn check(&self, method: &Method, headers: &HeaderMap, known: bool) -> Result<(), Problem> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let host = text(header::HOST).map(str::to_ascii_lowercase);

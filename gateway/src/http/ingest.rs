@@ -155,17 +155,16 @@ fn body_kind(headers: &HeaderMap) -> Result<Kind, Problem> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "" | "application/json" | "text/json" => Ok(Kind::Json),
-        // What curl -d says when nobody says anything; a web page's form comes with an Origin and is refused.
-        "application/x-www-form-urlencoded" => Ok(Kind::Json),
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(Kind::Lines),
         "application/senml+json" => Ok(Kind::SenmlJson),
         "application/senml+cbor" => Ok(Kind::SenmlCbor),
         "application/cbor" => Ok(Kind::Cbor),
+        // Also what a form of a web page, or curl -d without a header, says.
         other => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             format!(
-                "{other} is not taken here: send application/json, application/x-ndjson, application/cbor, \
-                 application/senml+json or application/senml+cbor"
+                "{other} is not taken here: say with the header content-type that it is application/json, \
+                 application/x-ndjson, application/cbor, application/senml+json or application/senml+cbor"
             ),
         )),
     }

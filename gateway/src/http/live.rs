@@ -7,7 +7,7 @@
 use super::Shared;
 use crate::catalog::Series;
 use crate::journal::{Committed, SummaryRow};
-use crate::live::Event;
+use crate::live::{self, Event};
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::sse::{self, KeepAlive, Sse};
@@ -19,7 +19,6 @@ use model::time;
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 pub(super) const PARAMS: &[&str] = &["device", "metric"];
@@ -27,7 +26,7 @@ pub(super) const PARAMS: &[&str] = &["device", "metric"];
 /// One listener.
 struct Listener {
     site: Shared,
-    events: Receiver<Event>,
+    events: live::Listener,
     filter: Filter,
     series: Vec<Arc<Series>>,
 }

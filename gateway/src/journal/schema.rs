@@ -5,6 +5,8 @@
 //! are microseconds since the Unix epoch. `auto_vacuum`, page size and `application_id` are
 //! set at creation: later is too late.
 
+use super::pair;
+use daemon::files;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -125,6 +127,34 @@ pub enum OpenError {
     /// Another gateway has it.
     #[error("data directory {0} is in use by another gateway: stop it, or choose another with gateway.data_dir")]
     InUse(PathBuf),
+    /// The log is there and the store is not.
+    #[error(
+        "{path} is empty or gone, but {log} holds commits for it, so nothing was touched: put the store back (a copy \
+         of it, or of a filesystem snapshot), or move both away to begin anew"
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// The log is another's.
+    #[error(
+        "{path} is older than {log}, which holds commits for a later one, so nothing was touched: if you have put a \
+         backup back, move {log} and what else begins with tidegate.db- away first; else put the right file back"
+    )]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// The log beside it.
+        log: PathBuf,
+    },
+    /// Not even SQLite's.
+    #[error(
+        "{0} is damaged from its first page on, so nothing was touched: keep a copy, then put a backup back, or save \
+         what can be read with `tidegate doctor --salvage NEW_DIRECTORY`"
+    )]
+    Damaged(PathBuf),
     /// Not ours.
     #[error("{0} is an SQLite file, but not a Tidegate store: choose another gateway.data_dir")]
     Foreign(PathBuf),
@@ -137,7 +167,7 @@ pub enum OpenError {
         found: i32,
     },
     /// Anything else that SQLite says.
-    #[error("store {path} cannot be opened: {source}")]
+    #[error("store {path} cannot be opened: {source}; `tidegate doctor` says what is wrong with it")]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -159,7 +189,7 @@ pub struct Store {
 /// Opens the store in `directory`, created if there is none.
 pub fn open(directory: &Path) -> Result<Store, OpenError> {
     let at = |source| OpenError::Directory { path: directory.into(), source };
-    std::fs::create_dir_all(directory).map_err(at)?;
+    files::directory(directory).map_err(at)?;
     let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock")).map_err(at)?;
     match lock.try_lock() {
         Ok(()) => {}
@@ -168,6 +198,7 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
     }
     let path = file(directory);
     let sqlite = |source| OpenError::Sqlite { path: path.clone(), source };
+    pair::check(&path)?;
     let connection = Connection::open(&path).map_err(sqlite)?;
     let version: i32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(sqlite)?;
     let application: i32 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sqlite)?;
@@ -180,6 +211,11 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
         _ => return Err(OpenError::Foreign(path)),
     }
     settle(&connection).map_err(sqlite)?;
+    pair::count(&connection, &path);
+    for entry in std::fs::read_dir(directory).map_err(at)?.flatten() {
+        files::close(&entry.path()).map_err(at)?;
+    }
+    files::close(directory).map_err(at)?;
     Ok(Store { connection, path, _lock: lock })
 }
 
@@ -232,9 +268,12 @@ pub fn backup(path: &Path, to: &Path) -> std::io::Result<()> {
         // A copy that is used goes its own way: it must not pass for this store.
         let copy = Connection::open(&beside)?;
         copy.execute_batch("PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL")?;
+        pair::of_a_copy(&copy)?;
         set_meta(&copy, "copied", 1)
     };
     let _ = std::fs::remove_file(&beside);
+    // Made here, for its owner only: SQLite would follow a link and take any mode.
+    drop(files::create_new(&beside)?);
     copy().map_err(std::io::Error::other)?;
     File::open(&beside)?.sync_all()?;
     std::fs::rename(&beside, to)

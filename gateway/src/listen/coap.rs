@@ -12,6 +12,8 @@ mod block;
 mod exchange;
 /// Who watches which latest value.
 mod observe;
+/// Who has shown that it receives what it asks for.
+mod reach;
 /// What a request asks for.
 mod resource;
 
@@ -23,13 +25,14 @@ use crate::http::Site;
 use crate::journal::{DISK_FULL, Parcel};
 use crate::listen::admit::{Admitted, Origin};
 use crate::listen::{Receipt, address_name, lock};
-use crate::live::{Event, Live};
+use crate::live::{Event, Listener, Live};
 use crate::metrics::Protocol;
 use block::{Assembly, Block, Taken};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, ResponseType};
 use exchange::{Exchanges, Seen};
 use model::{Value, time};
 use observe::{Notification, Observers};
+use reach::Reach;
 use resource::{Ask, Refusal, format};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -37,7 +40,6 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
-use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -62,7 +64,8 @@ pub struct Endpoint {
     live: Arc<Live>,
     assembly: Assembly,
     observers: Observers,
-    events: Option<Receiver<Event>>,
+    reach: Reach,
+    events: Option<Listener>,
     listing: Option<Listing>,
     body_max: usize,
 }
@@ -86,6 +89,7 @@ struct Request {
     token: Vec<u8>,
     fingerprint: u64,
     block1: Option<Block>,
+    bytes: usize,
 }
 
 /// An answer without its envelope.
@@ -109,6 +113,13 @@ impl Answer {
             vec![(CoapOption::ContentFormat, uint(content_format.into())), (CoapOption::MaxAge, vec![MAX_AGE_S])];
         Answer { code: ResponseType::Content, options, payload }
     }
+}
+
+/// What others must not guess.
+fn secret() -> u64 {
+    let mut bytes = [0_u8; 8];
+    let _ = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
 }
 
 /// A whole number in as few bytes as it needs (section 3.2).
@@ -137,6 +148,7 @@ impl Endpoint {
             live,
             assembly: Assembly::new(config.assembly_memory.bytes(), config.max_body.bytes()),
             // The clock's low bits: a start after this one goes on above it (RFC 7641, section 4.4).
+            reach: Reach::new(secret(), Instant::now()),
             observers: Observers::new(config.max_observers, (site.engine.now_us() >> 17) as u32 & 0xff_ffff),
             events: None,
             listing: None,
@@ -208,7 +220,11 @@ impl Endpoint {
             token: packet.get_token().to_vec(),
             fingerprint: xxh3_64(bytes),
             block1: None,
+            bytes: bytes.len(),
         };
+        if let Some(value) = packet.get_first_option(CoapOption::Unknown(reach::ECHO)) {
+            self.reach.note(from, value, Instant::now());
+        }
         let key = (from, request.message_id);
         let seen = lock(&self.wire.exchanges).see(key, request.fingerprint, Instant::now());
         match seen {
@@ -375,13 +391,23 @@ impl Endpoint {
             }
             None => None,
         };
-        if asked.is_some() || answer.payload.len() > BLOCK.size() {
+        let now = Instant::now();
+        let room = self.reach.room(request.from, request.bytes, now);
+        let is_large = answer.payload.len() > room.unwrap_or(usize::MAX).min(BLOCK.size());
+        if asked.is_some() || is_large {
             let body = std::mem::take(&mut answer.payload);
             let beyond = || (ResponseType::BadRequest, "the block lies beyond the end".to_owned());
-            let (part, block) = block::slice(&body, asked.unwrap_or(BLOCK)).ok_or_else(beyond)?;
+            let block = asked.unwrap_or(BLOCK).within(room.unwrap_or(usize::MAX));
+            let (part, block) = block::slice(&body, block).ok_or_else(beyond)?;
             answer.payload = part.to_vec();
             answer.options.push((CoapOption::Block2, block.write()));
-            answer.options.push((CoapOption::ETag, xxh3_64(&body).to_be_bytes().to_vec()));
+            if room.is_none() {
+                answer.options.push((CoapOption::ETag, xxh3_64(&body).to_be_bytes().to_vec()));
+            }
+        }
+        if room.is_some() && is_large {
+            let value = self.reach.value(request.from, now);
+            answer.options.push((CoapOption::Unknown(reach::ECHO), value.to_vec()));
         }
         self.wire.answer(request, answer);
         Ok(())
@@ -424,7 +450,7 @@ impl Endpoint {
     }
 }
 
-async fn next_event(events: &mut Option<Receiver<Event>>) -> Result<Event, RecvError> {
+async fn next_event(events: &mut Option<Listener>) -> Result<Event, RecvError> {
     match events {
         Some(events) => events.recv().await,
         None => std::future::pending().await,

@@ -42,19 +42,22 @@ mod stream;
 use super::Desk;
 use super::admit::Admission;
 use crate::journal::Intake;
-use budget::Budget;
+use budget::{Budget, Waiting};
 pub use clients::Clients;
-use connection::Connection;
+use connection::{Connection, Showing};
 use daemon::auth::Auth;
+use daemon::seats::{Seat, Seats};
+use daemon::sparse::Sparse;
 use retained::{Publication, Retained};
-use router::Router;
+use router::{Router, Subscription};
+use rumqttd::protocol::{Packet, QoS, RetainForwardRule, SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason};
 pub use serve::Thread;
 use smallvec::SmallVec;
 use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -77,8 +80,81 @@ pub struct Receipt {
 enum Step {
     /// Send an acknowledgement of this kind for this identifier.
     Acknowledge(u8, u16),
+    /// Acknowledge a QoS 1 message of which nothing was kept, with the reason (MQTT 5 only).
+    Refuse(u16, u8),
     /// Pass a message on to subscribers.
     Publish(Arc<Publication>),
+    /// Subscribe, and say so: what the client published before is not news to it.
+    Subscribe(Box<Subscribing>),
+    /// Unsubscribe, and say so.
+    Unsubscribe(Box<Unsubscribing>),
+}
+
+/// A SUBSCRIBE on its way.
+#[derive(Debug)]
+struct Subscribing {
+    pkid: u16,
+    filters: Vec<Result<Wish, SubscribeReasonCode>>,
+}
+
+/// A filter of it that is taken.
+#[derive(Debug)]
+struct Wish {
+    filter: String,
+    subscription: Subscription,
+    retained: RetainForwardRule,
+}
+
+/// An UNSUBSCRIBE on its way.
+#[derive(Debug)]
+struct Unsubscribing {
+    pkid: u16,
+    filters: Vec<String>,
+}
+
+impl Subscribing {
+    /// Returns true if the connection has to be flushed.
+    fn settle(self, connection: &Connection, router: &Router) -> bool {
+        let Some(version) = connection.peer().map(|peer| peer.version) else { return false };
+        let mut return_codes = Vec::with_capacity(self.filters.len());
+        for wish in self.filters {
+            let code = wish.map_or_else(
+                |code| code,
+                |wish| {
+                    let Wish { filter, subscription, retained } = wish;
+                    let (qos, id) = (subscription.qos, subscription.id);
+                    let new = router.subscribe(&filter, subscription);
+                    let wanted = match retained {
+                        RetainForwardRule::OnEverySubscribe => true,
+                        RetainForwardRule::OnNewSubscribe => new,
+                        RetainForwardRule::Never => false,
+                    };
+                    if wanted {
+                        connection.show(Showing { filter, qos, id, after: None });
+                    }
+                    SubscribeReasonCode::Success(if qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce })
+                },
+            );
+            return_codes.push(code);
+        }
+        let answer = SubAck { pkid: self.pkid, return_codes };
+        connection.append(&packet::encode(version, Packet::SubAck(answer, None)))
+    }
+}
+
+impl Unsubscribing {
+    /// Returns true if the connection has to be flushed.
+    fn settle(self, connection: &Connection, router: &Router) -> bool {
+        let Some(version) = connection.peer().map(|peer| peer.version) else { return false };
+        let mut reasons = Vec::with_capacity(self.filters.len());
+        for filter in &self.filters {
+            connection.show_no_more(filter);
+            let found = router.unsubscribe(filter, connection.id);
+            reasons.push(if found { UnsubAckReason::Success } else { UnsubAckReason::NoSubscriptionExisted });
+        }
+        let answer = UnsubAck { pkid: self.pkid, reasons };
+        connection.append(&packet::encode(version, Packet::UnsubAck(answer, None)))
+    }
 }
 
 impl Receipt {
@@ -88,7 +164,15 @@ impl Receipt {
         for step in self.steps {
             match step {
                 Step::Acknowledge(kind, pkid) => first |= self.connection.acknowledge(kind, pkid),
+                Step::Refuse(pkid, code) => {
+                    let [high, low] = pkid.to_be_bytes();
+                    first |= self.connection.append(&[packet::kind::PUBACK << 4, 3, high, low, code]);
+                }
                 Step::Publish(publication) => router.publish(&publication, touched),
+                // A connection that is over has given up its subscriptions already.
+                Step::Subscribe(_) | Step::Unsubscribe(_) if self.connection.is_over() => {}
+                Step::Subscribe(subscribing) => first |= subscribing.settle(&self.connection, router),
+                Step::Unsubscribe(unsubscribing) => first |= unsubscribing.settle(&self.connection, router),
             }
         }
         if first {
@@ -112,6 +196,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// `mqtt.subscriber_queue`.
     pub queue_bytes: usize,
+    /// `mqtt.delivery_memory`.
+    pub delivery_bytes: usize,
     /// `mqtt.max_inflight`.
     pub inflight: usize,
     /// `mqtt.receive_maximum`.
@@ -142,8 +228,10 @@ pub struct Shared {
     pub open: AtomicUsize,
     /// For packets whose rest has not come yet.
     assembly_memory: Arc<Budget>,
-    /// For wills, topic aliases and QoS 2 identifiers.
+    /// For what each connection keeps of its client.
     session_memory: Arc<Budget>,
+    /// For what waits for subscribers.
+    delivery_memory: Arc<Waiting>,
     ids: AtomicU64,
 }
 
@@ -171,6 +259,7 @@ impl Shared {
             open: AtomicUsize::new(0),
             assembly_memory: Budget::new(limits.assembly_bytes, "mqtt.assembly_memory reached"),
             session_memory: Budget::new(limits.session_bytes, "mqtt.session_memory reached"),
+            delivery_memory: Waiting::new(limits.delivery_bytes),
             ids: AtomicU64::new(0),
             limits,
         }
@@ -184,7 +273,7 @@ pub fn threads(
     desks: &[Arc<Desk>],
     stop: &CancellationToken,
     finish: &CancellationToken,
-) -> (Vec<Thread>, Vec<UnboundedSender<TcpStream>>) {
+) -> (Vec<Thread>, Vec<UnboundedSender<Accepted>>) {
     let thread = |(desk_index, desk): (usize, &Arc<Desk>)| {
         let (sender, sockets) = unbounded_channel();
         let (shared, desk) = (Arc::clone(shared), Arc::clone(desk));
@@ -204,13 +293,22 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// A connection and its seat.
+pub struct Accepted {
+    pub(super) socket: TcpStream,
+    pub(super) seat: Seat,
+}
+
 /// Accepts connections and deals them out to the threads in turn, until `stop`.
 pub async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
-    threads: Vec<UnboundedSender<TcpStream>>,
+    threads: Vec<UnboundedSender<Accepted>>,
     stop: CancellationToken,
 ) {
+    static FULL: Sparse = Sparse::new();
+    // Some more than are served, so that those beyond can be told so.
+    let seats = Seats::new(shared.limits.connections + REFUSALS_AT_ONCE);
     let mut turn = 0;
     loop {
         let accepted = tokio::select! {
@@ -218,13 +316,19 @@ pub async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, _)) => {
-                if shared.open.load(Ordering::Relaxed) >= shared.limits.connections + REFUSALS_AT_ONCE {
+            Ok((socket, from)) => {
+                let Some(seat) = seats.take(from.ip()) else {
+                    if let Some(unsaid) = FULL.may_say() {
+                        tracing::warn!(
+                            %from, unsaid,
+                            "a connection was refused: mqtt.max_connections, or half of what is free for one address"
+                        );
+                    }
                     continue;
-                }
+                };
                 // Acknowledgements are small and wanted now.
                 let _ = socket.set_nodelay(true);
-                if threads[turn % threads.len()].send(socket).is_err() {
+                if threads[turn % threads.len()].send(Accepted { socket, seat }).is_err() {
                     return;
                 }
                 turn += 1;

@@ -36,6 +36,15 @@ impl Block {
         1 << (self.szx + 4)
     }
 
+    /// The same place in blocks of at most so many bytes, but of 16 at least.
+    pub(super) fn within(self, bytes: usize) -> Self {
+        let mut block = self;
+        while block.szx > 0 && block.size() > bytes {
+            block = Block { number: block.number << 1, szx: block.szx - 1, ..block };
+        }
+        block
+    }
+
     pub(super) fn offset(self) -> usize {
         self.number as usize * self.size()
     }

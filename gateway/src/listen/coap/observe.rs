@@ -8,6 +8,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+/// Non-confirmable notifications are at least so far apart; more frequent ones are confirmable, so that the client's
+/// acknowledgements set the pace (section 4.5.1).
+const APART: Duration = Duration::from_secs(3);
+/// So many observations any address may have; further ones as many as are free.
+const FEW: usize = 16;
 /// Notifications are confirmable this often, to learn whether anybody still listens.
 const CONFIRM_EVERY: Duration = Duration::from_secs(60);
 /// ACK_TIMEOUT, doubled for each of MAX_RETRANSMIT repetitions (RFC 7252, section 4.8).
@@ -26,6 +31,7 @@ struct Observer {
     behind: bool,
     message_id: u16,
     confirmed: Instant,
+    sent: Option<Instant>,
     unconfirmed: Option<Unconfirmed>,
 }
 
@@ -72,10 +78,15 @@ impl Observers {
 
     /// Registers, or renews; the sequence number for the answer, or nothing if there are too many.
     pub(super) fn register(&mut self, key: Key, series: u32, accept: Option<u16>, now: Instant) -> Option<u32> {
-        if !self.by_key.contains_key(&key) && self.by_key.len() >= self.max {
-            return None;
+        if !self.by_key.contains_key(&key) {
+            let free = self.max.saturating_sub(self.by_key.len());
+            let own = self.by_key.keys().filter(|known| known.0.ip() == key.0.ip()).count();
+            if free == 0 || (own >= FEW && own >= free) {
+                return None;
+            }
         }
-        let observer = Observer { series, accept, behind: false, message_id: 0, confirmed: now, unconfirmed: None };
+        let observer =
+            Observer { series, accept, behind: false, message_id: 0, confirmed: now, sent: None, unconfirmed: None };
         self.by_key.insert(key, observer);
         Some(self.next_sequence())
     }
@@ -102,6 +113,7 @@ impl Observers {
     pub(super) fn sent(&mut self, key: &Key, message_id: u16, confirmable: Option<Vec<u8>>, now: Instant) {
         if let Some(observer) = self.by_key.get_mut(key) {
             observer.message_id = message_id;
+            observer.sent = Some(now);
             observer.unconfirmed = confirmable.map(|packet| Unconfirmed { packet, due: now + ACK_TIMEOUT, tries: 0 });
         }
     }
@@ -139,7 +151,8 @@ impl Observers {
 }
 
 fn notification(key: &Key, observer: &Observer, sequence: u32, now: Instant) -> Notification {
-    let confirmable = now - observer.confirmed >= CONFIRM_EVERY;
+    let is_soon = observer.sent.is_some_and(|sent| now - sent < APART);
+    let confirmable = is_soon || now - observer.confirmed >= CONFIRM_EVERY;
     Notification { to: key.clone(), series: observer.series, accept: observer.accept, sequence, confirmable }
 }
 

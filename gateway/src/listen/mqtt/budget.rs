@@ -62,6 +62,34 @@ impl Drop for Charge {
     }
 }
 
+/// What waits for all subscribers together.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    bytes: AtomicUsize,
+    max: usize,
+}
+
+impl Waiting {
+    /// So many bytes.
+    pub(super) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Waiting { bytes: AtomicUsize::new(0), max })
+    }
+
+    /// What waits for one subscriber is now so much, instead of `before`.
+    pub(super) fn change(&self, before: usize, now: usize) {
+        if now >= before {
+            self.bytes.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.bytes.fetch_sub(before - now, Ordering::Relaxed);
+        }
+    }
+
+    /// True if there is no room for more.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.max
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@
 use super::connection::Connection;
 use super::packet::reason;
 use crate::listen::lock;
+use daemon::auth::{Auth, User};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Mutex as Chair, OwnedMutexGuard};
@@ -33,11 +34,31 @@ struct Seats {
 struct Seat {
     /// The latest connection of the client.
     current: Option<Arc<Connection>>,
+    /// Whose client it is, as long as somebody is connected or its identifiers are kept.
+    user: Option<Owner>,
     /// Held by the connection that serves the client.
     chair: Arc<Chair<()>>,
     /// Of a client that is away.
     inbound: Identifiers,
     left: u64,
+}
+
+/// A user, and what his credentials were when he came in.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    /// His name.
+    pub(super) name: Arc<str>,
+    /// What the users file said of him.
+    pub(super) stored: Option<User>,
+}
+
+/// Why a client is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotServed {
+    /// Its connection was closed meanwhile.
+    Closed,
+    /// Another user's client is called like that.
+    Taken,
 }
 
 /// The right to serve a client.
@@ -53,11 +74,21 @@ impl Clients {
     }
 
     /// A client has connected; a connection that it has already is closed and waited for.
-    /// `None` if this one is closed meanwhile.
-    pub(super) async fn enter(&self, client: &Arc<str>, connection: &Arc<Connection>) -> Option<(Seated, Identifiers)> {
+    /// A client belongs to the user who came with it.
+    pub(super) async fn enter(
+        &self,
+        client: &Arc<str>,
+        user: Option<Owner>,
+        connection: &Arc<Connection>,
+    ) -> Result<(Seated, Identifiers), NotServed> {
         let (chair, old) = {
             let mut seats = lock(&self.seats);
             let seat = seats.by_client.entry(Arc::clone(client)).or_default();
+            let name = |user: &Option<Owner>| user.as_ref().map(|user| Arc::clone(&user.name));
+            if seat.current.is_some() && name(&seat.user) != name(&user) {
+                return Err(NotServed::Taken);
+            }
+            seat.user = user;
             (Arc::clone(&seat.chair), seat.current.replace(Arc::clone(connection)))
         };
         if let Some(old) = old {
@@ -68,7 +99,7 @@ impl Clients {
         let seated = loop {
             let woken = connection.woken();
             if connection.closing().is_some() {
-                return None;
+                return Err(NotServed::Closed);
             }
             tokio::select! {
                 seated = seated.as_mut() => break seated,
@@ -78,7 +109,17 @@ impl Clients {
         let mut seats = lock(&self.seats);
         let inbound = seats.by_client.get_mut(client).map(|seat| std::mem::take(&mut seat.inbound)).unwrap_or_default();
         seats.away -= usize::from(!inbound.is_empty());
-        Some((seated, inbound))
+        Ok((seated, inbound))
+    }
+
+    /// Ends the connections of users who are gone, or whose credentials are others now.
+    pub fn end_strangers(&self, auth: &Auth) {
+        for seat in lock(&self.seats).by_client.values() {
+            let (Some(user), Some(connection)) = (&seat.user, &seat.current) else { continue };
+            if auth.stored(&user.name) != user.stored {
+                connection.close(reason::NOT_AUTHORIZED);
+            }
+        }
     }
 
     /// A connection is over; `seated` if it served the client, whose identifiers are kept.
@@ -130,10 +171,10 @@ mod tests {
     async fn a_second_connection_waits_for_what_the_first_leaves_behind() {
         let clients = Arc::new(Clients::restore(HashMap::new(), 10));
         let (first, second) = (Arc::new(Connection::for_test(1)), Arc::new(Connection::for_test(2)));
-        let (seated, _) = clients.enter(&name("a"), &first).await.unwrap();
+        let (seated, _) = clients.enter(&name("a"), None, &first).await.unwrap();
         let waiting = tokio::spawn({
             let (clients, second) = (Arc::clone(&clients), Arc::clone(&second));
-            async move { clients.enter(&name("a"), &second).await.unwrap().1 }
+            async move { clients.enter(&name("a"), None, &second).await.unwrap().1 }
         });
         while first.closing().is_none() {
             tokio::task::yield_now().await;
@@ -145,12 +186,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_belongs_to_the_user_who_came_with_it() {
+        let clients = Clients::restore(HashMap::new(), 10);
+        let owner = |text: &str| Some(Owner { name: name(text), stored: None });
+        let (first, second) = (Arc::new(Connection::for_test(1)), Arc::new(Connection::for_test(2)));
+        let _seated = clients.enter(&name("a"), owner("ann"), &first).await.unwrap();
+        assert_eq!(clients.enter(&name("a"), owner("bob"), &second).await.unwrap_err(), NotServed::Taken);
+        assert_eq!(first.closing(), None);
+        clients.end_strangers(&Auth::new(daemon::auth::Users::default()));
+        assert_eq!(first.closing(), None, "nothing has changed for her");
+        let mut users = daemon::auth::Users::default();
+        users.set_password("ann", b"new").unwrap();
+        clients.end_strangers(&Auth::new(users));
+        assert_eq!(first.closing(), Some(reason::NOT_AUTHORIZED));
+    }
+
+    #[tokio::test]
     async fn one_that_is_closed_while_it_waits_gives_up() {
         let clients = Clients::restore(HashMap::new(), 10);
         let (first, second) = (Arc::new(Connection::for_test(1)), Arc::new(Connection::for_test(2)));
-        let (seated, _) = clients.enter(&name("a"), &first).await.unwrap();
+        let (seated, _) = clients.enter(&name("a"), None, &first).await.unwrap();
         second.close(reason::KEEP_ALIVE);
-        assert!(clients.enter(&name("a"), &second).await.is_none());
+        assert!(clients.enter(&name("a"), None, &second).await.is_err());
         clients.leave(&name("a"), &second, None);
         clients.leave(&name("a"), &first, Some((seated, Identifiers::new())));
         assert!(lock(&clients.seats).by_client.is_empty());
@@ -162,7 +219,7 @@ mod tests {
         let mut forgotten = Vec::new();
         for (id, client) in [(1, "a"), (2, "b"), (3, "c")] {
             let connection = Arc::new(Connection::for_test(id));
-            let (seated, _) = clients.enter(&name(client), &connection).await.unwrap();
+            let (seated, _) = clients.enter(&name(client), None, &connection).await.unwrap();
             forgotten.extend(clients.leave(&name(client), &connection, Some((seated, Identifiers::from([(1, 1)])))));
         }
         assert_eq!(forgotten, [name("a")]);

@@ -7,6 +7,7 @@
 //! disconnects the subscriber (0x97); acknowledgements leave in order. TLS and WebSocket
 //! streams take their place here, as other kinds of [`Wire`].
 
+use super::budget::Waiting;
 use super::packet::{Outgoing, Version, kind, put_acknowledgement, put_length, reason};
 use super::retained::Publication;
 use super::router::Delivery;
@@ -14,7 +15,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
@@ -78,6 +79,24 @@ pub struct Connection {
     pub patience_s: AtomicU32,
     /// The gateway itself is not reading: silence proves nothing.
     pub paused: AtomicBool,
+    /// Its session has ended.
+    over: AtomicBool,
+    waiting: Arc<Waiting>,
+    /// Retained messages still to be shown to new subscriptions.
+    showings: Mutex<VecDeque<Showing>>,
+}
+
+/// What a new subscription is still to be shown.
+#[derive(Debug)]
+pub struct Showing {
+    /// What was subscribed to.
+    pub filter: String,
+    /// The highest QoS to deliver.
+    pub qos: u8,
+    /// The subscription's identifier.
+    pub id: Option<u32>,
+    /// Messages on topics up to this one have been looked at.
+    pub after: Option<Box<str>>,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +110,8 @@ struct Outbox {
     last_pkid: u16,
     queue: VecDeque<(Arc<Publication>, Delivery)>,
     queue_bytes: usize,
+    /// Of what waits, so much is in the account of all.
+    accounted: usize,
     closing: Option<u8>,
 }
 
@@ -99,7 +120,14 @@ const UNREAD_MAX: usize = 64 << 10;
 
 impl Connection {
     /// A new connection, its peer not known yet.
-    pub fn new(id: u64, wire: Wire, metrics: Arc<Metrics>, clock: Clock, queue_max: usize) -> Self {
+    pub(super) fn new(
+        id: u64,
+        wire: Wire,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        queue_max: usize,
+        waiting: Arc<Waiting>,
+    ) -> Self {
         Connection {
             id,
             wire,
@@ -112,12 +140,15 @@ impl Connection {
             heard_s: AtomicU32::new(0),
             patience_s: AtomicU32::new(0),
             paused: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            waiting,
+            showings: Mutex::default(),
         }
     }
 
     #[cfg(test)]
     pub(super) fn for_test(id: u64) -> Self {
-        Connection::new(id, Wire::Nowhere, Arc::default(), Clock::system(), 1_000)
+        Connection::new(id, Wire::Nowhere, Arc::default(), Clock::system(), 1_000, Waiting::new(1_000_000))
     }
 
     fn out(&self) -> MutexGuard<'_, Outbox> {
@@ -142,6 +173,44 @@ impl Connection {
         }
         put_acknowledgement(&mut out.bytes, kind, pkid);
         !std::mem::replace(&mut out.touched, true)
+    }
+
+    /// Appends a packet without sending it yet; true if nobody else will flush.
+    pub fn append(&self, packet: &[u8]) -> bool {
+        let mut out = self.out();
+        if out.closing.is_some() {
+            return false;
+        }
+        out.bytes.extend_from_slice(packet);
+        !std::mem::replace(&mut out.touched, true)
+    }
+
+    /// Retained messages are to be shown, once for each filter.
+    pub fn show(&self, showing: Showing) {
+        self.show_no_more(&showing.filter);
+        self.showings().push_back(showing);
+        self.wake.notify_one();
+    }
+
+    /// Retained messages are not wanted any more.
+    pub fn show_no_more(&self, filter: &str) {
+        self.showings().retain(|showing| showing.filter != filter);
+    }
+
+    /// What is to be shown.
+    pub(super) fn showings(&self) -> MutexGuard<'_, VecDeque<Showing>> {
+        self.showings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session has ended.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.showings().clear();
+    }
+
+    /// True if the session has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     /// Sends what has been appended.
@@ -180,6 +249,7 @@ impl Connection {
             }
         }
         out.bytes.drain(..written);
+        self.account(out);
         if out.bytes.is_empty() {
             out.bytes.shrink_to(4 << 10);
         } else {
@@ -196,9 +266,11 @@ impl Connection {
             return false;
         }
         let waiting = out.bytes.len() + out.queue_bytes;
+        // Where all subscribers together have no room left, those give way for whom most waits.
+        let queue_max = if self.waiting.is_full() { self.queue_max / 16 } else { self.queue_max };
         let sent = if delivery.qos == 0 {
-            waiting <= self.queue_max && out.put(peer, &self.clock, publication, delivery, 0)
-        } else if waiting > self.queue_max {
+            waiting <= queue_max && out.put(peer, &self.clock, publication, delivery, 0)
+        } else if waiting > queue_max {
             self.metrics.overflowed.inc();
             drop(out);
             self.close(reason::QUOTA);
@@ -209,6 +281,7 @@ impl Connection {
         } else {
             out.queue_bytes += publication.bytes();
             out.queue.push_back((Arc::clone(publication), delivery.clone()));
+            self.account(&mut out);
             return false;
         };
         if !sent {
@@ -216,7 +289,15 @@ impl Connection {
             return false;
         }
         self.metrics.delivered.inc();
+        self.account(&mut out);
         !std::mem::replace(&mut out.touched, true)
+    }
+
+    /// Tells the whole what waits here now.
+    fn account(&self, out: &mut Outbox) {
+        let now = out.bytes.len() + out.queue_bytes;
+        self.waiting.change(out.accounted, now);
+        out.accounted = now;
     }
 
     /// The client has acknowledged a QoS 1 message; the next one may leave.
@@ -277,6 +358,11 @@ impl Connection {
         self.wake.notified()
     }
 
+    /// There is more for the connection's task to do.
+    pub(super) fn wake_again(&self) {
+        self.wake.notify_one();
+    }
+
     /// True if bytes wait for the socket.
     pub fn is_blocked(&self) -> bool {
         self.out().blocked
@@ -289,6 +375,13 @@ impl Connection {
         out.blocked = false;
         self.write(&mut out);
         Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let accounted = self.out().accounted;
+        self.waiting.change(accounted, 0);
     }
 }
 

@@ -4,7 +4,7 @@
 //! says why in the client's own protocol. Always holds: nothing else is done for a client
 //! before its user name and password have been found right.
 
-use super::clients::Identifiers;
+use super::clients::{Identifiers, NotServed, Owner};
 use super::connection::{Connection, Peer};
 use super::packet::{self, Frame, Hello, Version, Violation, malformed, reason};
 use super::retained::Publication;
@@ -20,10 +20,13 @@ use rumqttd::protocol::{
     Packet,
 };
 use smallvec::SmallVec;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// The longest client identifier: others see it, and it is kept.
+const CLIENT_ID_BYTES_MAX: usize = 1_024;
 
 /// CONNACK's own codes for a refusal, in both protocols (3.1.1: table 3.1).
 struct Refusal {
@@ -34,6 +37,8 @@ struct Refusal {
 
 const VERSION: Refusal = Refusal { v5: reason::UNSUPPORTED_VERSION, v4: 1, what: "protocol level is not 3, 4 or 5" };
 const CLIENT_ID: Refusal = Refusal { v5: reason::CLIENT_ID_INVALID, v4: 2, what: "client identifier" };
+const TAKEN: Refusal =
+    Refusal { v5: reason::CLIENT_ID_INVALID, v4: 2, what: "another user's client has this identifier" };
 const BUSY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.max_connections reached" };
 const MEMORY: Refusal = Refusal { v5: reason::QUOTA, v4: 3, what: "mqtt.session_memory reached" };
 const LOGIN: Refusal = Refusal { v5: reason::BAD_LOGIN, v4: 4, what: "user name or password" };
@@ -105,6 +110,7 @@ async fn enter(
         return Err(refuse(connection, version, &METHOD));
     }
     if connect.client_id.contains('\0')
+        || connect.client_id.len() > CLIENT_ID_BYTES_MAX
         || (connect.client_id.is_empty() && version == Version::V4 && !connect.clean_session)
     {
         return Err(refuse(connection, version, &CLIENT_ID));
@@ -120,9 +126,15 @@ async fn enter(
     let peer = peer(version, &connect, properties.as_ref(), shared)?;
     let client = Arc::clone(&peer.client);
     connection.introduce(peer);
-    let Some((seated, inbound)) = shared.clients.enter(&client, connection).await else {
-        shared.clients.leave(&client, connection, None);
-        return Err(Refused::Told(Violation { code: reason::TAKEN_OVER, what: "closed before it was its turn" }));
+    let owner = user.map(|name| Owner { stored: shared.auth.stored(&name), name });
+    let (seated, inbound) = match shared.clients.enter(&client, owner, connection).await {
+        Ok(entered) => entered,
+        Err(NotServed::Taken) => return Err(refuse(connection, version, &TAKEN)),
+        Err(NotServed::Closed) => {
+            shared.clients.leave(&client, connection, None);
+            let what = "closed before it was its turn";
+            return Err(Refused::Told(Violation { code: reason::TAKEN_OVER, what }));
+        }
     };
     let grace = u32::from(connect.keep_alive) * 3;
     connection.patience_s.store(grace.div_ceil(2), Ordering::Relaxed);
@@ -146,7 +158,7 @@ async fn enter(
         aliases: HashMap::new(),
         inherited: inbound.keys().copied().collect(),
         inbound,
-        showings: VecDeque::new(),
+        filter_bytes: 0,
         charge: shared.session_memory.charge(),
         steps: SmallVec::new(),
     };

@@ -45,6 +45,18 @@ impl Publication {
     }
 }
 
+/// Topics looked at before others have their turn: a fraction of a millisecond.
+const LOOKED_AT_ONCE: usize = 2_000;
+
+/// Retained messages, and where to go on.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// By topic.
+    pub messages: Vec<Arc<Publication>>,
+    /// There may be more behind this topic.
+    pub more_behind: Option<Box<str>>,
+}
+
 /// The last message of each topic.
 #[derive(Debug)]
 pub struct Retained {
@@ -85,17 +97,35 @@ impl Retained {
         count <= self.count_max && kept.bytes - replaced.unwrap_or(0) + bytes <= self.bytes_max
     }
 
-    /// Up to `most` messages that `filter` matches, by topic, behind the topic `after`.
-    pub fn page(&self, filter: &str, after: Option<&str>, most: usize) -> Vec<Arc<Publication>> {
+    /// Up to `most` messages that `filter` matches, by topic, behind the topic `after`. Only topics that begin as the
+    /// filter does are looked at, and not many of them at once.
+    pub fn page(&self, filter: &str, after: Option<&str>, most: usize) -> Page {
         let kept = lock(&self.kept);
         let alive = |kept: &&Arc<Publication>| kept.remaining_s(&self.clock).is_some();
-        if !filter.contains(['+', '#']) {
+        let mut page = Page::default();
+        let Some(wild) = filter.find(['+', '#']) else {
             let one = kept.by_topic.get(filter).filter(|_| after.is_none());
-            return one.into_iter().filter(alive).cloned().collect();
+            page.messages.extend(one.into_iter().filter(alive).cloned());
+            return page;
+        };
+        // `a/#` is also `a` itself (section 4.7.1.2).
+        let begin = filter[..wild].strip_suffix('/').unwrap_or(&filter[..wild]);
+        let from = match after {
+            Some(after) if after >= begin => Bound::Excluded(after),
+            _ => Bound::Included(begin),
+        };
+        let all = kept.by_topic.range::<str, _>((from, Bound::Unbounded)).map(|(_, kept)| kept);
+        for (looked, kept) in all.take_while(|kept| kept.topic.starts_with(begin)).enumerate() {
+            if page.messages.len() == most || looked == LOOKED_AT_ONCE {
+                return page;
+            }
+            page.more_behind = Some(kept.topic.clone());
+            if super::router::matches(filter, &kept.topic) && alive(&kept) {
+                page.messages.push(Arc::clone(kept));
+            }
         }
-        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let all = kept.by_topic.range::<str, _>(behind).map(|(_, kept)| kept);
-        all.filter(|kept| super::router::matches(filter, &kept.topic)).filter(alive).take(most).cloned().collect()
+        page.more_behind = None;
+        page
     }
 
     /// How many there are.
@@ -131,10 +161,33 @@ mod tests {
         retained.apply(&message("b", "", None));
         assert_eq!(retained.count(), 2);
         let first = retained.page("a/#", None, 1);
-        assert_eq!((&*first[0].topic, &first[0].payload[..]), ("a/1", &b"new"[..]));
+        assert_eq!((&*first.messages[0].topic, &first.messages[0].payload[..]), ("a/1", &b"new"[..]));
+        assert_eq!(first.more_behind.as_deref(), Some("a/1"));
         let second = retained.page("a/#", Some("a/1"), 9);
-        assert_eq!(second.iter().map(|kept| &*kept.topic).collect::<Vec<_>>(), ["a/2"]);
-        assert!(retained.page("a/2", Some("a/2"), 9).is_empty());
+        assert!(second.more_behind.is_none());
+        assert_eq!(second.messages.iter().map(|kept| &*kept.topic).collect::<Vec<_>>(), ["a/2"]);
+        assert!(retained.page("a/2", Some("a/2"), 9).messages.is_empty());
+    }
+
+    #[test]
+    fn a_page_looks_at_few_topics_and_all_are_found() {
+        let retained = Retained::new(100_000, usize::MAX, Clock::system());
+        (0..5_000).for_each(|i| retained.apply(&message(&format!("a/{i}/x"), "1", None)));
+        retained.apply(&message("a", "1", None));
+        for (filter, want) in [("a/#", 5_001), ("a/+/y", 0), ("+/77/x", 1), ("a/4999/#", 1), ("b/#", 0)] {
+            let (mut after, mut found, mut pages) = (None, 0, 0);
+            loop {
+                let page = retained.page(filter, after.as_deref(), 64);
+                found += page.messages.len();
+                pages += 1;
+                match page.more_behind {
+                    Some(behind) => after = Some(behind),
+                    None => break,
+                }
+            }
+            assert_eq!(found, want, "{filter}");
+            assert!(pages >= want / 64, "{filter}: {pages}");
+        }
     }
 
     #[test]
@@ -144,9 +197,9 @@ mod tests {
         let kept = message("a", "x", Some(3_500_000));
         retained.apply(&kept);
         assert_eq!(kept.remaining_s(&retained.clock), Some(Some(3)));
-        assert_eq!(retained.page("#", None, 9).len(), 1);
+        assert_eq!(retained.page("#", None, 9).messages.len(), 1);
         now.store(3_500_000, Ordering::Relaxed);
-        assert!(retained.page("#", None, 9).is_empty() && retained.page("a", None, 9).is_empty());
+        assert!(retained.page("#", None, 9).messages.is_empty() && retained.page("a", None, 9).messages.is_empty());
     }
 
     #[test]

@@ -95,14 +95,14 @@ impl Router {
         if !self.has_subscribers() {
             return;
         }
-        let mut found: SmallVec<[(Arc<Connection>, Delivery); 8]> = SmallVec::new();
+        let mut found = Found::default();
         {
             let root = self.root.read().unwrap_or_else(PoisonError::into_inner);
             let levels: SmallVec<[&str; 8]> = publication.topic.split('/').collect();
             let dollar = publication.topic.starts_with('$');
-            find(&root, &levels, dollar, &mut |subscription| note(&mut found, subscription, publication));
+            find(&root, &levels, dollar, &mut |subscription| found.note(subscription, publication));
         }
-        for (to, delivery) in found {
+        for (to, delivery) in found.all {
             if to.send_publication(publication, &delivery) {
                 touched.push(to);
             }
@@ -110,24 +110,48 @@ impl Router {
     }
 }
 
-fn note(
-    found: &mut SmallVec<[(Arc<Connection>, Delivery); 8]>,
-    subscription: &Subscription,
-    publication: &Publication,
-) {
-    if subscription.no_local && publication.from == subscription.to.id {
-        return;
+/// Who wants a message, each once.
+#[derive(Default)]
+struct Found {
+    all: SmallVec<[(Arc<Connection>, Delivery); 8]>,
+    /// Places by connection, once there are many.
+    places: HashMap<u64, usize, RandomState>,
+}
+
+/// So many are looked through one by one.
+const FEW: usize = 16;
+
+impl Found {
+    fn note(&mut self, subscription: &Subscription, publication: &Publication) {
+        let to = &subscription.to;
+        if subscription.no_local && publication.from == to.id {
+            return;
+        }
+        let at = self.place(to);
+        let delivery = &mut self.all[at].1;
+        delivery.qos = delivery.qos.max(subscription.qos.min(publication.qos));
+        delivery.retain |= subscription.retain_as_published && publication.retain;
+        delivery.ids.extend(subscription.id);
     }
-    let qos = subscription.qos.min(publication.qos);
-    let retain = subscription.retain_as_published && publication.retain;
-    let at = found.iter().position(|(to, _)| to.id == subscription.to.id).unwrap_or_else(|| {
-        found.push((Arc::clone(&subscription.to), Delivery::default()));
-        found.len() - 1
-    });
-    let delivery = &mut found[at].1;
-    delivery.qos = delivery.qos.max(qos);
-    delivery.retain |= retain;
-    delivery.ids.extend(subscription.id);
+
+    fn place(&mut self, to: &Arc<Connection>) -> usize {
+        let known = if self.all.len() <= FEW {
+            self.all.iter().position(|(known, _)| known.id == to.id)
+        } else {
+            if self.places.is_empty() {
+                self.places.extend(self.all.iter().enumerate().map(|(at, (known, _))| (known.id, at)));
+            }
+            self.places.get(&to.id).copied()
+        };
+        known.unwrap_or_else(|| {
+            let at = self.all.len();
+            self.all.push((Arc::clone(to), Delivery::default()));
+            if !self.places.is_empty() {
+                self.places.insert(to.id, at);
+            }
+            at
+        })
+    }
 }
 
 type Subscribers = HashMap<u64, Subscription, RandomState>;

@@ -8,10 +8,11 @@
 use super::connection::{Connection, Wire};
 use super::packet::reason;
 use super::stream::Stream;
-use super::{Receipt, Shared};
+use super::{Accepted, Receipt, Shared};
 use crate::journal::Parcel;
 use crate::listen::admit::Routes;
 use crate::listen::{self, Desk};
+use daemon::seats::Seat;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -34,7 +35,7 @@ pub struct Thread {
     pub(super) shared: Arc<Shared>,
     pub(super) desk: Arc<Desk>,
     pub(super) desk_index: usize,
-    pub(super) sockets: UnboundedReceiver<TcpStream>,
+    pub(super) sockets: UnboundedReceiver<Accepted>,
     pub(super) stop: CancellationToken,
     pub(super) finish: CancellationToken,
 }
@@ -87,10 +88,10 @@ impl Thread {
                 Err(panic) = &mut settling => return Err(io::Error::other(panic)),
                 Err(panic) = &mut nudging => return Err(io::Error::other(panic)),
                 Err(panic) = &mut sweeping => return Err(io::Error::other(panic)),
-                Some(socket) = self.sockets.recv() => {
+                Some(Accepted { socket, seat }) = self.sockets.recv() => {
                     // The accepting side registered it with another runtime.
                     if let Ok(socket) = socket.into_std().and_then(TcpStream::from_std) {
-                        tokio::task::spawn_local(serve_connection(Rc::clone(&local), socket));
+                        tokio::task::spawn_local(serve_connection(Rc::clone(&local), socket, seat));
                     }
                 }
             }
@@ -182,12 +183,19 @@ impl Drop for Counted {
     }
 }
 
-async fn serve_connection(local: Rc<Local>, socket: TcpStream) {
+async fn serve_connection(local: Rc<Local>, socket: TcpStream, _seat: Seat) {
     let (reader, writer) = socket.into_split();
     let shared = &local.shared;
     let id = shared.ids.fetch_add(1, Ordering::Relaxed) + 1;
     let (metrics, clock) = (Arc::clone(&shared.admission.metrics), shared.admission.clock.clone());
-    let connection = Arc::new(Connection::new(id, Wire::Tcp(writer), metrics, clock, shared.limits.queue_bytes));
+    let connection = Arc::new(Connection::new(
+        id,
+        Wire::Tcp(writer),
+        metrics,
+        clock,
+        shared.limits.queue_bytes,
+        Arc::clone(&shared.delivery_memory),
+    ));
     connection.heard_s.store(local.now_s.get(), Ordering::Relaxed);
     connection.patience_s.store(shared.limits.connect_timeout.as_secs().max(1) as u32, Ordering::Relaxed);
     let _counted = Counted::new(&local, &connection);

@@ -14,19 +14,19 @@ use super::packet::{self, Frame, Version, Violation, kind, malformed, protocol_e
 use super::properties;
 use super::retained::Publication;
 use super::router::{Delivery, Subscription};
-use super::{Receipt, Shared, Step};
+use super::{Receipt, Shared, Step, Subscribing, Unsubscribing, Wish};
+use crate::decode::{Reason, Reject};
 use crate::journal::{Inbound, Parcel};
 use crate::listen;
 use crate::listen::admit::{Arrival, Origin, Routes};
 use crate::metrics::Protocol as Counted;
 use bytes::Bytes;
+use daemon::sparse::Sparse;
 use model::Micros;
 use model::time::SECOND_US;
-use rumqttd::protocol::{
-    Filter, Packet, QoS, RetainForwardRule, SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason,
-};
+use rumqttd::protocol::{Filter, Packet, SubscribeReasonCode};
 use smallvec::SmallVec;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -54,9 +54,9 @@ pub(super) struct Session {
     pub(super) inbound: Identifiers,
     /// Those of an earlier connection: the client may have forgotten them.
     pub(super) inherited: HashSet<u16>,
-    /// Retained messages still to be shown to new subscriptions.
-    pub(super) showings: VecDeque<Showing>,
-    /// For the will, aliases and identifiers.
+    /// What they take.
+    pub(super) filter_bytes: usize,
+    /// For all that is kept of the client.
     pub(super) charge: Charge,
     pub(super) steps: SmallVec<[Step; 2]>,
 }
@@ -68,16 +68,10 @@ pub(super) struct Will {
     pub(super) expiry_s: Option<u32>,
 }
 
-/// What a new subscription is still to be shown.
-pub(super) struct Showing {
-    filter: String,
-    qos: u8,
-    id: Option<u32>,
-    after: Option<Box<str>>,
-}
-
 /// Retained messages looked up at once.
 const SHOWN_AT_ONCE: usize = 64;
+/// Pages of them looked up before others have their turn.
+const PAGES_AT_ONCE: usize = 4;
 /// Memory of a QoS 2 identifier, roughly.
 const IDENTIFIER_BYTES: usize = 32;
 
@@ -149,9 +143,10 @@ impl Session {
             checked_topic(publish.topic)?
         };
         self.shared.admission.metrics.messages(Counted::Mqtt).inc();
+        let mut refused = None;
         if publish.qos < 2 || self.is_new(&publish, topic, parcel)? {
             let origin = Origin { source: topic, client: &self.origin };
-            self.shared.admission.publication(routes, origin, publish.payload, arrival, parcel);
+            refused = self.shared.admission.publication(routes, origin, publish.payload, arrival, parcel);
             if publish.retain || self.shared.router.has_subscribers() {
                 let publication = Publication {
                     topic: topic.into(),
@@ -167,7 +162,10 @@ impl Session {
         }
         match publish.qos {
             0 => {}
-            1 => self.steps.push(Step::Acknowledge(kind::PUBACK, publish.pkid)),
+            1 => self.steps.push(match refused {
+                Some(reject) if self.version == Version::V5 => Step::Refuse(publish.pkid, reason_of(&reject)),
+                _ => Step::Acknowledge(kind::PUBACK, publish.pkid),
+            }),
             _ => self.steps.push(Step::Acknowledge(kind::PUBREC, publish.pkid)),
         }
         Ok(())
@@ -215,7 +213,8 @@ impl Session {
     pub(super) fn weigh(&mut self) -> Result<(), Violation> {
         let will = self.will.as_ref().map_or(0, |will| will.publication.bytes());
         let aliases: usize = self.aliases.values().map(|topic| topic.len() + 32).sum();
-        self.charge.set(will + aliases + self.inbound.len() * IDENTIFIER_BYTES)
+        let names = self.client.len() * 3 + self.origin.len();
+        self.charge.set(will + aliases + names + self.filter_bytes + self.inbound.len() * IDENTIFIER_BYTES)
     }
 
     fn release(&mut self, pkid: u16, parcel: &mut Parcel) {
@@ -234,8 +233,11 @@ impl Session {
             if removal || self.shared.retained.has_room(&publication.topic, publication.bytes()) {
                 parcel.retain.push(Arc::clone(&publication));
             } else {
-                let topic = &*publication.topic;
-                tracing::warn!(topic, "not retained: limits.retained or limits.retained_memory reached");
+                static FULL: Sparse = Sparse::new();
+                if let Some(unsaid) = FULL.may_say() {
+                    let topic = &publication.topic[..publication.topic.floor_char_boundary(100)];
+                    tracing::warn!(topic, unsaid, "not retained: limits.retained or limits.retained_memory reached");
+                }
             }
         }
         self.steps.push(Step::Publish(publication));
@@ -259,29 +261,26 @@ impl Session {
         if subscribe.filters.len() > self.shared.limits.subscriptions {
             return Err(Violation { code: reason::QUOTA, what: "more filters than mqtt.max_subscriptions" });
         }
-        let mut codes = Vec::with_capacity(subscribe.filters.len());
-        let mut retained = HashMap::new();
-        for filter in &subscribe.filters {
-            codes.push(self.subscribe_one(filter, id, &mut retained));
-        }
-        let answer = SubAck { pkid: subscribe.pkid, return_codes: codes };
-        self.connection.send(&packet::encode(self.version, Packet::SubAck(answer, None)));
-        for (filter, qos) in retained {
-            self.showings.retain(|showing| showing.filter != filter);
-            self.showings.push_back(Showing { filter: filter.to_owned(), qos, id, after: None });
-        }
-        self.show_retained();
+        let wish = |filter| self.wish(filter, id);
+        let filters = subscribe.filters.iter().map(wish).collect();
+        let subscribing = Subscribing { pkid: subscribe.pkid, filters };
+        self.steps.push(Step::Subscribe(Box::new(subscribing)));
         Ok(())
     }
 
-    /// Sends what retained messages the client has room for; the rest follow as it takes them.
-    pub(super) fn show_retained(&mut self) {
-        while let Some(showing) = self.showings.front_mut() {
+    /// Sends what retained messages the client has room for, for a little while; the rest follow as it takes
+    /// them. True if there is more to do at once.
+    pub(super) fn show_retained(&mut self) -> bool {
+        for _ in 0..PAGES_AT_ONCE {
+            let mut showings = self.connection.showings();
+            let Some(mut showing) = showings.pop_front() else { return false };
+            drop(showings);
             let page = self.shared.retained.page(&showing.filter, showing.after.as_deref(), SHOWN_AT_ONCE);
-            let last = page.len() < SHOWN_AT_ONCE;
-            for publication in page {
+            let mut is_full = false;
+            for publication in page.messages {
                 if !self.connection.has_room() {
-                    return;
+                    is_full = true;
+                    break;
                 }
                 let qos = showing.qos.min(publication.qos);
                 let delivery = Delivery { qos, retain: true, ids: showing.id.into_iter().collect() };
@@ -290,51 +289,55 @@ impl Session {
                 }
                 showing.after = Some(publication.topic.clone());
             }
-            if last {
-                self.showings.pop_front();
+            if is_full || page.more_behind.is_some() {
+                if !is_full {
+                    showing.after = page.more_behind;
+                }
+                let mut showings = self.connection.showings();
+                // Unless it has been asked for anew meanwhile.
+                if showings.iter().all(|other| other.filter != showing.filter) {
+                    showings.push_front(showing);
+                }
+            }
+            if is_full {
+                return false;
             }
         }
+        !self.connection.showings().is_empty()
     }
 
-    /// Subscribes, and notes whose retained messages are wanted, each filter once.
-    fn subscribe_one<'a>(
-        &mut self,
-        filter: &'a Filter,
-        id: Option<u32>,
-        retained: &mut HashMap<&'a str, u8>,
-    ) -> SubscribeReasonCode {
+    /// What becomes of one filter of a SUBSCRIBE.
+    fn wish(&mut self, filter: &Filter, id: Option<u32>) -> Result<Wish, SubscribeReasonCode> {
         // MQTT 3.1.1 knows one failure code only.
-        let failure = |code| if self.version == Version::V4 { SubscribeReasonCode::Failure } else { code };
+        let version = self.version;
+        let failure = |code| if version == Version::V4 { SubscribeReasonCode::Failure } else { code };
         if !packet::filter_is_valid(&filter.path) {
-            return failure(SubscribeReasonCode::TopicFilterInvalid);
+            return Err(failure(SubscribeReasonCode::TopicFilterInvalid));
         }
         if filter.path.starts_with("$share/") {
-            return failure(SubscribeReasonCode::SharedSubscriptionsNotSupported);
+            return Err(failure(SubscribeReasonCode::SharedSubscriptionsNotSupported));
         }
-        if !self.filters.contains(&filter.path) && self.filters.len() >= self.shared.limits.subscriptions {
-            return failure(SubscribeReasonCode::QuotaExceeded);
+        if !self.filters.contains(&filter.path) {
+            if self.filters.len() >= self.shared.limits.subscriptions {
+                return Err(failure(SubscribeReasonCode::QuotaExceeded));
+            }
+            self.filters.insert(filter.path.clone());
+            self.filter_bytes += filter_bytes(&filter.path);
+            if self.weigh().is_err() {
+                self.filters.remove(&filter.path);
+                self.filter_bytes -= filter_bytes(&filter.path);
+                let _ = self.weigh();
+                return Err(failure(SubscribeReasonCode::QuotaExceeded));
+            }
         }
-        let qos = (filter.qos as u8).min(1);
-        let new = self.shared.router.subscribe(
-            &filter.path,
-            Subscription {
-                to: Arc::clone(&self.connection),
-                qos,
-                no_local: filter.nolocal || self.is_bridge,
-                retain_as_published: filter.preserve_retain || self.is_bridge,
-                id,
-            },
-        );
-        self.filters.insert(filter.path.clone());
-        let wanted = match filter.retain_forward_rule {
-            RetainForwardRule::OnEverySubscribe => true,
-            RetainForwardRule::OnNewSubscribe => new,
-            RetainForwardRule::Never => false,
+        let subscription = Subscription {
+            to: Arc::clone(&self.connection),
+            qos: (filter.qos as u8).min(1),
+            no_local: filter.nolocal || self.is_bridge,
+            retain_as_published: filter.preserve_retain || self.is_bridge,
+            id,
         };
-        if wanted {
-            retained.insert(&filter.path, qos);
-        }
-        SubscribeReasonCode::Success(if qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce })
+        Ok(Wish { filter: filter.path.clone(), subscription, retained: filter.retain_forward_rule.clone() })
     }
 
     fn unsubscribe(&mut self, frame: &Frame<'_>) -> Result<(), Violation> {
@@ -342,22 +345,25 @@ impl Session {
         let Packet::Unsubscribe(unsubscribe, _) = packet::decode(self.version, frame)? else {
             return Err(malformed("UNSUBSCRIBE that is none"));
         };
-        let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
-            self.filters.remove(filter);
-            self.showings.retain(|showing| showing.filter != *filter);
-            let found = self.shared.router.unsubscribe(filter, self.connection.id);
-            reasons.push(if found { UnsubAckReason::Success } else { UnsubAckReason::NoSubscriptionExisted });
+            if self.filters.remove(filter) {
+                self.filter_bytes -= filter_bytes(filter);
+            }
         }
-        let answer = UnsubAck { pkid: unsubscribe.pkid, reasons };
-        self.connection.send(&packet::encode(self.version, Packet::UnsubAck(answer, None)));
+        self.weigh()?;
+        let unsubscribing = Unsubscribing { pkid: unsubscribe.pkid, filters: unsubscribe.filters };
+        self.steps.push(Step::Unsubscribe(Box::new(unsubscribing)));
         Ok(())
     }
 
     /// The connection is over: subscriptions go, and the will is published unless the client
     /// said goodbye.
     pub(super) fn end(&mut self, arrival: Arrival, routes: &mut Routes, parcel: &mut Parcel) {
-        self.showings.clear();
+        self.connection.end();
+        // Whoever was thrown out leaves nothing behind.
+        if self.connection.closing() == Some(reason::NOT_AUTHORIZED) {
+            self.will = None;
+        }
         for filter in self.filters.drain() {
             self.shared.router.unsubscribe(&filter, self.connection.id);
         }
@@ -369,6 +375,19 @@ impl Session {
             self.settle(parcel);
         }
     }
+}
+
+/// What MQTT 5 calls it when nothing of a message was kept.
+fn reason_of(reject: &Reject) -> u8 {
+    match reject.reason {
+        Reason::Limit => reason::QUOTA,
+        _ => reason::PAYLOAD_INVALID,
+    }
+}
+
+/// What a filter takes, in the session and in the tree of all.
+fn filter_bytes(filter: &str) -> usize {
+    filter.len() * 3 + filter.split('/').count() * 64 + 128
 }
 
 fn expires_us(expiry_s: Option<u32>, arrival: Arrival) -> Option<Micros> {

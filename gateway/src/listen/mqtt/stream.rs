@@ -163,7 +163,11 @@ impl Stream {
             if connection.closing().is_some() {
                 return;
             }
-            session.show_retained();
+            if session.show_retained() {
+                // Others have their turn first.
+                tokio::task::yield_now().await;
+                connection.wake_again();
+            }
             let mut waiting = std::mem::take(&mut self.waiting);
             let full = !waiting.is_empty();
             connection.paused.store(full, Ordering::Relaxed);

@@ -191,6 +191,11 @@ pub fn parse_time(text: &str, now_us: Micros) -> Result<Micros, String> {
             _ => Err(bad()),
         };
     }
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let year = text.get(..4).and_then(|year| year.parse::<u16>().ok());
+    if digits && matches!(text.len(), 4 | 6 | 8) && year.is_some_and(|year| (1900..2200).contains(&year)) {
+        return Err(format!("{text:?} may be a date as well as seconds since 1970: write it as 2024-05-01"));
+    }
     let utc = jiff::tz::TimeZone::UTC;
     time::parse(text, &utc)
         .or_else(|_| match text.rsplit_once(' ') {
@@ -221,7 +226,7 @@ mod tests {
         ] {
             assert_eq!(parse_time(text, now_us), Ok(want), "{text}");
         }
-        for text in ["", "now*2", "now-x", "tomorrow", "é", "nowé"] {
+        for text in ["", "now*2", "now-x", "tomorrow", "é", "nowé", "2024", "20240501"] {
             assert!(parse_time(text, now_us).is_err(), "{text}");
         }
     }

@@ -45,7 +45,11 @@ impl Common {
     pub fn start_log(&self) {
         keep_to_ourselves();
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            // Whoever reads the log may have gone: nothing else must end with it.
+            .log_internal_errors(false);
         match self.log_format {
             LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
             LogFormat::Json => log.json().init(),

@@ -473,6 +473,7 @@ pub fn default_ingest() -> Vec<Ingest> {
 }
 
 impl Options for Config {
+    const ALIASES: &'static [(&'static str, &'static str)] = &[("ingest.influx.device_tags", "influx.device_tags")];
     const DEFAULT_FILE: &'static str = "tidegate.toml";
 
     fn validate(&self) -> Vec<(String, String)> {
@@ -552,6 +553,12 @@ impl Options for Config {
             if let Err(e) = endpoint.parse::<Endpoint>() {
                 wrong("uplink.endpoints", e.to_string());
             }
+            if !self.uplink.token_file.as_os_str().is_empty() && is_in_the_clear(endpoint) {
+                let what = format!(
+                    "{endpoint} would be told the token in the clear: use https, or leave uplink.token_file empty"
+                );
+                wrong("uplink.endpoints", what);
+            }
         }
         if !(1..=32).contains(&self.uplink.in_flight) {
             wrong("uplink.in_flight", format!("{} is not between 1 and 32", self.uplink.in_flight));
@@ -573,6 +580,14 @@ impl Options for Config {
         }
         problems
     }
+}
+
+/// True for a URL whose connection others can read: plain HTTP beyond this machine.
+pub fn is_in_the_clear(url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(url) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let is_local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() == "http" && !is_local
 }
 
 impl Config {

@@ -7,7 +7,7 @@ use daemon::auth::verbs::UserVerb;
 use daemon::lifecycle::{BAD_USE, Common, obey_signals, raise_file_limit};
 use gateway::app::{self, App, AppError};
 use gateway::clock::Clock;
-use gateway::config::Config;
+use gateway::config::{Config, is_in_the_clear};
 use gateway::doctor;
 use gateway::export::{self, Format};
 use gateway::journal::schema;
@@ -192,6 +192,7 @@ fn verify(config: &Config, url: &str, token_file: Option<PathBuf>) -> anyhow::Re
     let file =
         token_file.or_else(|| Some(config.uplink.token_file.clone()).filter(|path| !path.as_os_str().is_empty()));
     let token = file.map(std::fs::read_to_string).transpose().context("the token file cannot be read")?;
+    anyhow::ensure!(token.is_none() || !is_in_the_clear(url), "{url} would be told the token in the clear: use https");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let compared = runtime.block_on(verify::compare(&store, url, token.as_deref().map(str::trim)))?;

@@ -37,6 +37,10 @@ pub enum TimeError {
 /// then milliseconds below 1e14, microseconds below 1e17, nanoseconds above.
 pub fn from_epoch(number: f64) -> Result<Micros, TimeError> {
     let magnitude = number.abs();
+    // A date without separators, or a time after the year 2286: neither is believed.
+    if (1e13..1e14).contains(&magnitude) || (1e16..1e17).contains(&magnitude) {
+        return Err(TimeError::Ambiguous(number.to_string()));
+    }
     let us = match magnitude {
         m if m < 1e11 => number * 1e6,
         m if m < 1e14 => number * 1e3,
@@ -65,11 +69,27 @@ pub fn from_digits(number: i64, zone: &TimeZone) -> Result<(Micros, Option<Micro
             let date = local(number / 10_000_000_000).ok_or_else(|| TimeError::Ambiguous(number.to_string()))?;
             from_local(date, zone, &number.to_string())
         }
-        100_000_000_000..1_000_000_000_000 if local(2000 + number / 10_000_000_000).is_some() => {
+        // The same with milliseconds; as microseconds that would be after 2286, too.
+        10_000_000_000_000_000..100_000_000_000_000_000 => {
+            let (us, later) = from_digits(number / 1_000, zone)?;
+            let more_us = number % 1_000 * 1_000;
+            Ok((us + more_us, later.map(|us| us + more_us)))
+        }
+        100_000_000_000..1_000_000_000_000
+            if local(2000 + number / 10_000_000_000).is_some() || is_date_of(number / 10_000, number % 10_000) =>
+        {
             Err(TimeError::Ambiguous(number.to_string()))
         }
         _ => from_epoch_integer(number).map(|us| (us, None)),
     }
+}
+
+/// True for a year, month and day, and an hour and minute, all in digits.
+fn is_date_of(day: i64, minute: i64) -> bool {
+    let part = |n: i64| i8::try_from(n).unwrap_or(-1);
+    let is_day =
+        civil::Date::new(i16::try_from(day / 10_000).unwrap_or(-1), part(day / 100 % 100), part(day % 100)).is_ok();
+    is_day && (1900..2200).contains(&(day / 10_000)) && minute / 100 < 24 && minute % 100 < 60
 }
 
 /// Reads a whole epoch number; like [`from_epoch`] but exact beyond 2^53.
@@ -186,6 +206,10 @@ mod tests {
             ("946684800000", Some("2000-01-01T00:00:00Z")),
             ("20241301120000", None),
             ("240501120000", None),
+            ("202405011200", None),
+            ("20240501120000123", Some("2024-05-01T12:00:00.123Z")),
+            ("20240501120000.5", None),
+            ("1714564800000000", Some("2024-05-01T12:00:00Z")),
         ] {
             assert_eq!(utc(text).ok().map(format).as_deref(), want, "{text}");
         }

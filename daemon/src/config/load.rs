@@ -43,6 +43,9 @@ pub trait Options: Default + Serialize + DeserializeOwned {
     /// Read from the working directory if no other file is named.
     const DEFAULT_FILE: &'static str;
 
+    /// Other names of keys, each with the one that it stands for.
+    const ALIASES: &'static [(&'static str, &'static str)] = &[];
+
     /// What is wrong with values that are well formed: keys and remedies.
     fn validate(&self) -> Vec<(String, String)>;
 }
@@ -80,7 +83,13 @@ pub fn load<C: Options>(
     merge(settings, problems)
 }
 
-fn merge<C: Options>(settings: Vec<Setting>, mut problems: Vec<Problem>) -> Result<C, Vec<Problem>> {
+fn merge<C: Options>(mut settings: Vec<Setting>, mut problems: Vec<Problem>) -> Result<C, Vec<Problem>> {
+    for setting in &mut settings {
+        let given = setting.path.join(".");
+        if let Some((_, key)) = C::ALIASES.iter().find(|(alias, _)| *alias == given) {
+            setting.path = key.split('.').map(str::to_owned).collect();
+        }
+    }
     let defaults = Table::try_from(C::default()).expect("the defaults are TOML");
     let mut merged = defaults.clone();
     for setting in &settings {

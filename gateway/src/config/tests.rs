@@ -29,6 +29,26 @@ fn the_shipped_file_equals_the_defaults() {
 }
 
 #[test]
+fn a_token_is_not_sent_in_the_clear() {
+    for (endpoint, is_fine) in [
+        ("http://127.0.0.1:8090/v1/push", true),
+        ("https://cloud.example:8090/v1/push", true),
+        ("http://cloud.example:7443", false),
+    ] {
+        let sets = [format!("uplink.endpoints=[\"{endpoint}\"]"), "uplink.token_file=/etc/token".into()];
+        assert_eq!(load::<Config>(None, none(), &sets).is_ok(), is_fine, "{endpoint}");
+    }
+}
+
+#[test]
+fn the_tags_that_name_a_device_have_two_names() {
+    for set in ["influx.device_tags=[\"node\"]", "ingest.influx.device_tags=[\"node\"]"] {
+        let config = load::<Config>(None, none(), &[set.to_owned()]).unwrap();
+        assert_eq!(config.influx.device_tags, ["node"], "{set}");
+    }
+}
+
+#[test]
 fn the_shipped_file_names_every_key() {
     let text = std::fs::read_to_string(SHIPPED).unwrap().parse::<toml::Table>().unwrap();
     let defaults = toml::Table::try_from(Config::default()).unwrap();

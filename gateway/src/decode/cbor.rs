@@ -144,8 +144,7 @@ impl Reader<'_> {
             }
             (4 | 5, _) => {
                 let content = self.node(header, depth + 1)?;
-                fraction(tag, &content)
-                    .ok_or_else(|| malformed(format!("tag {tag} without an exponent and a mantissa")))
+                Ok(fraction(tag, &content))
             }
             _ => self.node(header, depth + 1),
         }
@@ -153,15 +152,18 @@ impl Reader<'_> {
 }
 
 /// Mantissa times ten or two to the exponent, rounded once.
-fn fraction(tag: u64, content: &Node) -> Option<Node> {
-    let Node::Array(parts) = content else { return None };
-    let [Node::Integer(exponent), mantissa] = parts.as_slice() else { return None };
-    let exponent = i32::try_from(*exponent).ok()?;
+fn fraction(tag: u64, content: &Node) -> Node {
+    const NONE: Node = Node::Unsupported("a fraction without an exponent and a mantissa");
+    let Node::Array(parts) = content else { return NONE };
+    let [Node::Integer(exponent), mantissa] = parts.as_slice() else { return NONE };
+    let Some(own) = mantissa.as_number() else { return NONE };
+    // Beyond these, whatever the mantissa is, it comes to nothing or to too much.
+    let exponent = (*exponent).clamp(-100_000, 100_000) as i32;
     let n = match (tag, mantissa) {
-        (4, Node::Integer(mantissa)) => format!("{mantissa}e{exponent}").parse().ok()?,
-        (4, _) => format!("{:e}", mantissa.as_number()?).parse::<f64>().ok()? * 10_f64.powi(exponent),
+        (4, Node::Integer(mantissa)) => format!("{mantissa}e{exponent}").parse().unwrap_or(f64::NAN),
+        (4, _) => own * 10_f64.powi(exponent),
         // In two steps: neither overflows where the product does not.
-        _ => mantissa.as_number()? * 2_f64.powi(exponent / 2) * 2_f64.powi(exponent - exponent / 2),
+        _ => own * 2_f64.powi(exponent / 2) * 2_f64.powi(exponent - exponent / 2),
     };
-    Some(if n.is_finite() { Node::Number(n) } else { Node::NotFinite("a decimal fraction".into()) })
+    if n.is_finite() { Node::Number(n) } else { Node::NotFinite("a decimal fraction".into()) }
 }

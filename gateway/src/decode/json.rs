@@ -170,6 +170,7 @@ fn spelled(token: &[u8]) -> Option<String> {
     let token = std::str::from_utf8(token).ok()?;
     match text::numeric(token).unwrap_or_else(|| text::read(token)) {
         Leaf::Missing => Some("null".into()),
+        Leaf::Bool(b) => Some(b.to_string()),
         Leaf::NotFinite(text) if !text.starts_with(|c: char| c.is_ascii_digit()) => {
             Some(if text.starts_with('-') { "-Infinity" } else { "Infinity" }.into())
         }

@@ -7,7 +7,9 @@
 //! reference, "Line protocol"; where it is silent, what InfluxDB's own parser does.
 
 use super::{Leaf, Named, Reason, Reject, Sink, Stamp, keep, printable, text};
+use jiff::tz::TimeZone;
 use model::Micros;
+use model::identity::NAME_BYTES_MAX;
 use model::tags::{push_name, push_tag};
 use model::time::{self, FIRST_US, LAST_US};
 use smallvec::SmallVec;
@@ -54,7 +56,7 @@ impl FromStr for Precision {
 impl Precision {
     fn micros(self, n: i64) -> Option<Micros> {
         match self {
-            Precision::Auto => time::from_epoch_integer(n).ok(),
+            Precision::Auto => time::from_digits(n, &TimeZone::UTC).ok().map(|(us, _)| us),
             Precision::Hours => n.checked_mul(3_600_000_000),
             Precision::Minutes => n.checked_mul(60_000_000),
             Precision::Seconds => n.checked_mul(1_000_000),
@@ -83,6 +85,8 @@ pub struct Lines<'b> {
     held: usize,
 }
 
+/// The most fields of a line: what they come to is in memory at once.
+const FIELDS_MAX: usize = 20_000;
 /// The most tags that a line may have: with as many, no name is short enough any more.
 const TAGS_MAX: usize = 128;
 
@@ -152,6 +156,9 @@ impl<'l> Shape<'l> {
         let line_end = bytes[fields_end..].iter().position(|&b| b == b'\n').map_or(bytes.len(), |at| fields_end + at);
         let stamp = bytes[fields_end..line_end].trim_ascii();
         let fields = bytes[fields_begin..fields_end].trim_ascii_end();
+        if fields.iter().filter(|&&byte| byte == b',').count() >= FIELDS_MAX {
+            return Err(format!("more than {FIELDS_MAX} fields"));
+        }
         if head_end == begin || fields.is_empty() || stamp.contains(&b' ') {
             return Err(WANTED.into());
         }
@@ -218,7 +225,11 @@ fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut d
     for (key, value) in tags.iter().filter(|(key, _)| Some(&**key) != by.map(String::as_str)) {
         push_tag(&mut suffix, key, value);
     }
-    let length = metric.len();
+    let (length, around) = (metric.len(), metric.len() + suffix.len());
+    if around > NAME_BYTES_MAX {
+        // No field is short enough: said once, before any name is built.
+        return Err(format!("measurement and tags have {around} bytes, a metric's name at most {NAME_BYTES_MAX}"));
+    }
     let device = device.unwrap_or(&measurement);
     let mut rest = fields;
     while !rest.is_empty() {
@@ -287,23 +298,30 @@ fn cut(text: &str, separator: u8) -> (&str, Option<&str>) {
     (text, None)
 }
 
-/// Key, value and what follows the comma behind them; or what is no field, and the same.
+/// Key, value and what follows the comma behind them; or what is no field, and the same. Nothing behind the field is
+/// looked at.
 fn field(text: &str) -> Result<(&str, &str, &str), (&str, &str)> {
-    let until_comma = || {
-        let (bad, behind) = cut(text, b',');
-        (bad, behind.unwrap_or_default())
-    };
-    let (key, Some(value)) = cut(text, b'=') else { return Err(until_comma()) };
-    if key.is_empty() || cut(key, b',').1.is_some() {
-        return Err(until_comma());
+    let bytes = text.as_bytes();
+    let (mut at, mut equals) = (0, None);
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'\\' if equals.is_none() && matches!(bytes.get(at + 1), Some(b' ' | b',' | b'=' | b'"')) => at += 2,
+            b'=' if equals.is_none() => {
+                equals = Some(at);
+                at = if bytes.get(at + 1) == Some(&b'"') {
+                    end_of_text(bytes, at + 1).unwrap_or(bytes.len())
+                } else {
+                    at + 1
+                };
+            }
+            b',' => break,
+            _ => at += 1,
+        }
     }
-    let end = match value.starts_with('"') {
-        true => end_of_text(value.as_bytes(), 0).ok_or_else(until_comma)?,
-        false => 0,
-    };
-    match value[end..].find(',') {
-        Some(comma) => Ok((key, &value[..end + comma], &value[end + comma + 1..])),
-        None => Ok((key, value, "")),
+    let (own, behind) = (&text[..at], text.get(at + 1..).unwrap_or_default());
+    match equals.filter(|&equals| equals > 0) {
+        Some(equals) => Ok((&own[..equals], &own[equals + 1..], behind)),
+        None => Err((own, behind)),
     }
 }
 

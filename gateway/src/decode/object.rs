@@ -35,6 +35,7 @@ pub(super) fn decode(target: Target<'_>, tree: &Node, zone: &TimeZone, sink: &mu
 
 fn one(target: Target<'_>, node: &Node, zone: &TimeZone, sink: &mut dyn Sink) {
     match (node, target.metric) {
+        (_, Some("")) => sink.reject(Reject::whole(Reason::BadName, "the metric's name is empty")),
         (Node::Object(fields), metric) => {
             let fields: Vec<_> = without_repeats(fields, "", sink).collect();
             object(Whose { device: None, metric }, &fields, zone, BadTime::Arrival, sink);

@@ -746,6 +746,25 @@ fn one_point_of_line_protocol_is_one_series() {
     .assert_eq(&show(&lines(body.as_bytes(), line::Precision::Auto)));
 }
 
+/// What is looked at once for each field makes a line quadratic: a megabyte of each takes a moment.
+#[test]
+fn long_lines_take_time_in_proportion() {
+    let begun = std::time::Instant::now();
+    let tags: String = (0..100).map(|i| format!(",t{i}={}", "x".repeat(5_000))).collect();
+    for body in [
+        format!("m {}", "v,".repeat(500_000)),
+        format!("m {}", "v=1,".repeat(250_000)),
+        format!("m {}", "v=\"x\",".repeat(15_000)),
+        format!("m {}", "v,".repeat(15_000)),
+        format!("m{tags} {}", "a=1,".repeat(15_000)),
+    ] {
+        let out = lines(body.as_bytes(), line::Precision::Auto);
+        assert!(out.readings.len() <= 20_000 && out.readings.len() + out.rejects.len() > 0);
+    }
+    // A hang, not a measure: proportional it takes a tenth of a second.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+}
+
 #[test]
 fn lines_are_read_as_influxdb_reads_them() {
     let body = b"m\\ x\\,y,t\\ ag=v\\=1\\\\x f\\ 1=1i,s=\"a \\\"b\\\" \\\\ c=d,e\nf\",g=2u 1\r\nm a=\"x,b=2\nm c=\"y\" 2\n\

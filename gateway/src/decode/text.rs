@@ -70,7 +70,7 @@ fn word(text: &str) -> Option<Leaf<'_>> {
         Some(Leaf::Bool(true))
     } else if is(text, &FALSE) {
         Some(Leaf::Bool(false))
-    } else if is(text, &MISSING) || text == "None" || is_nan(unsigned) {
+    } else if is(text, &MISSING) || matches!(text, "None" | "undefined") || is_nan(unsigned) {
         Some(Leaf::Missing)
     } else if is(unsigned, &INFINITE) || unsigned.starts_with("1.#INF") {
         Some(Leaf::NotFinite(text))

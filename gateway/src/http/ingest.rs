@@ -67,7 +67,8 @@ pub(super) async fn readings(
     let admitted = site.admission.posted(origin, kind, &taken.bytes, arrival, &mut parcel);
     let admitted = admitted.map_err(|reject| Problem::bad_request(reject.to_string()))?;
     commit(&site, parcel).await?;
-    let nothing = admitted.accepted == 0 && admitted.rejected > 0;
+    // Values that say that there is none have been understood.
+    let nothing = admitted.accepted == 0 && admitted.missing == 0;
     let mut response = json(&Outcome::of(admitted));
     if nothing {
         *response.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;

@@ -23,7 +23,7 @@ use model::{Micros, Value, check_name};
 use smallvec::SmallVec;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// The beginning of a rejected payload that is kept.
 const REJECT_PAYLOAD_BYTES: usize = 1_024;
@@ -31,6 +31,10 @@ const REJECT_PAYLOAD_BYTES: usize = 1_024;
 const REJECTS_PER_MESSAGE: usize = 20;
 /// Rejects of one message that its answer names.
 pub const REJECTS_NAMED: usize = 1_000;
+/// Rejects of one client that are kept in a minute; the rest are counted.
+const KEPT_OF_ONE: usize = 1_000;
+const KEPT_EVERY_US: Micros = 60 * model::time::SECOND_US;
+const KEPT_CLIENTS_MAX: usize = 10_000;
 /// Topics whose series a listener remembers.
 const ROUTES_MAX: usize = 50_000;
 /// A topic longer than this is matched each time.
@@ -58,6 +62,8 @@ pub struct Admission {
     pub device_tags: Vec<String>,
     /// What no rule takes.
     pub unmatched: Unmatched,
+    /// Since when, and how many rejects of each client have been kept.
+    kept: Mutex<HashMap<Box<str>, (Micros, usize), RandomState>>,
     rules: RwLock<Arc<Rules>>,
     generation: AtomicU64,
 }
@@ -73,7 +79,7 @@ enum Route {
     /// Not readings.
     Other(Arc<Topic>),
     /// Where plain payloads and plain objects go.
-    Known(Known),
+    Known(Box<Known>),
     /// The payload has to be looked at.
     Decode,
 }
@@ -125,6 +131,7 @@ impl Admission {
             max_skew_us,
             device_tags,
             unmatched: Unmatched::default(),
+            kept: Mutex::default(),
             rules: RwLock::new(Arc::new(rules)),
             generation: AtomicU64::new(1),
         }
@@ -138,6 +145,20 @@ impl Admission {
 
     fn rules(&self) -> Arc<Rules> {
         Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// True if another reject of a client is kept: one that only sends rejects must not push out all others'.
+    fn may_keep(&self, client: &str, now_us: Micros) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() > KEPT_CLIENTS_MAX {
+            kept.clear();
+        }
+        let entry = kept.entry(client.into()).or_insert((now_us, 0));
+        if !(0..KEPT_EVERY_US).contains(&(now_us - entry.0)) {
+            *entry = (now_us, 0);
+        }
+        entry.1 += 1;
+        entry.1 <= KEPT_OF_ONE
     }
 
     /// The moment now.
@@ -183,7 +204,7 @@ impl Admission {
             Some((Target { device: Some(device), metric }, Format::Auto | Format::Json | Format::Text))
                 if check_name(device).is_ok() && metric.is_none_or(|metric| check_name(metric).is_ok()) =>
             {
-                Route::Known(Known { is_metric: metric.is_some(), ..Known::default() })
+                Route::Known(Box::new(Known { is_metric: metric.is_some(), ..Known::default() }))
             }
             Some(_) => Route::Decode,
         };
@@ -415,7 +436,7 @@ impl<'a> Taking<'a> {
         if !reject.kept {
             self.admitted.rejected += 1;
         }
-        if self.rejects_kept < REJECTS_PER_MESSAGE {
+        if self.rejects_kept < REJECTS_PER_MESSAGE && self.admission.may_keep(self.origin.client, self.arrival.now_us) {
             self.rejects_kept += 1;
             parcel.rejects.push(Rejected {
                 received_us: self.arrival.now_us,

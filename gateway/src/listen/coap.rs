@@ -47,6 +47,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 const DATAGRAM_BYTES: usize = 64 << 10;
 /// Representations beyond this go out in blocks of it.
 const BLOCK: Block = Block { number: 0, more: false, szx: 6 };
+/// Representations of at most so many bytes are not cut for anybody.
+const SMALL: usize = 64;
 /// How long an answer may be kept by others (section 5.10.5); values change when they like.
 const MAX_AGE_S: u8 = 60;
 
@@ -393,7 +395,8 @@ impl Endpoint {
         };
         let now = Instant::now();
         let room = self.reach.room(request.from, request.bytes, now);
-        let is_large = answer.payload.len() > room.unwrap_or(usize::MAX).min(BLOCK.size());
+        // What is small goes whole: it may be another before its next block is asked for.
+        let is_large = answer.payload.len() > room.map_or(BLOCK.size(), |room| room.clamp(SMALL, BLOCK.size()));
         if asked.is_some() || is_large {
             let body = std::mem::take(&mut answer.payload);
             let beyond = || (ResponseType::BadRequest, "the block lies beyond the end".to_owned());
@@ -401,9 +404,9 @@ impl Endpoint {
             let (part, block) = block::slice(&body, block).ok_or_else(beyond)?;
             answer.payload = part.to_vec();
             answer.options.push((CoapOption::Block2, block.write()));
-            if room.is_none() {
-                answer.options.push((CoapOption::ETag, xxh3_64(&body).to_be_bytes().to_vec()));
-            }
+            // The same in every block, whatever is known of the client by then: clients compare them.
+            let tag = (xxh3_64(&body) as u32).to_be_bytes();
+            answer.options.push((CoapOption::ETag, tag.to_vec()));
         }
         if room.is_some() && is_large {
             let value = self.reach.value(request.from, now);

@@ -72,13 +72,14 @@ impl Unmatched {
 
     /// All that are remembered, the latest first.
     pub fn newest(&self) -> Vec<Seen> {
-        let row = |(topic, seen): (&Box<str>, &Arc<Topic>)| Seen {
+        let topics = self.topics();
+        let rows = topics.iter().map(|(topic, seen)| Seen {
             topic: topic.to_string(),
             messages: seen.messages.load(Ordering::Relaxed),
             bytes: seen.bytes.load(Ordering::Relaxed),
             last_us: seen.last_us.load(Ordering::Relaxed),
-        };
-        let mut rows: Vec<Seen> = self.topics().iter().map(row).collect();
+        });
+        let mut rows: Vec<Seen> = rows.collect();
         rows.sort_by(|a, b| b.last_us.cmp(&a.last_us).then_with(|| a.topic.cmp(&b.topic)));
         rows
     }

@@ -82,8 +82,8 @@ pub(super) async fn greet(
     };
     shared.admission.metrics.refused_connect(reason::name(violation.code));
     if let Some(unsaid) = LOG.may_say() {
-        let client = connection.peer().map_or("", |peer| &*peer.client);
-        tracing::warn!(%from, client, unsaid, "a client was refused: {violation}");
+        let client: String = packet::connect_client(frame).unwrap_or_default().chars().take(64).collect();
+        tracing::warn!(%from, client = client.escape_default().to_string(), unsaid, "a client was refused: {violation}");
     }
     Err(violation)
 }

@@ -270,11 +270,18 @@ pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Hello>, Violation> {
     if version == Version::V5 {
         let mut after_keep_alive = rest.get(3..).ok_or(malformed("CONNECT without keep-alive"))?;
         let own = properties::take(&mut after_keep_alive).ok_or(malformed("CONNECT without whole properties"))?;
-        properties::check(own, properties::CONNECT)?;
+        properties::check_connect(own)?;
         take_bytes(&mut after_keep_alive).ok_or(malformed("CONNECT without client identifier"))?;
         if will {
             let own = properties::take(&mut after_keep_alive).ok_or(malformed("will without whole properties"))?;
-            properties::check(own, properties::WILL)?;
+            properties::check_will(own)?;
+        }
+        let texts = if will { 2 } else { 0 } + usize::from(user) + usize::from(password);
+        for _ in 0..texts {
+            take_bytes(&mut after_keep_alive).ok_or(malformed("CONNECT that is cut short"))?;
+        }
+        if !after_keep_alive.is_empty() {
+            return Err(malformed("bytes behind CONNECT's payload"));
         }
     }
     Ok(Some(Hello { version, is_bridge }))
@@ -288,6 +295,17 @@ pub fn connect_seems(frame: &Frame<'_>) -> Version {
     let mut rest = frame.body;
     let is_v5 = take_bytes(&mut rest) == Some(b"MQTT") && rest.first().is_some_and(|level| level & !BRIDGE == 5);
     if is_v5 { Version::V5 } else { Version::V4 }
+}
+
+/// The client identifier of a CONNECT packet, as far as it can be told of one that is refused.
+pub fn connect_client<'a>(frame: &Frame<'a>) -> Option<&'a str> {
+    let mut rest = frame.body;
+    take_bytes(&mut rest)?;
+    rest = rest.get(4..)?;
+    if connect_seems(frame) == Version::V5 {
+        properties::take(&mut rest)?;
+    }
+    std::str::from_utf8(take_bytes(&mut rest)?).ok()
 }
 
 /// Decodes a CONNECT packet that has been checked, whatever its protocol is called.

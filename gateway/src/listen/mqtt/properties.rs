@@ -36,6 +36,33 @@ pub(super) fn check(list: &[u8], allowed: &[u8]) -> Result<(), Violation> {
     walk(list, allowed, |_, _| Ok(()))
 }
 
+/// Checks the properties of a CONNECT (section 3.1.2.11).
+pub(super) fn check_connect(list: &[u8]) -> Result<(), Violation> {
+    let (mut method, mut data) = (false, false);
+    walk(list, CONNECT, |id, whole| {
+        match id {
+            0x15 => method = true,
+            0x16 => data = true,
+            // Request problem and response information.
+            0x17 | 0x19 if whole[1] > 1 => return Err(protocol_error("a flag that is neither 0 nor 1")),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    if data && !method { Err(protocol_error("authentication data without a method")) } else { Ok(()) }
+}
+
+/// Checks the properties of a will (section 3.1.3.2).
+pub(super) fn check_will(list: &[u8]) -> Result<(), Violation> {
+    walk(list, WILL, |id, whole| match id {
+        RESPONSE_TOPIC if whole[3..].iter().any(|b| b"+#\0".contains(b)) => {
+            Err(protocol_error("response topic with wildcards"))
+        }
+        PAYLOAD_FORMAT if whole[1] > 1 => Err(protocol_error("payload format is neither 0 nor 1")),
+        _ => Ok(()),
+    })
+}
+
 /// What a PUBLISH's properties say to the gateway.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PublishProperties {

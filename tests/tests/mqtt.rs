@@ -140,6 +140,92 @@ fn mqtt_5_is_told_the_reason() {
     assert_eq!(client.rest(), [0x20, 2, 0, 1], "an unknown version is refused as 3.1.1 does");
 }
 
+/// A CONNECT with these properties.
+fn connect_with(properties: &[u8], id: &str) -> Vec<u8> {
+    let mut body = b"\0\x04MQTT\x05\x02\0\0".to_vec();
+    body.push(properties.len() as u8);
+    body.extend(properties);
+    body.extend((id.len() as u16).to_be_bytes());
+    body.extend(id.as_bytes());
+    [vec![0x10, body.len() as u8], body].concat()
+}
+
+/// Table 2-4, as far as it is CONNECT's, with values that are not 0.
+#[test]
+fn whoever_speaks_the_protocol_gets_in_and_a_refusal_says_why() {
+    let gateway = gateway().start();
+    for (i, properties) in [
+        &[0x11, 0, 0, 0, 60][..],
+        &[0x21, 0, 10],
+        &[0x22, 0, 10],
+        &[0x27, 0, 0, 16, 0],
+        &[0x19, 1],
+        &[0x17, 1],
+        &[0x26, 0, 1, b'k', 0, 1, b'v', 0x26, 0, 1, b'k', 0, 1, b'w'],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = Client::open(&gateway);
+        client.send(&connect_with(properties, &format!("c{i}")));
+        let answer = client.packet();
+        assert_eq!((answer[0], answer[3]), (0x20, 0), "{properties:x?}: {answer:x?}");
+    }
+    for (properties, code) in [
+        (&[0x21, 0, 0][..], 0x82),
+        (&[0x21, 0, 1, 0x21, 0, 1], 0x82),
+        (&[0x17, 2], 0x82),
+        (&[0x16, 0, 1, b'x'], 0x82),
+        (&[0x21, 0], 0x81),
+    ] {
+        let mut client = Client::open(&gateway);
+        client.send(&connect_with(properties, "refused-one"));
+        assert_eq!(client.rest(), [0x20, 3, 0, code, 0], "{properties:x?}");
+    }
+    let log = gateway.log();
+    assert!(log.contains("a client was refused") && log.contains("refused-one"), "{log}");
+    assert!(gateway.metric("tidegate_refused_connects_total{reason=\"protocol_error\"}") >= 4.0);
+    // MQTT 3.1, and bridges, which set the level's highest bit.
+    for (name, level) in [("MQIsdp", 3_u8), ("MQIsdp", 0x83), ("MQTT", 0x84), ("MQTT", 4)] {
+        let mut body = (name.len() as u16).to_be_bytes().to_vec();
+        body.extend(name.as_bytes());
+        body.extend([level, 2, 0, 60, 0, 1, b'b']);
+        let mut client = Client::open(&gateway);
+        client.send(&[vec![0x10, body.len() as u8], body].concat());
+        assert_eq!(client.packet(), [0x20, 2, 0, 0], "{name} {level:#x}");
+        // What a bridge publishes does not come back to it.
+        client.send(&[0x82, 8, 0, 1, 0, 3, b'b', b'/', b'#', 0]);
+        assert_eq!(client.packet(), [0x90, 3, 0, 1, 0]);
+        client.send(&publish(4, 2, "b/x", 2, b"1"));
+        if level < 0x80 {
+            assert_eq!(client.packet()[0], 0x30, "{name} {level:#x}");
+        }
+        assert_eq!(client.packet(), [0x40, 2, 0, 2], "{name} {level:#x}");
+        client.send(&[0xc0, 0]);
+        assert_eq!(client.packet(), [0xd0, 0], "{name} {level:#x}: nothing else came");
+        client.send(&[0xe0, 0]);
+    }
+}
+
+#[test]
+fn a_message_whose_names_have_no_room_is_refused_and_its_own_is_no_news() {
+    let gateway = gateway().set("limits.devices", "1").start();
+    let mut client = Client::connect(&gateway, 5, "x", true);
+    client.send(&publish(5, 2, "devices/a/t", 1, b"1"));
+    assert_eq!(client.packet(), [0x40, 2, 0, 1]);
+    client.send(&publish(5, 2, "devices/b/t", 2, b"1"));
+    assert_eq!(client.packet(), [0x40, 3, 0, 2, 0x97]);
+    // A retained message, and right behind it a subscription: it comes once, as a retained one.
+    let mut both = publish(5, 3, "own/t", 3, b"1");
+    both.extend([0x82, 11, 0, 4, 0, 0, 5, b'o', b'w', b'n', b'/', b'#', 0]);
+    client.send(&both);
+    assert_eq!(client.packet(), [0x40, 2, 0, 3]);
+    assert_eq!(client.packet(), [0x90, 4, 0, 4, 0, 0]);
+    assert_eq!(client.packet()[0], 0x31, "retained");
+    client.send(&[0xc0, 0]);
+    assert_eq!(client.packet(), [0xd0, 0], "nothing else came");
+}
+
 #[test]
 fn a_filter_of_sixty_thousand_levels_is_refused() {
     let gateway = gateway().start();

@@ -61,7 +61,6 @@ pub mod reason {
     pub const ALIAS_INVALID: u8 = 0x94;
     pub const TOO_LARGE: u8 = 0x95;
     pub const QUOTA: u8 = 0x97;
-    pub const PAYLOAD_INVALID: u8 = 0x99;
     pub const SHARED_UNSUPPORTED: u8 = 0x9e;
 
     /// The label of a counter.

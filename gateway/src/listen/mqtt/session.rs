@@ -163,7 +163,11 @@ impl Session {
         match publish.qos {
             0 => {}
             1 => self.steps.push(match refused {
-                Some(reject) if self.version == Version::V5 => Step::Refuse(publish.pkid, reason_of(&reject)),
+                // What would have been kept, if there were room for its names, may be sent again; what cannot be
+                // decoded must not.
+                Some(Reject { reason: Reason::Limit, .. }) if self.version == Version::V5 => {
+                    Step::Refuse(publish.pkid, reason::QUOTA)
+                }
                 _ => Step::Acknowledge(kind::PUBACK, publish.pkid),
             }),
             _ => self.steps.push(Step::Acknowledge(kind::PUBREC, publish.pkid)),
@@ -374,14 +378,6 @@ impl Session {
             self.pass_on(will, parcel);
             self.settle(parcel);
         }
-    }
-}
-
-/// What MQTT 5 calls it when nothing of a message was kept.
-fn reason_of(reject: &Reject) -> u8 {
-    match reject.reason {
-        Reason::Limit => reason::QUOTA,
-        _ => reason::PAYLOAD_INVALID,
     }
 }
 

@@ -132,6 +132,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         Verb::Doctor => runtime.block_on(examine(&config)),
         Verb::User { verb } => verb.run(&config.users_file()),
         verb => {
+            let own = arguments.url.is_none().then_some(&*config.cloud.data_dir);
             let url = match arguments.url {
                 Some(url) => url,
                 None => {
@@ -140,7 +141,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                 }
             };
             let given = arguments.token_file.map(std::fs::read_to_string).transpose().context("--token-file")?;
-            let token = given.or_else(|| LocalToken::read(&config.cloud.data_dir, &url));
+            let token = given.or_else(|| LocalToken::read(own, &url));
             let client = Client::new(&url, token.map(|token| token.trim().to_owned()))?;
             runtime.block_on(async {
                 match verb {

@@ -180,10 +180,14 @@ pub enum Denied {
 }
 
 /// Checks that one client may have waiting, and all clients together.
-const WAITING_OF_ONE: usize = 4;
-const WAITING_MAX: usize = 64;
-/// Wrong logins of a client, or for a name, that are answered at once.
+const WAITING_OF_ONE: usize = 32;
+const WAITING_MAX: usize = 256;
+/// Wrong logins for a name, from one client, that are answered at once.
 const FREE_FAILURES: u32 = 5;
+/// Wrong logins of a client, whatever the names: many devices may be behind one address.
+const FREE_OF_CLIENT: u32 = 50;
+/// Failures are forgotten when there have been none for so long.
+const FORGOTTEN: Duration = Duration::from_secs(600);
 /// The longest that a further one has to wait.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Clients and names whose failures are remembered.
@@ -197,23 +201,32 @@ struct Failures {
 
 impl Failures {
     /// True if it is too early for another try.
-    fn is_early(&self, key: &str, now: Instant) -> bool {
-        self.by_key.get(key).is_some_and(|(count, last)| now < *last + pause(*count))
+    fn is_early(&self, key: &str, free: u32, now: Instant) -> bool {
+        self.by_key.get(key).is_some_and(|(count, last)| now < *last + pause(*count, free))
     }
 
     fn note(&mut self, key: &str, now: Instant) {
         if self.by_key.len() >= FAILURES_MAX {
-            self.by_key.retain(|_, (count, last)| now < *last + pause(*count).max(Duration::from_secs(60)));
+            self.by_key.retain(|_, (_, last)| now < *last + PAUSE_MAX);
         }
         if self.by_key.len() < FAILURES_MAX {
             let entry = self.by_key.entry(key.to_owned()).or_insert((0, now));
-            *entry = (entry.0.saturating_add(1), now);
+            let before = if now < entry.1 + FORGOTTEN { entry.0 } else { 0 };
+            *entry = (before.saturating_add(1), now);
+        }
+    }
+
+    /// Somebody there knows a password.
+    fn forgive(&mut self, client: &str, by_name: &str) {
+        self.by_key.remove(by_name);
+        if let Some((count, _)) = self.by_key.get_mut(client) {
+            *count /= 2;
         }
     }
 }
 
-fn pause(failures: u32) -> Duration {
-    match failures.checked_sub(FREE_FAILURES) {
+fn pause(failures: u32, free: u32) -> Duration {
+    match failures.checked_sub(free) {
         None => Duration::ZERO,
         Some(more) => Duration::from_millis(500).saturating_mul(1 << more.min(10)).min(PAUSE_MAX),
     }
@@ -291,19 +304,21 @@ impl Auth {
 
     /// Checks a name and password that `client` shows. Wrong ones are counted, logged and slowed, by client
     /// and by name; one that is known to be right never waits.
-    pub async fn password(&self, name: &str, password: &[u8], client: &str) -> Result<(), Denied> {
+    pub async fn password(&self, name: &str, password: &[u8], client: &str) -> Result<User, Denied> {
         let users = self.users();
-        let stored = users.users.get(name).and_then(|user| user.password.clone());
+        let user = users.users.get(name).cloned().unwrap_or_default();
+        let stored = user.password.clone();
         let print = self.print(name, password);
         if lock(&self.right).get(name) == Some(&print) {
-            return Ok(());
+            return Ok(user);
         }
-        let by_name = format!("{client} as {name}");
+        // Names are as long as whoever guesses likes; what is remembered of them is not.
+        let by_name = format!("{client} as {}", &name[..name.floor_char_boundary(64)]);
         let _waiting = self.wait(client, &by_name)?;
         let permit = Arc::clone(&self.checks).acquire_owned().await.map_err(|_| Denied::Later)?;
         // Meanwhile another connection of the same user may have been found right.
         if lock(&self.right).get(name) == Some(&print) {
-            return Ok(());
+            return Ok(user);
         }
         let password = password.to_vec();
         // A name that does not exist costs as much as one that does.
@@ -322,7 +337,7 @@ impl Auth {
             self.failed(client, &by_name, name);
             return Err(Denied::Wrong);
         }
-        lock(&self.failures).by_key.remove(&by_name);
+        lock(&self.failures).forgive(client, &by_name);
         let mut remembered = lock(&self.right);
         // What the users file said before it was read anew is not remembered.
         if Arc::ptr_eq(&users, &self.users()) {
@@ -331,13 +346,13 @@ impl Auth {
             }
             remembered.insert(name.to_owned(), print);
         }
-        Ok(())
+        Ok(user)
     }
 
     fn wait(&self, client: &str, by_name: &str) -> Result<Waiting<'_>, Denied> {
         let now = Instant::now();
         let failures = lock(&self.failures);
-        let is_early = failures.is_early(by_name, now) || failures.is_early(client, now);
+        let is_early = failures.is_early(by_name, FREE_FAILURES, now) || failures.is_early(client, FREE_OF_CLIENT, now);
         drop(failures);
         let mut waiting = lock(&self.waiting);
         let of_client = waiting.get(client).copied().unwrap_or_default();
@@ -393,7 +408,7 @@ impl Auth {
         let pair = pair.ok_or(Denied::Wrong)?;
         let colon = pair.iter().position(|&b| b == b':').ok_or(Denied::Wrong)?;
         let name = std::str::from_utf8(&pair[..colon]).map_err(|_| Denied::Wrong)?;
-        self.password(name, &pair[colon + 1..], client).await.map(|()| name.to_owned())
+        self.password(name, &pair[colon + 1..], client).await.map(|_| name.to_owned())
     }
 }
 
@@ -416,7 +431,7 @@ mod tests {
 
         let auth = Auth::new(users);
         for _ in 0..2 {
-            assert_eq!(auth.password("ann", b"secret", "c").await, Ok(()));
+            assert!(auth.password("ann", b"secret", "c").await.is_ok());
             assert_eq!(auth.password("ann", b"Secret", "c").await, Err(Denied::Wrong));
         }
         assert_eq!(auth.password("bob", b"secret", "c").await, Err(Denied::Wrong));
@@ -439,9 +454,9 @@ mod tests {
         }
         assert_eq!(outcomes.iter().filter(|denied| **denied == Denied::Wrong).count(), FREE_FAILURES as usize);
         assert_eq!(outcomes.last(), Some(&Denied::Later));
-        assert_eq!(auth.password("ann", b"secret", "ann's phone").await, Ok(()));
+        assert!(auth.password("ann", b"secret", "ann's phone").await.is_ok());
         // What is known to be right is right from anywhere.
-        assert_eq!(auth.password("ann", b"secret", "mallory").await, Ok(()));
+        assert!(auth.password("ann", b"secret", "mallory").await.is_ok());
     }
 
     #[test]

@@ -28,6 +28,19 @@ pub fn close(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
+/// The same for a directory and what lies in it. What is another user's stays as it is, and that is said.
+pub fn close_all(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in entries.chain([directory.to_owned()]) {
+        match close(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("others may be able to read {}: {e}", path.display());
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Makes a new file; one that is there, or a link, is an error.
 pub fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)

@@ -19,6 +19,10 @@ pub struct Memory {
 struct Held {
     total: usize,
     by_owner: HashMap<Arc<str>, usize>,
+    /// A hold that may go beyond, so that holds which wait for each other come to an end: see
+    /// [`Hold::take_when_free`].
+    beyond: Option<u64>,
+    holds: u64,
 }
 
 /// A part of it.
@@ -27,6 +31,7 @@ pub struct Hold {
     memory: Arc<Memory>,
     owner: Arc<str>,
     bytes: usize,
+    id: u64,
 }
 
 impl Memory {
@@ -37,7 +42,9 @@ impl Memory {
 
     /// Nothing yet, for this owner.
     pub fn hold(self: &Arc<Self>, owner: &Arc<str>) -> Hold {
-        Hold { memory: Arc::clone(self), owner: Arc::clone(owner), bytes: 0 }
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.holds += 1;
+        Hold { memory: Arc::clone(self), owner: Arc::clone(owner), bytes: 0, id: held.holds }
     }
 }
 
@@ -52,7 +59,7 @@ impl Hold {
         let mut held = self.memory.held.lock().unwrap_or_else(PoisonError::into_inner);
         let of_owner = held.by_owner.get(&self.owner).copied().unwrap_or_default();
         let fits = held.total + more <= self.memory.most && of_owner + more <= self.memory.most / 2;
-        if !fits && held.total != self.bytes {
+        if !fits && held.total != self.bytes && held.beyond != Some(self.id) {
             return false;
         }
         held.total += more;
@@ -61,7 +68,8 @@ impl Hold {
         true
     }
 
-    /// Takes more as soon as there is some.
+    /// Takes more as soon as there is some. Holds grow bit by bit and might all wait for each other: one of them at a
+    /// time, which has most already or came first, may go beyond, so that it ends and the others have what it had.
     pub async fn take_when_free(&mut self, more: usize) {
         loop {
             let memory = Arc::clone(&self.memory);
@@ -70,6 +78,14 @@ impl Hold {
             freed.as_mut().enable();
             if self.take(more) {
                 return;
+            }
+            // Whoever has nothing yet waits: it holds up nobody.
+            if self.bytes > 0 {
+                let mut held = memory.held.lock().unwrap_or_else(PoisonError::into_inner);
+                if held.beyond.is_none() {
+                    held.beyond = Some(self.id);
+                    continue;
+                }
             }
             freed.await;
         }
@@ -80,6 +96,9 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut held = self.memory.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.total -= self.bytes;
+        if held.beyond == Some(self.id) {
+            held.beyond = None;
+        }
         if let Some(of_owner) = held.by_owner.get_mut(&self.owner) {
             *of_owner -= self.bytes;
             if *of_owner == 0 {
@@ -94,6 +113,27 @@ impl Drop for Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Four bodies that each need half: bit by bit, none of them alone would ever end.
+    #[tokio::test]
+    async fn holds_that_wait_for_each_other_come_to_an_end() {
+        let memory = Memory::new(100);
+        let grow = |owner: &'static str| {
+            let memory = Arc::clone(&memory);
+            tokio::spawn(async move {
+                let mut hold = memory.hold(&owner.into());
+                for _ in 0..50 {
+                    hold.take_when_free(1).await;
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
+        let all = [grow("a"), grow("a"), grow("b"), grow("c")];
+        for one in all {
+            tokio::time::timeout(std::time::Duration::from_secs(10), one).await.expect("it ends").unwrap();
+        }
+        assert_eq!(memory.held.lock().unwrap().total, 0);
+    }
 
     #[test]
     fn nobody_takes_it_all_from_others() {

@@ -200,7 +200,7 @@ async fn guard(
     site.web.check(request.method(), request.headers(), open || user.is_some())?;
     let client = user.map_or(address, |name| format!("user {name}"));
     request.extensions_mut().insert(Client(client.into()));
-    let mut response = next.run(request).await;
+    let mut response = daemon::http::serve::within_patience(request, next).await?;
     site.web.finish(origin, &mut response);
     Ok(response)
 }

@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 /// How long requests under way may take at the end.
+const KEEPALIVE: Duration = Duration::from_secs(45);
 const GRACE: Duration = Duration::from_secs(5);
 /// What a push may send ahead of being read.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
@@ -149,6 +150,8 @@ impl App {
         let mut addresses = Vec::new();
         let grpc = bind("cloud.listen", "grpc", &config.cloud.listen, &mut addresses).await?;
         let http = bind("http.listen", "http", &config.http.listen, &mut addresses).await?;
+        let failed = |source| AppError::Directory { path: config.cloud.data_dir.clone(), source };
+        local.write(&config.cloud.data_dir).map_err(failed)?;
         if let Some((_, address)) = addresses.iter().find(|(name, _)| *name == "http")
             && let Err(e) = local.announce(address.port())
         {
@@ -234,11 +237,8 @@ impl App {
 fn prepare(data_dir: &Path) -> Result<LocalToken, AppError> {
     let failed = |source| AppError::Directory { path: data_dir.to_owned(), source };
     files::directory(data_dir).map_err(failed)?;
-    for entry in std::fs::read_dir(data_dir).map_err(failed)?.flatten() {
-        files::close(&entry.path()).map_err(failed)?;
-    }
-    files::close(data_dir).map_err(failed)?;
-    LocalToken::write(data_dir).map_err(failed)
+    files::close_all(data_dir);
+    LocalToken::new().map_err(failed)
 }
 
 /// Pushes over gRPC. A connection has a few under way, each of them read piece by piece; those for
@@ -248,6 +248,9 @@ async fn serve_grpc(listener: TcpListener, tls: Option<Shown>, site: Arc<Site>, 
     let service = Guarded { inner: service, door: Arc::clone(&site.door) };
     let served = Server::builder()
         .timeout(PUSH_TIMEOUT)
+        // A peer that is gone without a word gives its seat back.
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(site.config.cloud.in_flight + 1)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(4 * STREAM_WINDOW_BYTES)

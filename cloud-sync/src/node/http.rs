@@ -116,7 +116,7 @@ async fn guard(
     if !is_open {
         site.may(&who, &request)?;
     }
-    let mut response = next.run(request).await;
+    let mut response = daemon::http::serve::within_patience(request, next).await?;
     site.web.finish(origin, &mut response);
     Ok(response)
 }

@@ -25,13 +25,17 @@ fn announced(port: u16) -> PathBuf {
 pub struct LocalToken(String);
 
 impl LocalToken {
-    /// Makes one and writes it, readable by its owner only.
-    pub fn write(data_dir: &Path) -> io::Result<Self> {
+    /// Makes one.
+    pub fn new() -> io::Result<Self> {
         let mut bytes = [0_u8; 32];
         getrandom::fill(&mut bytes).map_err(|e| io::Error::other(e.to_string()))?;
-        let token = URL_SAFE_NO_PAD.encode(bytes);
-        files::replace(&data_dir.join(FILE), token.as_bytes())?;
-        Ok(LocalToken(token))
+        Ok(LocalToken(URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    /// Writes it, readable by its owner only; once the ports are bound, so that it is the token of the daemon
+    /// that listens there.
+    pub fn write(&self, data_dir: &Path) -> io::Result<()> {
+        files::replace(&data_dir.join(FILE), self.0.as_bytes())
     }
 
     /// Leaves it also where the verbs of the same user find it by the daemon's port alone (`--url`).
@@ -46,8 +50,9 @@ impl LocalToken {
         files::replace(&announced(port), self.0.as_bytes())
     }
 
-    /// The token of a daemon that runs on this machine, if it can be read.
-    pub fn read(data_dir: &Path, url: &str) -> Option<String> {
+    /// The token of a daemon that runs on this machine, if it can be read; that of `data_dir` only where the URL is
+    /// of the same configuration, since it is sent there.
+    pub fn read(data_dir: Option<&Path>, url: &str) -> Option<String> {
         let by_port = || {
             let url = reqwest::Url::parse(url).ok()?;
             let is_local = url.host_str().is_some_and(|host| {
@@ -57,7 +62,7 @@ impl LocalToken {
             let port = url.port_or_known_default().filter(|_| is_local)?;
             std::fs::read_to_string(announced(port)).ok()
         };
-        by_port().or_else(|| std::fs::read_to_string(data_dir.join(FILE)).ok())
+        by_port().or_else(|| std::fs::read_to_string(data_dir?.join(FILE)).ok())
     }
 
     /// True if an `Authorization` header shows it.

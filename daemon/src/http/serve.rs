@@ -4,11 +4,15 @@
 //! bounded in number and for each address; a head, a handshake or a silence has an end, so that nobody's half
 //! request costs others a connection; a panic ends one connection.
 
+use super::reply::Problem;
 use crate::seats::{Seat, Seats};
 use crate::sparse::Sparse;
 use crate::tls::Shown;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,6 +30,8 @@ use tokio_util::task::TaskTracker;
 
 /// How long a request's head may take, and a connection be silent between two requests.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request that brings a body may take, its answer included.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a handshake may take.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long what was sent may stay unread by the other side.
@@ -68,6 +74,15 @@ pub async fn serve(listener: TcpListener, tls: Option<Shown>, app: Router, seats
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Answers; what brings a body has an end, whatever becomes of it.
+pub async fn within_patience(request: Request, next: Next) -> Result<Response, Problem> {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(next.run(request).await);
+    }
+    let late = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the request took more than two minutes");
+    tokio::time::timeout(CHANGE_PATIENCE, next.run(request)).await.map_err(late)
 }
 
 async fn connection(

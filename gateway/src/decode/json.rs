@@ -115,6 +115,9 @@ fn mended(payload: &[u8]) -> Option<Vec<u8>> {
     let (mut at, mut is_mended) = (0, false);
     let mut before = b' ';
     while let Some(&byte) = payload.get(at) {
+        if out.len() > payload.len() * 2 + 64 {
+            return None; // words for numbers are not as short as that
+        }
         match byte {
             b'"' => {
                 let end = end_of_text(payload, at);
@@ -174,7 +177,7 @@ fn spelled(token: &[u8]) -> Option<String> {
         Leaf::NotFinite(text) if !text.starts_with(|c: char| c.is_ascii_digit()) => {
             Some(if text.starts_with('-') { "-Infinity" } else { "Infinity" }.into())
         }
-        Leaf::Number(n) if token.starts_with(['+', '.', '0', '-']) || token.ends_with('.') => Some(n.to_string()),
+        Leaf::Number(n) if token.starts_with(['+', '.', '0', '-']) || token.ends_with('.') => Some(format!("{n:e}")),
         _ => None,
     }
 }

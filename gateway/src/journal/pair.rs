@@ -41,7 +41,12 @@ pub(super) fn check(path: &Path) -> Result<(), OpenError> {
     let noted =
         std::fs::read_to_string(beside(path, "-generation")).ok().and_then(|text| text.trim().parse::<i64>().ok());
     match (noted, own_generation(path)) {
-        (Some(noted), Some(own)) if log_bytes > 0 && own < noted => Err(OpenError::Other { path: path.into(), log }),
+        (Some(noted), Some(own)) if own < noted && log_bytes > 0 => Err(OpenError::Other { path: path.into(), log }),
+        (Some(noted), Some(own)) if own < noted => {
+            // A backup that was put back without a log: what was noted was of another file.
+            let _ = std::fs::remove_file(beside(path, "-generation"));
+            Ok(())
+        }
         _ => Ok(()),
     }
 }
@@ -53,8 +58,8 @@ fn own_generation(path: &Path) -> Option<i64> {
         format!("file:{}?immutable=1", path.to_str()?.replace('%', "%25").replace('?', "%3f").replace('#', "%23"));
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(uri, flags).ok()?;
-    // Stores of before this was counted have none.
-    Some(meta::<i64>(&connection, KEY).ok()?.unwrap_or(0))
+    // Stores of before this was counted have none; nor has a page that a checkpoint has half written.
+    meta::<i64>(&connection, KEY).ok().flatten()
 }
 
 /// Counts this start, in the store and beside it. Where there is no room for that, the store stays as it was.
@@ -69,7 +74,7 @@ pub(super) fn count(connection: &Connection, path: &Path) {
         Ok(())
     };
     if let Err(e) = counted() {
-        tracing::debug!("this start is not counted: {e}");
+        tracing::warn!("this start is not counted, so a backup put back beside its log will not be noticed: {e}");
     }
 }
 

@@ -212,10 +212,7 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
     }
     settle(&connection).map_err(sqlite)?;
     pair::count(&connection, &path);
-    for entry in std::fs::read_dir(directory).map_err(at)?.flatten() {
-        files::close(&entry.path()).map_err(at)?;
-    }
-    files::close(directory).map_err(at)?;
+    files::close_all(directory);
     Ok(Store { connection, path, _lock: lock })
 }
 

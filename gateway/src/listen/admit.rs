@@ -31,6 +31,8 @@ const REJECT_PAYLOAD_BYTES: usize = 1_024;
 const REJECTS_PER_MESSAGE: usize = 20;
 /// Rejects of one message that its answer names.
 pub const REJECTS_NAMED: usize = 1_000;
+/// Identities of one payload that are compared with each other: 17 MiB of them.
+const IDENTITIES_MAX: usize = 1 << 20;
 /// Rejects of one client that are kept in a minute; the rest are counted.
 const KEPT_OF_ONE: usize = 1_000;
 const KEPT_EVERY_US: Micros = 60 * model::time::SECOND_US;
@@ -544,6 +546,10 @@ impl Stamped {
         if first.0 == series && first.1 == time_us {
             self.first = Some((series, time_us, value));
             return first.2 == value;
+        }
+        // What a body may hold besides its bytes ends somewhere: then it is forgotten what came long before.
+        if self.others.len() >= IDENTITIES_MAX {
+            self.others.clear();
         }
         let place = |time_us: Micros, series: u32| self.state.hash_one((time_us, series));
         let entry = self.others.entry(

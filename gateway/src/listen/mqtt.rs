@@ -169,8 +169,8 @@ impl Receipt {
                     first |= self.connection.append(&[packet::kind::PUBACK << 4, 3, high, low, code]);
                 }
                 Step::Publish(publication) => router.publish(&publication, touched),
-                // A connection that is over has given up its subscriptions already.
-                Step::Subscribe(_) | Step::Unsubscribe(_) if self.connection.is_over() => {}
+                // A connection that is over has given up its subscriptions already, and takes no new ones.
+                Step::Subscribe(_) if self.connection.is_over() => {}
                 Step::Subscribe(subscribing) => first |= subscribing.settle(&self.connection, router),
                 Step::Unsubscribe(unsubscribing) => first |= unsubscribing.settle(&self.connection, router),
             }

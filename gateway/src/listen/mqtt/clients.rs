@@ -61,6 +61,22 @@ pub(super) enum NotServed {
     Taken,
 }
 
+/// A client that waits for its turn: should nobody wait for it any more, it leaves nothing behind.
+struct Entering<'a> {
+    clients: &'a Clients,
+    client: &'a Arc<str>,
+    connection: &'a Arc<Connection>,
+    is_done: bool,
+}
+
+impl Drop for Entering<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.clients.leave(self.client, self.connection, None);
+        }
+    }
+}
+
 /// The right to serve a client.
 pub(super) type Seated = OwnedMutexGuard<()>;
 
@@ -94,6 +110,7 @@ impl Clients {
         if let Some(old) = old {
             old.close(reason::TAKEN_OVER);
         }
+        let mut entering = Entering { clients: self, client, connection, is_done: false };
         let seated = chair.lock_owned();
         tokio::pin!(seated);
         let seated = loop {
@@ -109,6 +126,8 @@ impl Clients {
         let mut seats = lock(&self.seats);
         let inbound = seats.by_client.get_mut(client).map(|seat| std::mem::take(&mut seat.inbound)).unwrap_or_default();
         seats.away -= usize::from(!inbound.is_empty());
+        drop(seats);
+        entering.is_done = true;
         Ok((seated, inbound))
     }
 

@@ -13,7 +13,7 @@ use super::{Shared, packet::protocol_error};
 use crate::journal::{Inbound, Parcel};
 use crate::listen::address_name;
 use bytes::Bytes;
-use daemon::auth::Denied;
+use daemon::auth::{Denied, User};
 use daemon::sparse::Sparse;
 use rumqttd::protocol::{
     ConnAck, ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, LastWill, LastWillProperties, Login,
@@ -121,21 +121,25 @@ async fn enter(
         Ok(user) => user,
         Err(refusal) => return Err(refuse(connection, version, refusal)),
     };
-    let origin = user.as_ref().map_or_else(|| address_name(from), |user| format!("user {user}"));
+    let origin = user.as_ref().map_or_else(|| address_name(from), |(name, _)| format!("user {name}"));
     let will = will.map(|will| last_will(will, will_properties.as_ref(), connection.id)).transpose()?;
     let peer = peer(version, &connect, properties.as_ref(), shared)?;
     let client = Arc::clone(&peer.client);
     connection.introduce(peer);
-    let owner = user.map(|name| Owner { stored: shared.auth.stored(&name), name });
-    let (seated, inbound) = match shared.clients.enter(&client, owner, connection).await {
+    let owner = user.map(|(name, stored)| Owner { name, stored: Some(stored) });
+    let (seated, inbound) = match shared.clients.enter(&client, owner.clone(), connection).await {
         Ok(entered) => entered,
         Err(NotServed::Taken) => return Err(refuse(connection, version, &TAKEN)),
         Err(NotServed::Closed) => {
-            shared.clients.leave(&client, connection, None);
             let what = "closed before it was its turn";
             return Err(Refused::Told(Violation { code: reason::TAKEN_OVER, what }));
         }
     };
+    // The users may have been read again while the password was checked.
+    if owner.is_some_and(|owner| shared.auth.stored(&owner.name) != owner.stored) {
+        shared.clients.leave(&client, connection, Some((seated, inbound)));
+        return Err(refuse(connection, version, &LOGIN));
+    }
     let grace = u32::from(connect.keep_alive) * 3;
     connection.patience_s.store(grace.div_ceil(2), Ordering::Relaxed);
     connection.paused.store(false, Ordering::Relaxed);
@@ -198,7 +202,7 @@ async fn check_login(
     shared: &Shared,
     login: Option<Login>,
     from: IpAddr,
-) -> Result<Option<Arc<str>>, &'static Refusal> {
+) -> Result<Option<(Arc<str>, User)>, &'static Refusal> {
     match login {
         // Until somebody has been named, whoever may come here may come in (beyond loopback only if the
         // configuration says so), and a name is no reason to keep somebody out.
@@ -208,7 +212,7 @@ async fn check_login(
         Some(login) => {
             let client = address_name(from);
             match shared.auth.password(&login.username, login.password.as_bytes(), &client).await {
-                Ok(()) => Ok(Some(login.username.into())),
+                Ok(user) => Ok(Some((login.username.into(), user))),
                 Err(Denied::Wrong) => Err(&LOGIN),
                 Err(Denied::Later) => Err(&LATER),
             }

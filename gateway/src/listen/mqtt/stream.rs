@@ -100,10 +100,13 @@ impl Stream {
                 let (shared, desk) = (&self.local.shared, self.local.desk_index);
                 let from = self.reader.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
                 let greeting = handshake::greet(&frame, shared, &self.connection, desk, from, &mut self.waiting);
+                // Passwords take time to check: for a client that has gone nobody spends it. What came behind
+                // CONNECT is taken also from a client that has gone since.
+                let is_all = self.partial.bytes.len() == length;
                 let session = tokio::select! {
+                    biased;
                     session = greeting => session?,
-                    // Passwords take time to check: for a client that has gone nobody spends it.
-                    () = gone(&mut self.reader) => return Ok(None),
+                    () = gone(&mut self.reader), if is_all => return Ok(None),
                 };
                 let rest = self.partial.take();
                 self.partial.set(&rest[length..])?;

@@ -135,13 +135,15 @@ fn a_summary_of_a_sensor_takes_a_few_bytes() {
     assert!(bytes < metrics * 25, "{bytes} bytes for {metrics} summaries");
 }
 
+/// One window of one device.
+fn good() -> Batch {
+    let metrics = BTreeMap::from([("t".into(), summary(60_000_000, &[Ok(1.5), Ok(2.5)]))]);
+    let window = Window { device: 0, start_us: 60_000_000, length_us: 60_000_000, revision: 1, metrics };
+    Batch { devices: vec![Device { id: "d".into(), labels: None }], windows: vec![window] }
+}
+
 #[test]
 fn what_contradicts_itself_is_refused() {
-    let good = || {
-        let metrics = BTreeMap::from([("t".into(), summary(60_000_000, &[Ok(1.5), Ok(2.5)]))]);
-        let window = Window { device: 0, start_us: 60_000_000, length_us: 60_000_000, revision: 1, metrics };
-        Batch { devices: vec![Device { id: "d".into(), labels: None }], windows: vec![window] }
-    };
     assert!(Batch::decode(&good().encode()).is_ok());
     type Spoil = fn(&mut Window);
     let spoiled: [(&str, Spoil); 5] = [
@@ -164,4 +166,47 @@ fn what_contradicts_itself_is_refused() {
         many.windows.push(window);
     }
     assert!(Batch::decode(&many.encode()).is_err(), "too many lengths");
+}
+
+/// A kilobyte that unpacks to columns of millions of entries is refused before they are decoded, and asks for no
+/// more memory than there is.
+#[test]
+fn what_a_few_bytes_become_is_counted_before_it_is_decoded() {
+    let column = |field: u8, entries: usize| {
+        let mut column = vec![field << 3 | 2];
+        prost::encoding::encode_varint(entries as u64, &mut column);
+        column.resize(column.len() + entries, 1);
+        column
+    };
+    let message = |field: u8, body: Vec<u8>| {
+        let mut message = vec![field << 3 | 2];
+        prost::encoding::encode_varint(body.len() as u64, &mut message);
+        message.extend(body);
+        message
+    };
+    for plain in [
+        message(2, column(1, 8 << 20)),
+        message(3, column(2, 8 << 20)),
+        message(3, message(9, message(2, column(4, 8 << 20)))),
+        message(3, message(10, column(2, 24 << 20))),
+    ] {
+        let packed = zstd::encode_all(&plain[..], 5).unwrap();
+        assert!(packed.len() < 8_000, "{}", packed.len());
+        assert_eq!(Batch::decode(&packed), Err(WireError::TooLarge));
+        let (mut left, mut asked) = (20_usize << 20, 0);
+        let decoded = Batch::decode_within(&packed, &mut |bytes| {
+            asked += bytes;
+            left.checked_sub(bytes).map(|rest| left = rest).is_some()
+        });
+        assert!(matches!(decoded, Err(WireError::Busy | WireError::TooLarge)), "{decoded:?}");
+    }
+    // What gateways send stays far below.
+    let honest = good();
+    let mut asked = 0;
+    let decoded = Batch::decode_within(&honest.encode(), &mut |bytes| {
+        asked += bytes;
+        true
+    });
+    assert_eq!(decoded, Ok(honest));
+    assert!(asked < 1 << 20, "{asked}");
 }

@@ -287,11 +287,6 @@ impl Auth {
         self.asks.load(Ordering::Acquire)
     }
 
-    /// True if there is such a user.
-    pub fn knows(&self, name: &str) -> bool {
-        self.users().users.contains_key(name)
-    }
-
     /// What a user's credentials are kept as; they are others if this changes.
     pub fn stored(&self, name: &str) -> Option<User> {
         self.users().users.get(name).cloned()

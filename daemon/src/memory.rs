@@ -1,7 +1,8 @@
 //! Memory for one purpose, and who has how much of it.
 //!
 //! Always holds: all together have at most as much as there is, and each at most half of it; but whoever is alone
-//! may have all, so that what one may send at most always fits. It is given back when its hold is dropped.
+//! may have all, so that what one may send at most always fits, and one hold at a time may go beyond, where holds
+//! would wait for each other. It is given back when its hold is dropped.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,7 +70,7 @@ impl Hold {
     }
 
     /// Takes more as soon as there is some. Holds grow bit by bit and might all wait for each other: one of them at a
-    /// time, which has most already or came first, may go beyond, so that it ends and the others have what it had.
+    /// time, the first that finds none, may go beyond, so that it ends and the others have what it had.
     pub async fn take_when_free(&mut self, more: usize) {
         loop {
             let memory = Arc::clone(&self.memory);

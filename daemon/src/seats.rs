@@ -69,6 +69,7 @@ impl Drop for Seat {
     }
 }
 
+/// What counts as one address: IPv4's own, of IPv6 the network of 64 bits (RFC 4291: hosts have the other half).
 fn of_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -76,6 +77,14 @@ fn of_network(address: IpAddr) -> IpAddr {
             IpAddr::from([a, b, c, d, 0, 0, 0, 0])
         }
         v4 => v4,
+    }
+}
+
+/// A client that gives no name, by its address.
+pub fn address_name(address: IpAddr) -> String {
+    match of_network(address) {
+        IpAddr::V4(address) => format!("address {address}"),
+        IpAddr::V6(network) => format!("addresses {network}/64"),
     }
 }
 

@@ -289,6 +289,11 @@ fn keep(name: Named<'_>, leaf: Leaf<'_>, stamp: Stamp, unit: Option<&str>, sink:
     }
 }
 
+/// Rejects what cannot name a device.
+pub fn check_device(name: &str) -> Result<(), Reject> {
+    check_name(name).map_err(|e| Reject::leaf(Reason::BadName, printable(name), format!("device {e}")))
+}
+
 /// The beginning of a name that may hold anything.
 pub fn printable(name: &str) -> String {
     name.chars().take(64).flat_map(char::escape_default).collect()

@@ -28,7 +28,6 @@ mod status;
 
 use crate::archive::retire::Growth;
 use crate::journal::Intake;
-use crate::listen::address_name;
 use crate::listen::admit::Admission;
 use crate::listen::mqtt::retained::Retained;
 use crate::listen::mqtt::router::Router as Subscriptions;
@@ -47,7 +46,7 @@ use daemon::auth::{Auth, Denied};
 use daemon::http::reply::Problem;
 use daemon::http::web::Web;
 use daemon::memory::Memory;
-use daemon::seats::Seats;
+use daemon::seats::{Seats, address_name};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -18,7 +18,6 @@ pub mod mqtt;
 pub mod coap;
 
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -28,17 +27,6 @@ pub enum Receipt {
     Mqtt(mqtt::Receipt),
     /// Call this.
     Call(Box<dyn FnOnce() + Send>),
-}
-
-/// A client that gives no name, by its address; an IPv6 network counts as one (RFC 4291: hosts have 64 bits).
-pub fn address_name(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(address) => format!("address {address}"),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            format!("addresses {a:x}:{b:x}:{c:x}:{d:x}::/64")
-        }
-    }
 }
 
 impl fmt::Debug for Receipt {

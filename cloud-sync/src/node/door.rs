@@ -11,6 +11,7 @@ use axum::body::HttpBody;
 use axum::http;
 use bytes::{Bytes, BytesMut};
 use daemon::auth::{Auth, Denied};
+use daemon::seats::address_name;
 use rustls::pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -175,7 +176,7 @@ where
         Box::pin(async move {
             let peer = request.extensions().get::<Peer>().cloned();
             let chain = peer.as_ref().and_then(|peer| peer.chain.as_deref());
-            let from = peer.as_ref().map_or_else(String::new, |peer| peer.address.ip().to_string());
+            let from = peer.as_ref().map_or_else(String::new, |peer| address_name(peer.address.ip()));
             let who = match door.identify(request.headers(), chain, &from).await {
                 Ok(who) => who,
                 Err(refusal) => return Ok(Status::from(refusal.counted(&door.metrics)).into_http()),

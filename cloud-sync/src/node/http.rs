@@ -31,7 +31,7 @@ use axum::routing::{get, post};
 use daemon::auth::{Auth, Denied, Role};
 use daemon::http::reply::Problem;
 use daemon::http::web::Web;
-use daemon::seats::Seats;
+use daemon::seats::{Seats, address_name};
 use daemon::tls::Shown;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
@@ -138,7 +138,7 @@ impl Site {
         if self.local.is_shown(credentials) {
             return Ok(Shows::Local);
         }
-        match self.auth.who(credentials, &from.ip().to_string()).await {
+        match self.auth.who(credentials, &address_name(from.ip())).await {
             Ok(name) => Ok(Shows::User(name)),
             Err(Denied::Later) => Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, WAIT)),
             Err(Denied::Wrong) if self.auth.asks() => Err(Problem::new(StatusCode::UNAUTHORIZED, WHO)),

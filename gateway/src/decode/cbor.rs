@@ -3,7 +3,7 @@
 //! Items are counted as they are read and nothing is reserved for lengths that are only announced, so that
 //! a few bytes stay a few.
 
-use super::node::{DEPTH_MAX, NODES_MAX, Node};
+use super::node::{Count, Node};
 use super::{Reason, Reject};
 use ciborium_ll::{Decoder, Error, Header};
 
@@ -18,7 +18,7 @@ pub(super) fn looks_like(payload: &[u8]) -> bool {
 
 /// Reads a whole document.
 pub(super) fn parse(payload: &[u8]) -> Result<Node, Reject> {
-    let mut reader = Reader { decoder: Decoder::from(payload), nodes_left: NODES_MAX };
+    let mut reader = Reader { decoder: Decoder::from(payload), count: Count::new() };
     let header = reader.pull()?;
     let node = reader.node(header, 0)?;
     match payload.len() - reader.decoder.offset() {
@@ -40,7 +40,7 @@ fn wrong<E>(error: Error<E>) -> Reject {
 
 struct Reader<'p> {
     decoder: Decoder<&'p [u8]>,
-    nodes_left: usize,
+    count: Count,
 }
 
 impl Reader<'_> {
@@ -49,13 +49,7 @@ impl Reader<'_> {
     }
 
     fn node(&mut self, header: Header, depth: usize) -> Result<Node, Reject> {
-        if depth > DEPTH_MAX {
-            return Err(Reject::whole(Reason::TooLarge, format!("nested deeper than {DEPTH_MAX} levels")));
-        }
-        self.nodes_left = self
-            .nodes_left
-            .checked_sub(1)
-            .ok_or_else(|| Reject::whole(Reason::TooLarge, format!("more than {NODES_MAX} values in one payload")))?;
+        self.count.enter(depth)?;
         Ok(match header {
             Header::Positive(n) => Node::Integer(n.into()),
             Header::Negative(n) => Node::Integer(-1 - i128::from(n)),

@@ -2,7 +2,7 @@
 //! Python print in its place (`nan`, `-nan(ind)`, `inf`, `None`, `+21.5`, `021.5`, nothing at all) is read as
 //! it is in a plain payload, so that it costs a leaf and not the payload.
 
-use super::node::{DEPTH_MAX, Leaf, NODES_MAX, Node};
+use super::node::{Count, Leaf, Node};
 use super::{Reason, Reject, text};
 use jiter::{Jiter, JiterError, Peek};
 
@@ -19,7 +19,7 @@ pub(super) fn parse(payload: &[u8]) -> Result<Node, Reject> {
 }
 
 fn read(payload: &[u8]) -> Result<Node, Reject> {
-    let mut reader = Reader { json: Jiter::new(payload).with_allow_inf_nan(), nodes_left: NODES_MAX };
+    let mut reader = Reader { json: Jiter::new(payload).with_allow_inf_nan(), count: Count::new() };
     let peek = reader.json.peek().map_err(|e| reader.malformed(&e))?;
     let node = reader.node(peek, 0)?;
     reader.json.finish().map_err(|e| reader.malformed(&e))?;
@@ -28,18 +28,12 @@ fn read(payload: &[u8]) -> Result<Node, Reject> {
 
 struct Reader<'j> {
     json: Jiter<'j>,
-    nodes_left: usize,
+    count: Count,
 }
 
 impl Reader<'_> {
     fn node(&mut self, peek: Peek, depth: usize) -> Result<Node, Reject> {
-        if depth > DEPTH_MAX {
-            return Err(Reject::whole(Reason::TooLarge, format!("nested deeper than {DEPTH_MAX} levels")));
-        }
-        self.nodes_left = self
-            .nodes_left
-            .checked_sub(1)
-            .ok_or_else(|| Reject::whole(Reason::TooLarge, format!("more than {NODES_MAX} values in one payload")))?;
+        self.count.enter(depth)?;
         match peek {
             Peek::Null => self.json.known_null().map(|()| Node::Null).map_err(|e| self.malformed(&e)),
             Peek::True | Peek::False => self.json.known_bool(peek).map(Node::Bool).map_err(|e| self.malformed(&e)),

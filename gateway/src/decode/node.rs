@@ -4,7 +4,7 @@
 //! document has at most [`NODES_MAX`] nodes and [`DEPTH_MAX`] levels, so that what a payload becomes is
 //! bounded, however small it was packed.
 
-use super::text;
+use super::{Reason, Reject, text};
 
 /// A node of a JSON or CBOR document.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +35,30 @@ pub enum Node {
 pub const DEPTH_MAX: usize = 32;
 /// How many nodes a document may have.
 pub const NODES_MAX: usize = 200_000;
+
+/// Counts the nodes of one document while it is read.
+#[derive(Debug)]
+pub(super) struct Count {
+    left: usize,
+}
+
+impl Count {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Count { left: NODES_MAX }
+    }
+
+    /// Another node, so deep.
+    pub(super) fn enter(&mut self, depth: usize) -> Result<(), Reject> {
+        let too_large = |detail: String| Reject::whole(Reason::TooLarge, detail);
+        if depth > DEPTH_MAX {
+            return Err(too_large(format!("nested deeper than {DEPTH_MAX} levels")));
+        }
+        let left = self.left.checked_sub(1);
+        self.left = left.ok_or_else(|| too_large(format!("more than {NODES_MAX} values in one payload")))?;
+        Ok(())
+    }
+}
 
 /// What stands for one value.
 #[derive(Debug, Clone, Copy, PartialEq)]

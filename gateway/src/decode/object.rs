@@ -9,9 +9,9 @@ use super::{Named, Node, Reason, Reject, Sink, Stamp, Target, is_plausible, keep
 use foldhash::fast::RandomState;
 use hashbrown::HashSet;
 use jiff::tz::TimeZone;
+use model::NameError;
 use model::identity::NAME_BYTES_MAX;
 use model::time::{self, TimeError};
-use model::{NameError, check_name};
 
 /// The names of time fields; the last only where nothing else is meant.
 pub(super) const TIME_FIELDS: [&str; 4] = ["time", "timestamp", "ts", "t"];
@@ -190,9 +190,4 @@ fn leaves(device: Option<&str>, path: &mut String, node: &Node, stamp: Stamp, un
         }
         leaf => keep(Named { device, metric: path }, leaf.leaf(), stamp, unit, sink),
     }
-}
-
-/// True if an object's own field names a device: the text of `device`.
-pub(super) fn check_device(name: &str) -> Result<(), Reject> {
-    check_name(name).map_err(|e| Reject::leaf(Reason::BadName, printable(name), format!("device {e}")))
 }

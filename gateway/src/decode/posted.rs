@@ -5,8 +5,8 @@
 //! names rejects by index.
 
 use super::node::NODES_MAX;
-use super::object::{self, BadTime, Whose, check_device, without_repeats};
-use super::{Format, Node, Reason, Reject, Sink, Target, cbor, from_tree, json, senml, text};
+use super::object::{self, BadTime, Whose, without_repeats};
+use super::{Format, Node, Reason, Reject, Sink, Target, cbor, check_device, from_tree, json, senml, text};
 use jiff::tz::TimeZone;
 
 /// What the body says it is.

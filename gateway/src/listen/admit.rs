@@ -270,7 +270,7 @@ impl Admission {
             self.remember(known, device, target.metric, format, payload, origin.client);
         }
         let admitted = self.payload(origin, target, format, payload, arrival, parcel);
-        if admitted.accepted > 0 { None } else { admitted.rejects.into_iter().find(|(_, r)| !r.kept).map(|(_, r)| r) }
+        admitted.first_lost().filter(|_| admitted.accepted == 0).cloned()
     }
 
     /// Notes which series a plain payload leads to, for the next one.
@@ -458,9 +458,7 @@ impl<'a> Taking<'a> {
             let detail = "nobody to attribute it to: name a device";
             return Err(Reject::leaf(Reason::Unsupported, reading.metric, detail));
         };
-        if let Err(e) = check_name(device) {
-            return Err(Reject::leaf(Reason::BadName, decode::printable(device), format!("device {e}")));
-        }
+        decode::check_device(device)?;
         let admission = self.admission;
         let series = admission
             .catalog

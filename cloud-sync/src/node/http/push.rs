@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use daemon::http::reply::{Problem, with_type};
 use daemon::http::serve::Certificates;
+use daemon::seats::address_name;
 use prost::Message;
 use std::net::SocketAddr;
 
@@ -24,7 +25,7 @@ pub(super) async fn push(State(site): State<Shared>, request: Request) -> Respon
 async fn take(site: &Site, request: Request) -> Result<PushReply, Refusal> {
     let chain = request.extensions().get::<Certificates>().cloned();
     let from =
-        request.extensions().get::<ConnectInfo<SocketAddr>>().map_or_else(String::new, |from| from.ip().to_string());
+        request.extensions().get::<ConnectInfo<SocketAddr>>().map_or_else(String::new, |from| address_name(from.ip()));
     let who = site.door.identify(request.headers(), chain.as_ref().map(|chain| &*chain.0), &from).await?;
     let share = site.door.share();
     let message = PushRequest::decode(door::read(request.into_body(), MESSAGE_MAX, &share).await?)

@@ -11,9 +11,9 @@ use super::retained::Publication;
 use super::session::{ALIASES_MAX, Session, Will};
 use super::{Shared, packet::protocol_error};
 use crate::journal::{Inbound, Parcel};
-use crate::listen::address_name;
 use bytes::Bytes;
 use daemon::auth::{Denied, User};
+use daemon::seats::address_name;
 use daemon::sparse::Sparse;
 use rumqttd::protocol::{
     ConnAck, ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode, LastWill, LastWillProperties, Login,

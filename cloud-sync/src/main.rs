@@ -6,10 +6,10 @@ use cloud_sync::node::app::{self, App, AppError};
 use cloud_sync::node::client::Client;
 use cloud_sync::node::config::Config;
 use cloud_sync::node::doctor;
-use cloud_sync::node::local::LocalToken;
 use daemon::auth::verbs::UserVerb;
 use daemon::config::address;
 use daemon::lifecycle::{BAD_USE, Common, obey_signals, raise_file_limit};
+use daemon::local::LocalToken;
 use serde_json::json;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
@@ -141,7 +141,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                 }
             };
             let given = arguments.token_file.map(std::fs::read_to_string).transpose().context("--token-file")?;
-            let token = given.or_else(|| LocalToken::read(own, &url));
+            let token = given.or_else(|| LocalToken::read("tidegate-cloud", own, &url));
             let client = Client::new(&url, token.map(|token| token.trim().to_owned()))?;
             runtime.block_on(async {
                 match verb {

@@ -11,9 +11,6 @@ pub mod app;
 /// What a person can turn.
 pub mod config;
 
-/// Who may change everything on this machine.
-pub mod local;
-
 /// Who may send, before anything is read.
 pub mod door;
 

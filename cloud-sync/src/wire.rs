@@ -57,6 +57,19 @@ pub struct Batch {
     pub devices: Vec<Device>,
     /// The windows.
     pub windows: Vec<Window>,
+    /// What is no more.
+    pub removed: Vec<Removed>,
+}
+
+/// A device that is no more, or a metric of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// The device.
+    pub device: Arc<str>,
+    /// The metric; `None` is the whole device.
+    pub metric: Option<Arc<str>>,
+    /// Windows of earlier revisions have lost it.
+    pub revision: u64,
 }
 
 /// A device.
@@ -144,7 +157,7 @@ impl Batch {
 
     /// True if there is nothing to say.
     pub fn is_empty(&self) -> bool {
-        self.windows.is_empty() && self.devices.iter().all(|device| device.labels.is_none())
+        self.windows.is_empty() && self.removed.is_empty() && self.devices.iter().all(|device| device.labels.is_none())
     }
 
     /// As bytes.

@@ -25,6 +25,9 @@ pub mod sparse;
 /// Who may come in.
 pub mod auth;
 
+/// What the verbs of this machine show.
+pub mod local;
+
 /// TLS in front of a listener.
 pub mod tls;
 

@@ -48,6 +48,7 @@ use cloud_sync::uplink::{Status as UplinkStatus, Uplink, UplinkError};
 use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::{Span, address};
 use daemon::http::web::Web;
+use daemon::local::LocalToken;
 use daemon::memory::Memory;
 use found::{begin_uplink, changed_levels, forget_uplink, identify, read_inbound, restore_retained, watch_clock};
 use std::io;
@@ -168,6 +169,7 @@ impl App {
             config.rules().unwrap_or_default(),
         ));
         let (sockets, addresses) = bind(&config).await?;
+        let local = local_token(&config, &addresses)?;
         let shared = Arc::new(mqtt::Shared::new(
             Arc::clone(&admission),
             Arc::clone(&intake),
@@ -204,6 +206,7 @@ impl App {
             retained: Arc::clone(&retained),
             anonymous: config.http.allow_anonymous,
             auth,
+            local,
             body_max: config.http.max_body.bytes(),
             ingest_memory: Memory::new(config.http.ingest_memory.bytes()),
             web: Web::new(&config.http.hosts, &config.http.origins),
@@ -394,6 +397,18 @@ impl App {
             _ => Err(AppError::Ended("a thread panicked while stopping; see the log".into())),
         }
     }
+}
+
+/// What `tidegate forget` shows; once the ports are bound, so that it is the token of the gateway that listens there.
+fn local_token(config: &Config, addresses: &[(&str, SocketAddr)]) -> io::Result<LocalToken> {
+    let local = LocalToken::new("tidegate")?;
+    local.write(&config.gateway.data_dir)?;
+    if let Some((_, address)) = addresses.iter().find(|(name, _)| *name == "http")
+        && let Err(e) = local.announce(address.port())
+    {
+        tracing::debug!("the token of this gateway is only in its data directory: {e}");
+    }
+    Ok(local)
 }
 
 /// Starts a thread whose failure, also a panic, is told.

@@ -26,6 +26,9 @@ mod correct;
 /// Parts of a day, made one.
 mod tidy;
 
+/// What removed series have left, swept.
+mod sweep;
+
 /// Raw readings by series, from chunks and batches.
 pub mod read;
 

@@ -2,16 +2,18 @@
 //!
 //! Arrives: names from the decoders, committed readings from the journal. Leaves: dense ids,
 //! births for the journal to write, answers to `/v1/devices`. Always holds: a name keeps its
-//! id for ever; the birth of an id is handed to the journal before any reading that uses it;
-//! devices and series never exceed their limits. Deliberately absent: SQLite.
+//! id until it is removed, and no id is given twice; the birth of an id is handed to the journal
+//! before any reading that uses it; devices and series never exceed their limits. Deliberately
+//! absent: SQLite.
 
+use crate::archive::SERIES_MAX;
 use crate::clock::Correction;
 use crate::readings::{Readings, flag};
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use model::{Micros, Value};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A device.
@@ -22,6 +24,8 @@ pub struct Device {
     /// Its id as people know it.
     pub name: Arc<str>,
     labels: RwLock<Labels>,
+    era: AtomicU32,
+    removed: AtomicBool,
 }
 
 /// Classes of microseconds: each start assigns times of another class than the one before, and so
@@ -46,6 +50,7 @@ pub struct Series {
     pub metric: Arc<str>,
     unit: RwLock<Unit>,
     assigned_us: AtomicI64,
+    removed: AtomicBool,
 }
 
 /// A unit, and when it was last told differently.
@@ -69,6 +74,33 @@ pub enum Birth {
     Unit(Arc<Series>),
     /// New labels.
     Labels(Arc<Device>),
+    /// A device or a metric of one that is no more.
+    Removed(Arc<Removed>),
+}
+
+/// A device that is removed with all its metrics, or one metric of it.
+#[derive(Debug)]
+pub struct Removed {
+    /// The device.
+    pub device: Arc<Device>,
+    /// The metric; `None` is the whole device.
+    pub metric: Option<Arc<str>>,
+    /// The series that go.
+    pub series: Vec<Arc<Series>>,
+    /// How many removals there have been, with this one.
+    pub era: u32,
+    /// Readings that go, repetitions included.
+    pub readings: u64,
+}
+
+/// Who is there at one moment, for whoever sends it on.
+#[derive(Debug)]
+pub struct Present {
+    /// Series by id; nothing where one has been removed.
+    pub series: Vec<Option<Arc<Series>>>,
+    /// Devices by id, likewise, each with its era: how many removals there had been when it was born, or
+    /// when a metric of it was last removed.
+    pub devices: Vec<Option<(Arc<Device>, u32)>>,
 }
 
 /// The latest reading of a series, by event time.
@@ -136,6 +168,9 @@ struct Names {
     series: Vec<Arc<Series>>,
     by_device: HashMap<Box<str>, Metrics, RandomState>,
     brought: HashMap<Box<str>, Brought, RandomState>,
+    /// Series that have a name; `series` has the ids of removed ones too.
+    named: usize,
+    era: u32,
 }
 
 struct Metrics {
@@ -163,6 +198,11 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 }
 
 impl Device {
+    /// How many removals there had been when it was born, or when a metric of it was last removed.
+    pub fn era(&self) -> u32 {
+        self.era.load(Ordering::Relaxed)
+    }
+
     /// What people say of it.
     pub fn labels(&self) -> Labels {
         read(&self.labels).clone()
@@ -190,6 +230,11 @@ impl Series {
         }
     }
 
+    /// True once it has been removed: its name leads elsewhere, or nowhere.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
     /// The unit, if anybody told it.
     pub fn unit(&self) -> Option<Box<str>> {
         read(&self.unit).name.clone()
@@ -203,10 +248,32 @@ impl Catalog {
     }
 
     /// Puts back a device from the store; ids must come in order.
-    pub fn restore_device(&self, id: u32, name: &str) {
+    pub fn restore_device(&self, id: u32, name: &str, era: u32) {
         let mut names = write(&self.names);
         assert_eq!(id as usize, names.devices.len(), "device ids are dense");
-        names.add_device(name);
+        names.add_device(name, era);
+    }
+
+    /// Puts back the place of a device or series that has been removed.
+    pub fn restore_removed(&self, id: u32, device: Option<u32>) {
+        let mut names = write(&self.names);
+        match device.map(|device| Arc::clone(&names.devices[device as usize])) {
+            None => {
+                let device = device_of(id, "", 0);
+                device.removed.store(true, Ordering::Relaxed);
+                names.devices.push(device);
+            }
+            Some(device) => {
+                let series = series_of(id, device, "", self.starts);
+                series.removed.store(true, Ordering::Relaxed);
+                names.series.push(Arc::new(series));
+            }
+        }
+    }
+
+    /// Puts back how many removals there have been.
+    pub fn restore_era(&self, era: u32) {
+        write(&self.names).era = era;
     }
 
     /// Puts back a label of a device from the store.
@@ -240,7 +307,8 @@ impl Catalog {
         brought.series += 1;
         brought.devices += usize::from(is_new);
         if is_new {
-            let born = names.add_device(device);
+            let era = names.era;
+            let born = names.add_device(device, era);
             self.announce(Birth::Device(born));
         }
         let born = names.add_series(device, metric, self.starts);
@@ -263,8 +331,10 @@ impl Catalog {
             }
             Ok(())
         };
-        check("series", names.series.len(), series, brought.series)?;
-        if new_device { check("devices", names.devices.len(), devices, brought.devices) } else { Ok(()) }
+        // An id is given once.
+        let ids = SERIES_MAX - names.series.len();
+        check("series", names.named, series.min(names.named + ids), brought.series)?;
+        if new_device { check("devices", names.by_device.len(), devices, brought.devices) } else { Ok(()) }
     }
 
     /// The series of a device and metric, if it exists.
@@ -317,20 +387,89 @@ impl Catalog {
         std::mem::take(&mut *self.births.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Removes a device, or one metric of it: from now on its name is free. `None` if there is nothing of that name.
+    /// Readings of it that are under way already count as having come before.
+    pub fn remove(&self, device: &str, metric: Option<&str>) -> Option<Arc<Removed>> {
+        let mut names = write(&self.names);
+        let (device, series) = match metric {
+            Some(metric) => {
+                let metrics = names.by_device.get_mut(device)?;
+                (Arc::clone(&metrics.device), vec![metrics.series.remove(metric)?])
+            }
+            None => {
+                let Metrics { device, series } = names.by_device.remove(device)?;
+                device.removed.store(true, Ordering::Relaxed);
+                (device, series.into_values().collect())
+            }
+        };
+        names.named -= series.len();
+        names.era += 1;
+        let era = names.era;
+        device.era.store(era, Ordering::Relaxed);
+        let mut latest = write(&self.latest);
+        let mut readings = 0;
+        for series in &series {
+            series.removed.store(true, Ordering::Relaxed);
+            let latest = latest.get_mut(series.id as usize).and_then(Option::take);
+            readings += latest.map_or(0, |latest| latest.readings);
+        }
+        let removed = Arc::new(Removed { device, metric: metric.map(Into::into), series, era, readings });
+        // Still under the lock: a new series of the same name is announced behind it.
+        self.announce(Birth::Removed(Arc::clone(&removed)));
+        Some(removed)
+    }
+
     /// All devices, by id.
     pub fn devices(&self) -> Vec<Arc<Device>> {
-        read(&self.names).devices.clone()
+        let names = read(&self.names);
+        names.devices.iter().filter(|device| !device.removed.load(Ordering::Relaxed)).cloned().collect()
     }
 
     /// All series, by id.
     pub fn series(&self) -> Vec<Arc<Series>> {
-        read(&self.names).series.clone()
+        read(&self.names).series.iter().filter(|series| !series.is_removed()).cloned().collect()
+    }
+
+    /// Who is there at this moment.
+    pub fn present(&self) -> Present {
+        let names = read(&self.names);
+        let device = |device: &Arc<Device>| {
+            let era = device.era.load(Ordering::Relaxed);
+            (!device.removed.load(Ordering::Relaxed)).then(|| (Arc::clone(device), era))
+        };
+        let series = |series: &Arc<Series>| (!series.is_removed()).then(|| Arc::clone(series));
+        Present {
+            series: names.series.iter().map(series).collect(),
+            devices: names.devices.iter().map(device).collect(),
+        }
     }
 
     /// How many devices and series there are.
     pub fn counts(&self) -> (usize, usize) {
         let names = read(&self.names);
-        (names.devices.len(), names.series.len())
+        (names.by_device.len(), names.named)
+    }
+
+    /// Ids of series are below this.
+    pub fn ids(&self) -> u32 {
+        read(&self.names).series.len() as u32
+    }
+
+    /// True if the series of this id has not been removed.
+    pub fn has(&self, series: u32) -> bool {
+        read(&self.names).series.get(series as usize).is_none_or(|series| !series.is_removed())
+    }
+
+    /// How many metrics the device of this id has.
+    pub fn metrics_of(&self, device: u32) -> usize {
+        let names = read(&self.names);
+        let name = names.devices.get(device as usize).map(|device| &*device.name);
+        name.and_then(|name| names.by_device.get(name)).map_or(0, |metrics| metrics.series.len())
+    }
+
+    /// The devices of the series whose ids are `from` or above, by id, removed ones included.
+    pub fn devices_of_series(&self, from: u32) -> Vec<u32> {
+        read(&self.names).series.iter().skip(from as usize).map(|series| series.device.id).collect()
     }
 
     /// The series of one device, by metric; `None` if there is no such device.
@@ -418,8 +557,8 @@ impl Names {
         self.by_device.get(device)?.series.get(metric).cloned()
     }
 
-    fn add_device(&mut self, name: &str) -> Arc<Device> {
-        let device = Arc::new(Device { id: self.devices.len() as u32, name: name.into(), labels: RwLock::default() });
+    fn add_device(&mut self, name: &str, era: u32) -> Arc<Device> {
+        let device = device_of(self.devices.len() as u32, name, era);
         self.devices.push(Arc::clone(&device));
         let metrics = Metrics { device: Arc::clone(&device), series: HashMap::default() };
         self.by_device.insert(name.into(), metrics);
@@ -428,16 +567,27 @@ impl Names {
 
     fn add_series(&mut self, device: &str, metric: &str, starts: u64) -> Arc<Series> {
         let metrics = self.by_device.get_mut(device).expect("the device was born before its series");
-        let series = Arc::new(Series {
-            id: self.series.len() as u32,
-            device: Arc::clone(&metrics.device),
-            metric: metric.into(),
-            unit: RwLock::default(),
-            assigned_us: AtomicI64::new(i64::MIN + (starts * 2 % CLASSES as u64) as i64),
-        });
+        let series = Arc::new(series_of(self.series.len() as u32, Arc::clone(&metrics.device), metric, starts));
         metrics.series.insert(metric.into(), Arc::clone(&series));
         self.series.push(Arc::clone(&series));
+        self.named += 1;
         series
+    }
+}
+
+fn device_of(id: u32, name: &str, era: u32) -> Arc<Device> {
+    let (labels, removed) = Default::default();
+    Arc::new(Device { id, name: name.into(), labels, era: era.into(), removed })
+}
+
+fn series_of(id: u32, device: Arc<Device>, metric: &str, starts: u64) -> Series {
+    Series {
+        id,
+        device,
+        metric: metric.into(),
+        unit: RwLock::default(),
+        assigned_us: AtomicI64::new(i64::MIN + (starts * 2 % CLASSES as u64) as i64),
+        removed: AtomicBool::new(false),
     }
 }
 
@@ -487,6 +637,27 @@ mod tests {
         assert_eq!(note(50, 0), 50);
         assert_eq!(note(9_001, flag::FUTURE), 50);
         assert_eq!(note(60, 0), 60);
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_its_name_is_free_and_its_id_is_not() {
+        let catalog = catalog_of(1, 2, 0);
+        let a = catalog.resolve("a", "t", "c").unwrap();
+        catalog.resolve("a", "h", "c").unwrap();
+        assert!(catalog.remove("b", None).is_none());
+        assert!(catalog.remove("a", Some("x")).is_none());
+        let removed = catalog.remove("a", Some("t")).unwrap();
+        assert_eq!((removed.era, removed.series[0].id), (1, a.id));
+        assert!(a.is_removed() && catalog.find("a", "t").is_none());
+        assert_eq!((catalog.counts(), catalog.ids()), ((1, 1), 2));
+        assert_eq!(catalog.resolve("a", "t", "c").unwrap().id, 2);
+        catalog.remove("a", None).unwrap();
+        assert_eq!((catalog.counts(), catalog.devices().len(), catalog.series().len()), ((0, 0), 0, 0));
+        let again = catalog.resolve("b", "t", "c").unwrap();
+        assert_eq!((again.id, again.device.id), (3, 1));
+        let present = catalog.present();
+        assert!(present.series[..3].iter().all(Option::is_none) && present.devices[0].is_none());
+        assert_eq!(present.devices[1].as_ref().unwrap().1, 2, "born after two removals");
     }
 
     #[test]

@@ -130,6 +130,7 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
         [("device", "id"), ("series", "id"), ("batch", "seq"), ("chunk", "id"), ("rollup", "id"), ("reject", "id")]
     {
         let (mut kept, mut next) = (0_u64, 0_i64);
+        let columns = columns(&db, table)?;
         let mut errors = Vec::new();
         let whole = each_row(&db, table, key, |row| {
             let decode = decodes.iter().find(|(name, ..)| *name == table).map(|(_, _, decode)| decode);
@@ -140,7 +141,7 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
                 // Ids are dense: what is lost keeps its place under another name.
                 for lost in next..*id {
                     let stand_in = if table == "device" {
-                        into.execute("INSERT INTO device VALUES (?1, 'lost-' || ?1, 0)", [lost])
+                        into.execute("INSERT INTO device (id, name, created_us) VALUES (?1, 'lost-' || ?1, 0)", [lost])
                     } else {
                         into.execute("INSERT INTO series VALUES (?1, 0, 'lost-' || ?1, NULL)", [lost])
                     };
@@ -149,7 +150,7 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
                 }
                 next = id + 1;
             }
-            match insert(&into, table, &row) {
+            match insert(&into, table, &columns, &row) {
                 Ok(()) => kept += 1,
                 Err(e) => errors.push(format!("{table} {}: {e}", name(&row))),
             }
@@ -158,7 +159,11 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
         findings.problems.append(&mut errors);
         findings.facts.push(format!("{kept} rows of {table}"));
     }
-    for table in ["meta", "label", "level", "retired", "summary", "retained", "inbound"] {
+    for table in ["meta", "label", "level", "retired", "summary", "retained", "inbound", "removed", "sweep"] {
+        if columns(&db, table)?.is_empty() {
+            // The store is of a version that did not have it.
+            continue;
+        }
         match copy_plainly(&db, &into, table) {
             Ok(rows) => findings.facts.push(format!("{rows} rows of {table}")),
             Err(e) => findings.problems.push(format!("{table}: what follows a damaged page is left behind: {e}")),
@@ -170,21 +175,28 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
     Ok(findings)
 }
 
-fn insert(into: &Connection, table: &str, row: &Row) -> rusqlite::Result<()> {
+/// The columns of a table as they are there, which an earlier version may have had fewer of.
+fn columns(db: &Connection, table: &str) -> rusqlite::Result<String> {
+    let mut names = db.prepare("SELECT name FROM pragma_table_info(?1) ORDER BY cid")?;
+    let names: Vec<String> = names.query_map([table], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(names.join(", "))
+}
+
+fn insert(into: &Connection, table: &str, columns: &str, row: &Row) -> rusqlite::Result<()> {
     let marks = vec!["?"; row.len()].join(", ");
-    into.prepare_cached(&format!("INSERT OR REPLACE INTO {table} VALUES ({marks})"))?
+    into.prepare_cached(&format!("INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})"))?
         .execute(params_from_iter(row))
         .map(drop)
 }
 
 fn copy_plainly(db: &Connection, into: &Connection, table: &str) -> rusqlite::Result<u64> {
     let mut query = db.prepare(&format!("SELECT * FROM {table}"))?;
-    let columns = query.column_count();
+    let (count, names) = (query.column_count(), columns(db, table)?);
     let mut rows = query.query([])?;
     let mut copied = 0;
     while let Some(row) = rows.next()? {
-        let values: rusqlite::Result<Row> = (0..columns).map(|at| row.get(at)).collect();
-        insert(into, table, &values?)?;
+        let values: rusqlite::Result<Row> = (0..count).map(|at| row.get(at)).collect();
+        insert(into, table, &names, &values?)?;
         copied += 1;
     }
     Ok(copied)

@@ -104,7 +104,8 @@ pub fn export(
 
 fn read_series(db: &Connection) -> rusqlite::Result<Vec<Series>> {
     let mut query = db.prepare(
-        "SELECT s.id, d.name, s.metric FROM series s JOIN device d ON d.id = s.device ORDER BY d.name, s.metric",
+        "SELECT s.id, d.name, s.metric FROM series s JOIN device d ON d.id = s.device
+            WHERE unicode(s.metric) > 1 ORDER BY d.name, s.metric",
     )?;
     let series = |row: &rusqlite::Row<'_>| Ok(Series { id: row.get(0)?, device: row.get(1)?, metric: row.get(2)? });
     query.query_map([], series)?.collect()

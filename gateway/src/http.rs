@@ -37,14 +37,15 @@ use crate::query::patience::Patience;
 use crate::query::{Engine, QueryError};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use cloud_sync::uplink::{Identity, Status as UplinkStatus};
-use daemon::auth::{Auth, Denied};
+use daemon::auth::{Auth, Denied, Role, User};
 use daemon::http::reply::Problem;
 use daemon::http::web::Web;
+use daemon::local::LocalToken;
 use daemon::memory::Memory;
 use daemon::seats::{Seats, address_name};
 use std::net::SocketAddr;
@@ -92,6 +93,8 @@ pub struct Site {
     pub retained: Arc<Retained>,
     /// Who may come in.
     pub auth: Arc<Auth>,
+    /// What this machine's verbs show.
+    pub local: LocalToken,
     /// Requests without credentials may come in.
     pub anonymous: bool,
     /// `http.max_body`.
@@ -138,11 +141,14 @@ fn routes() -> Router<Shared> {
         .route("/api/v3/write_lp", post(ingest::lines_v3))
         .route("/write", post(ingest::lines_v1))
         .route("/query", get(influx::query).post(influx::query))
+        .route("/api/v2/buckets", get(influx::buckets))
+        .route("/api/v2/query", post(influx::flux))
         .route("/ping", get(influx::ping))
         .route("/health", get(influx::health))
         .route("/ready", get(influx::ready))
         .route("/v1/devices", get(devices::list))
-        .route("/v1/devices/{device}", get(devices::one))
+        .route("/v1/devices/{device}", get(devices::one).delete(devices::remove))
+        .route("/v1/devices/{device}/metrics/{metric}", delete(devices::remove_metric))
         .route("/v1/devices/{device}/labels", put(devices::put_labels))
         .route("/v1/aggregates", get(aggregates::get))
         .route("/v1/rejects", get(rejects::get))
@@ -169,6 +175,8 @@ async fn wrong_method(request: Request) -> Problem {
 }
 
 const WHO: &str = "give the name and password (Basic) or the token (Bearer) of a user that `tidegate user add` made";
+/// Whoever shows the token of the data directory.
+const LOCAL: &str = "(this machine)";
 const WAIT: &str = "too many logins at once, or too many wrong ones before: try again in a minute";
 
 /// Lets in who may come in, and says who it is.
@@ -185,6 +193,7 @@ async fn guard(
     let open = matches!(request.uri().path(), "/healthz" | "/readyz");
     let address = address_name(from.ip());
     let user = match influx::credentials(&request) {
+        Some(credentials) if site.local.is_shown(&credentials) => Some(LOCAL.to_owned()),
         Some(credentials) if !open && site.auth.asks() => match site.auth.who(&credentials, &address).await {
             Ok(user) => Some(user),
             Err(Denied::Later) => return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, WAIT)),
@@ -197,11 +206,26 @@ async fn guard(
         return Err(Problem::new(StatusCode::UNAUTHORIZED, WHO));
     }
     site.web.check(request.method(), request.headers(), open || user.is_some())?;
+    if request.method() == Method::DELETE && site.auth.asks() {
+        may_remove(&site, user.as_deref())?;
+    }
     let client = user.map_or(address, |name| format!("user {name}"));
     request.extensions_mut().insert(Client(client.into()));
     let mut response = daemon::http::serve::within_patience(request, next).await?;
     site.web.finish(origin, &mut response);
     Ok(response)
+}
+
+/// Whose roles are named, and no admin among them, removes nothing; nobody does so without a name.
+fn may_remove(site: &Site, user: Option<&str>) -> Result<(), Problem> {
+    let Some(name) = user else { return Err(Problem::new(StatusCode::UNAUTHORIZED, WHO)) };
+    let is_restricted = |user: &User| !user.roles.is_empty() && !user.may(Role::Admin);
+    if site.auth.stored(name).as_ref().is_some_and(is_restricted) {
+        let detail =
+            format!("{name} may not remove anything: add the role with `tidegate user add {name} --role admin`");
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
+    Ok(())
 }
 
 /// Serves until `stop`, then finishes the requests under way.

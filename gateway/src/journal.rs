@@ -33,6 +33,9 @@ pub mod writer;
 /// What the writer does besides readings.
 pub(crate) mod steps;
 
+/// Devices and metrics that are no more.
+pub mod removal;
+
 /// What has changed among summaries, for the uplink.
 pub mod changes;
 
@@ -231,6 +234,12 @@ pub enum Step {
         /// What was acknowledged before may be forgotten.
         until_us: Micros,
     },
+    /// Removes summaries of series that are no more, by length, start and series.
+    Sweep(Vec<(Micros, Micros, u32)>),
+    /// The windows of these devices are changes now: a metric of theirs has been removed.
+    Told(Vec<u32>),
+    /// Nothing is left of these series.
+    Swept(Vec<u32>),
     /// Gives unused pages back to the filesystem.
     Vacuum {
         /// At most so many.

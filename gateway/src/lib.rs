@@ -54,6 +54,9 @@ pub mod http;
 /// Readings as files.
 pub mod export;
 
+/// `tidegate forget`.
+pub mod forget;
+
 /// Whether the cloud holds what this store holds.
 pub mod verify;
 

@@ -10,6 +10,7 @@ use gateway::clock::Clock;
 use gateway::config::{Config, is_in_the_clear};
 use gateway::doctor;
 use gateway::export::{self, Format};
+use gateway::forget::Forget;
 use gateway::journal::schema;
 use gateway::verify;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,19 @@ enum Verb {
         /// A file with a bearer token for it; uplink.token_file without it.
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
+    },
+    /// Remove a device, or one metric of it, with all its readings: here and, through the uplink, in the cloud.
+    Forget {
+        /// The device.
+        device: String,
+        /// The metric; without it the whole device goes.
+        metric: Option<String>,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+        /// Where a gateway that runs answers; http.listen without it.
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
     },
     /// Manage who may come in.
     User {
@@ -101,6 +115,9 @@ fn main() -> ExitCode {
         Verb::Backup { file } => backup(&config, &file),
         Verb::Doctor { salvage } => doctor(&config, salvage.as_deref()),
         Verb::Verify { cloud, token_file } => verify(&config, &cloud, token_file),
+        Verb::Forget { device, metric, yes, url } => {
+            Forget { device, metric, yes, url }.run(&config, Clock::system().now_us())
+        }
         Verb::User { verb } => verb.run(&config.users_file()),
     };
     match done {

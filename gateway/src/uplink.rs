@@ -9,10 +9,10 @@
 use crate::archive::levels::{Level, Levels};
 use crate::archive::read::Raw;
 use crate::archive::rollup::Folded;
-use crate::archive::{DAY_US, day, series_of};
-use crate::catalog::{Catalog, Series};
+use crate::archive::{DAY_US, day};
+use crate::catalog::{Catalog, Present, Series};
 use crate::clock::Clock;
-use crate::journal::changes::{self, Change};
+use crate::journal::changes::{self, Change, revision_of};
 use crate::journal::steps::read_summary;
 use crate::journal::{Intake, ReadError, Step, schema};
 use crate::metrics::Metrics;
@@ -30,8 +30,6 @@ use tokio_util::sync::CancellationToken;
 
 /// From when a window is due until its summary is on disk, with time to spare.
 const CLOSING_US: Micros = 60 * SECOND_US;
-/// Stretches that one commit carries.
-const STRETCHES: usize = 1_000;
 
 /// What the uplink reads and writes.
 pub struct Summaries {
@@ -136,26 +134,27 @@ impl Summaries {
     fn portion(&self, db: &Connection, changes: Range<u64>, summaries: usize) -> Result<Portion, ReadError> {
         let raw = Raw::open(db)?;
         let mut reader =
-            Reader { raw: &raw, levels: &self.levels, series: self.catalog.series(), folded: HashMap::new() };
-        let by_device = by_device(&reader.series);
+            Reader { raw: &raw, levels: &self.levels, present: self.catalog.present(), folded: HashMap::new() };
+        let by_device = by_device(&reader.present.series);
         let is_held_back = |start_us: Micros, length_us: Micros| {
             self.clock.trust().is_some_and(|trust| trust.holds_back(start_us, start_us + length_us))
         };
         let (mut places, mut labels, mut until, mut many) = (Places::new(), BTreeSet::new(), changes.end, 0);
+        let mut removed = Vec::new();
         changes::read(db, changes, |id, change| {
             let before = places.len();
             match change {
                 Some(Change::Windows(length_us, keys)) => {
                     for (series, start_us) in keys.into_iter().filter(|key| !is_held_back(key.1, length_us)) {
-                        if let Some(device) = reader.series.get(series as usize).map(|series| series.device.id) {
-                            places.entry((device, length_us, start_us)).or_insert(series);
+                        if let Some(Some(known)) = reader.present.series.get(series as usize) {
+                            places.entry((known.device.id, length_us, start_us)).or_insert(series);
                         }
                     }
                 }
                 Some(Change::Stretch { device, from_us, to_us }) => {
                     let length_us = self.levels.base.length_us;
                     let first_us = window_start(from_us + length_us - 1, length_us);
-                    let own = by_device.get(&device).and_then(|own| own.first()).map(|&at| reader.series[at].id);
+                    let own = by_device.get(&device).and_then(|own| own.first()).map(|series| series.id);
                     let starts = (first_us..to_us).step_by(length_us as usize);
                     for start_us in starts.filter(|&start_us| !is_held_back(start_us, length_us)) {
                         if let Some(series) = own {
@@ -164,6 +163,7 @@ impl Summaries {
                     }
                 }
                 Some(Change::Labels(devices)) => labels.extend(devices),
+                Some(Change::Removed(one)) => removed.push(one),
                 None => {
                     tracing::error!(
                         "change {id} for the uplink is damaged and left out; the windows it named are sent when they change again"
@@ -173,22 +173,25 @@ impl Summaries {
             if places.len() > before {
                 many = places.keys().map(|(device, ..)| by_device.get(device).map_or(0, Vec::len)).sum();
             }
-            if many + labels.len() >= summaries {
+            if many + labels.len() + removed.len() >= summaries {
                 until = id + 1;
                 return false;
             }
             true
         })?;
-        let batch = reader.batch(&self.catalog, &by_device, places, &labels)?;
+        let mut batch = reader.batch(&by_device, places, &labels)?;
+        batch.removed = removed;
         Ok(Portion { batch, until })
     }
 }
 
-/// The places of all series in `series`, by device.
-fn by_device(series: &[Arc<Series>]) -> HashMap<u32, Vec<usize>> {
-    let mut by_device: HashMap<u32, Vec<usize>> = HashMap::new();
-    for (at, series) in series.iter().enumerate() {
-        by_device.entry(series.device.id).or_default().push(at);
+/// Series by their devices.
+type ByDevice = HashMap<u32, Vec<Arc<Series>>>;
+
+fn by_device(series: &[Option<Arc<Series>>]) -> ByDevice {
+    let mut by_device = ByDevice::new();
+    for series in series.iter().flatten() {
+        by_device.entry(series.device.id).or_default().push(Arc::clone(series));
     }
     by_device
 }
@@ -197,7 +200,7 @@ fn by_device(series: &[Arc<Series>]) -> HashMap<u32, Vec<usize>> {
 struct Reader<'a> {
     raw: &'a Raw<'a>,
     levels: &'a Levels,
-    series: Vec<Arc<Series>>,
+    present: Present,
     folded: HashMap<i64, Vec<Folded>>,
 }
 
@@ -237,23 +240,14 @@ impl Reader<'_> {
     }
 
     /// Device by device, series by series: of folded days those of one series are in memory.
-    fn batch(
-        &mut self,
-        catalog: &Catalog,
-        by_device: &HashMap<u32, Vec<usize>>,
-        places: Places,
-        labels: &BTreeSet<u32>,
-    ) -> Result<Batch, ReadError> {
-        let known = catalog.devices();
+    fn batch(&mut self, by_device: &ByDevice, places: Places, labels: &BTreeSet<u32>) -> Result<Batch, ReadError> {
         let ids: BTreeSet<u32> = places.keys().map(|(device, ..)| *device).chain(labels.iter().copied()).collect();
-        let ids: Vec<u32> = ids.into_iter().filter(|&id| (id as usize) < known.len()).collect();
-        let device = |&id: &u32| {
-            let device = &known[id as usize];
+        let mut batch = Batch::default();
+        for id in &ids {
+            let Some(Some((device, era))) = self.present.devices.get(*id as usize).cloned() else { continue };
+            let place = batch.devices.len();
             let own = || device.labels().iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-            Device { id: Arc::clone(&device.name), labels: labels.contains(&id).then(own) }
-        };
-        let mut batch = Batch { devices: ids.iter().map(device).collect(), windows: Vec::new() };
-        for (place, id) in ids.iter().enumerate() {
+            batch.devices.push(Device { id: Arc::clone(&device.name), labels: labels.contains(id).then(own) });
             let own = places.range((*id, 0, Micros::MIN)..=(*id, Micros::MAX, Micros::MAX));
             let wanted: BTreeMap<(Micros, Micros), u32> =
                 own.map(|((_, length_us, start_us), series)| ((*length_us, *start_us), *series)).collect();
@@ -267,6 +261,7 @@ impl Reader<'_> {
             }
             windows.extend(self.windows_of(series, longer)?);
             for ((length_us, start_us), (revision, metrics)) in windows {
+                let revision = revision_of(era) + revision;
                 batch.windows.push(Window { device: place as u32, start_us, length_us, revision, metrics });
             }
         }
@@ -274,10 +269,10 @@ impl Reader<'_> {
     }
 
     /// Windows of a device, by length and start, of all its series that have them.
-    fn windows_of(&mut self, series: &[usize], wanted: BTreeSet<(Micros, Micros)>) -> Result<Windows, ReadError> {
+    fn windows_of(&mut self, series: &[Arc<Series>], wanted: BTreeSet<(Micros, Micros)>) -> Result<Windows, ReadError> {
         let mut windows = Windows::new();
-        for &at in series {
-            let (id, metric) = (self.series[at].id, Arc::clone(&self.series[at].metric));
+        for series in series {
+            let (id, metric) = (series.id, &series.metric);
             self.folded.clear();
             for &(length_us, start_us) in &wanted {
                 let Some(level) = self.level(length_us) else { continue };
@@ -285,7 +280,7 @@ impl Reader<'_> {
                     let (revision, metrics) = windows.entry((length_us, start_us)).or_default();
                     // Each only rises, so their sum does.
                     *revision += u64::from(window.revision);
-                    metrics.insert(Arc::clone(&metric), window.summary);
+                    metrics.insert(Arc::clone(metric), window.summary);
                 }
             }
         }
@@ -329,45 +324,20 @@ impl Fill {
             .filter(|device| !device.labels().is_empty())
             .map(|device| device.id)
             .collect();
+        let db = schema::open_reader(&self.store)?;
         let mut slice = vec![Change::Labels(labelled)];
-        for (number, device) in self.days()? {
-            let series = self.catalog.series().iter().filter(|series| series.device.id == device).count();
+        slice.extend(changes::removed(&db)?);
+        for (number, device) in changes::days(&db, &self.levels, &self.catalog)? {
+            let series = self.catalog.metrics_of(device);
             let range = number * DAY_US..(number + 1) * DAY_US;
             slice.extend(changes::stretches(device, series, self.levels.base.length_us, range));
             written += 1;
-            if slice.len() >= STRETCHES {
+            if slice.len() >= changes::STRETCHES {
                 self.intake.commit(Step::Changes(std::mem::take(&mut slice)), &self.stop)?;
             }
         }
         self.intake.commit(Step::Changes(slice), &self.stop)?;
         self.intake.commit(Step::Filling { done: true }, &self.stop)?;
         Ok(written)
-    }
-
-    /// Days of devices that have summaries.
-    fn days(&self) -> anyhow::Result<BTreeSet<(i64, u32)>> {
-        let db = schema::open_reader(&self.store)?;
-        let series = self.catalog.series();
-        let device = |id: u32| series.get(id as usize).map(|series| series.device.id);
-        let mut days = BTreeSet::new();
-        for level in self.levels.all() {
-            let mut ids = db.prepare("SELECT id FROM rollup WHERE (id & 65535) = ?1")?;
-            let mut rows = ids.query([level.number()])?;
-            while let Some(row) = rows.next()? {
-                let id: i64 = row.get(0)?;
-                let first = level.first_day_of(id);
-                days.extend(
-                    device(series_of(id))
-                        .into_iter()
-                        .flat_map(|device| (first..first + level.span_days).map(move |day| (day, device))),
-                );
-            }
-        }
-        let mut recent = db.prepare("SELECT DISTINCT start_us / ?1, series FROM summary")?;
-        let mut rows = recent.query([DAY_US])?;
-        while let Some(row) = rows.next()? {
-            days.extend(device(row.get(1)?).map(|device| (row.get::<_, i64>(0).unwrap_or_default(), device)));
-        }
-        Ok(days)
     }
 }

@@ -6,7 +6,8 @@
 //! difference, because both sides go on.
 
 use crate::archive::levels::each_summary;
-use crate::journal::changes::{self, Change};
+use crate::journal::changes::{self, Change, revision_of};
+use crate::journal::removal::Sweep;
 use crate::journal::schema;
 use crate::journal::steps::read_ledger;
 use anyhow::{Context, Result, bail, ensure};
@@ -132,9 +133,11 @@ struct Here {
 
 impl Here {
     fn read(db: &Connection) -> Result<Self> {
-        let mut names = db.prepare("SELECT s.id, d.name, d.id FROM series s JOIN device d ON d.id = s.device")?;
-        let names = names.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
-        let names: BTreeMap<u32, (String, u32)> = names.collect::<rusqlite::Result<_>>()?;
+        let mut names = db.prepare(
+            "SELECT s.id, d.name, d.id, d.era FROM series s JOIN device d ON d.id = s.device WHERE unicode(s.metric) > 1",
+        )?;
+        let names = names.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?))))?;
+        let names: BTreeMap<u32, (String, u32, u32)> = names.collect::<rusqlite::Result<_>>()?;
         let base_us: Micros = schema::meta(db, "window_length_us")?.context("the store has no windows yet")?;
         let mut lengths = db.prepare("SELECT length_us FROM level")?;
         let lengths = lengths.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<Micros>>>()?;
@@ -151,7 +154,8 @@ impl Here {
             let mut seen: BTreeSet<(u32, Micros)> = BTreeSet::new();
             each_summary(db, length_us, |series, window| {
                 // A window may come twice while its day is being folded.
-                let (Some((device, _)), true) = (names.get(&series), seen.insert((series, window.start_us))) else {
+                let (Some((device, _, era)), true) = (names.get(&series), seen.insert((series, window.start_us)))
+                else {
                     return;
                 };
                 if clock.holds_back(window.start_us, window.start_us + length_us) {
@@ -162,11 +166,14 @@ impl Here {
                     here.kept_from_us = here.kept_from_us.min(window.start_us);
                 }
                 let version = here.windows.entry((length_us, device.clone(), window.start_us)).or_default();
+                if version.revision == 0 {
+                    version.revision = revision_of(*era);
+                }
                 version.revision += u64::from(window.revision);
                 version.readings += window.summary.count + window.summary.texts;
             })?;
         }
-        let devices: BTreeMap<u32, &String> = names.values().map(|(name, id)| (*id, name)).collect();
+        let devices: BTreeMap<u32, &String> = names.values().map(|(name, id, _)| (*id, name)).collect();
         let saved: Vec<u8> = schema::meta(db, "uplink")?.unwrap_or_default();
         for range in uplink::waiting(&saved, changes::latest(db)? + 1) {
             changes::read(db, range, |_, change| {
@@ -179,11 +186,16 @@ impl Here {
                         here.waiting_stretches
                             .extend(devices.get(&device).map(|name| ((*name).clone(), from_us, to_us)));
                     }
+                    Some(Change::Removed(removed)) => {
+                        here.waiting_stretches.push((removed.device.to_string(), Micros::MIN, Micros::MAX));
+                    }
                     Some(Change::Labels(_)) | None => {}
                 }
                 true
             })?;
         }
+        let untold = Sweep::read(db)?.devices.into_iter().filter_map(|device| devices.get(&device));
+        here.waiting_stretches.extend(untold.map(|name| ((*name).clone(), Micros::MIN, Micros::MAX)));
         Ok(here)
     }
 

@@ -26,6 +26,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+pub use xtask::cargo::root;
 pub use xtask::postgres;
 
 /// How long anything that must happen may take; a slow machine is no failure.
@@ -35,17 +36,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub fn binary(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let built =
-            Command::new(cargo).args(["build", "--quiet", "--workspace", "--bins"]).current_dir(root()).status();
+        let built = xtask::cargo::cargo().args(["build", "--quiet", "--workspace", "--bins"]).status();
         assert!(built.is_ok_and(|status| status.success()), "the binaries do not build");
     });
     root().join("target/debug").join(name)
-}
-
-/// The top of the tree.
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the tree").to_owned()
 }
 
 /// Waits until `happened` gives something; fails naming `what` after [`PATIENCE`].

@@ -1,10 +1,10 @@
 //! Both engines of shards beside a plain model: windows of all lengths, revised, rolled up, retired and
 //! moved from one engine to the other, in any order.
 
-use cloud_sync::node::row::{Key, Row, Version};
+use cloud_sync::node::row::{Floor, Key, Row, Version};
 use cloud_sync::node::shard::postgres::Postgres;
 use cloud_sync::node::shard::sqlite::Sqlite;
-use cloud_sync::node::shard::{Fence, Labelled, Part, Question, Sender, Shard, ShardError, State, Write};
+use cloud_sync::node::shard::{Fence, Labelled, Part, Question, Removal, Sender, Shard, ShardError, State, Write};
 use cloud_sync::placement::Epoch;
 use cloud_sync::uplink::Held;
 use daemon::aggregates::{Filter, GroupBy, Range};
@@ -64,6 +64,8 @@ struct Model {
     sealed: BTreeSet<(usize, Micros)>,
     /// By device: the batch that brought them.
     labels: BTreeMap<String, u64>,
+    /// By device: versions below are no more.
+    floors: BTreeMap<usize, Version>,
 }
 
 impl Model {
@@ -72,6 +74,9 @@ impl Model {
     }
 
     fn write(&mut self, number: usize, row: &Row) {
+        if self.floors.get(&number).is_some_and(|floor| row.version < *floor) {
+            return;
+        }
         let hour = Self::hour(number, row.key.start_us);
         if hour.is_some_and(|hour| self.sealed.contains(&hour)) {
             return;
@@ -82,6 +87,13 @@ impl Model {
             self.windows.insert(place, (row.version, summary, row.received_us));
             self.stale.insert((number, window_start(row.key.start_us, HOUR_US)));
         }
+    }
+
+    fn remove(&mut self, number: usize, floor: Version) {
+        self.floors.insert(number, floor);
+        self.windows.retain(|(own, _), (version, ..)| *own != number || *version >= floor);
+        self.sealed.retain(|(own, _)| *own != number);
+        self.labels.remove(&*device(number));
     }
 
     fn retire(&mut self, until_us: Micros) {
@@ -179,12 +191,98 @@ fn row(name: &Arc<str>, length_us: Micros, start_us: Micros, received_us: Micros
     Row { key, version: Version { incarnation: 1, revision: 1 }, received_us, metrics }
 }
 
+/// A push that says that something is no more.
+fn removal(batch: u64, name: &Arc<str>, metric: Option<&str>, version: Version, now_us: Micros, epoch: Epoch) -> Write {
+    let floor = Floor { metric: metric.map(Into::into), version, received_us: now_us };
+    let removed = vec![Removal { slot: slot(name), device: Arc::clone(name), floor }];
+    let (expected, rows, labels) = (Held::default(), Vec::new(), Vec::new());
+    Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(epoch) }
+}
+
+/// A metric goes from windows, from hours that stand for them and from what comes late; what is of a later
+/// revision stays, and a copy is the same.
+async fn a_metric_goes(shard: &dyn Shard, other: &dyn Shard) {
+    open(shard).await;
+    let name = device(0);
+    let write = async |batch: u64, hours: std::ops::Range<i64>, revision: u64| {
+        let of = |hour: i64| {
+            let mut row = row(&name, MINUTE_US, BEGIN_US + hour * HOUR_US, BEGIN_US + hour);
+            row.version.revision = revision;
+            let x = row.metrics["m"].clone();
+            row.metrics.insert("x".into(), x);
+            row
+        };
+        let (expected, labels, removed) = (Held::default(), Vec::new(), Vec::new());
+        let rows = hours.map(of).collect();
+        shard
+            .write(Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(1) })
+            .await
+            .unwrap();
+    };
+    let texts = async |shard: &dyn Shard, metric: &str, epoch: Epoch| -> u64 {
+        let question = Question {
+            filter: Filter { metrics: vec![metric.into()], ..Filter::default() },
+            gateways: Vec::new(),
+            range: Range { from_us: BEGIN_US, to_us: END_US },
+            grid: None,
+            group_by: vec![GroupBy::Device],
+            sketches: false,
+            fences: Arc::new(fences(epoch)),
+            cells_max: 1_000,
+        };
+        shard.aggregate(question).await.unwrap().values().map(|cell| cell.summary.texts).sum()
+    };
+    write(1, 0..30, 1).await;
+    roll_up(shard).await;
+    while shard.retire(BEGIN_US + 10, 100).await.unwrap() > 0 {}
+    write(2, 30..40, (1 << 32) + 1).await;
+    let floor = Version { incarnation: 1, revision: 1 << 32 };
+    shard.write(removal(3, &name, Some("x"), floor, BEGIN_US + 35, 1)).await.unwrap();
+    while shard.sweep(7).await.unwrap() > 0 {}
+    // A batch that was under way, and one that was sent again.
+    write(4, 20..32, 2).await;
+    assert_eq!((texts(shard, "m", 1).await, texts(shard, "x", 1).await), (40, 10));
+    roll_up(shard).await;
+    assert_eq!((texts(shard, "m", 1).await, texts(shard, "x", 1).await), (40, 10));
+    moved(shard, other, 1).await.unwrap();
+    roll_up(other).await;
+    assert_eq!((texts(other, "m", 3).await, texts(other, "x", 3).await), (40, 10));
+    let known = other.devices(Vec::new(), None, 10, Arc::new(fences(3))).await.unwrap();
+    assert_eq!(known.len(), 1);
+    other.write(removal(5, &name, None, Version { revision: 2 << 32, ..floor }, END_US, 3)).await.unwrap();
+    assert!(other.devices(Vec::new(), None, 10, Arc::new(fences(3))).await.unwrap().is_empty());
+    assert_eq!((texts(other, "m", 3).await, texts(other, "x", 3).await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metric_that_is_removed_is_gone_from_both_engines() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| Sqlite::open(&directory.path().join(name)).unwrap();
+    let server = postgres();
+    let database = |name: &str| Postgres::new(&server.database(name)).unwrap();
+    let [first, second] = [database("first"), database("second")];
+    first.roll_up(BEGIN_US, 1).await.unwrap();
+    second.roll_up(BEGIN_US, 1).await.unwrap();
+    a_metric_goes(&file("a"), &first).await;
+    a_metric_goes(&second, &file("b")).await;
+}
+
 /// A shard takes windows of so many lengths and no more, until those of some have been retired.
 async fn lengths_are_free_again(shard: &dyn Shard) {
     open(shard).await;
     let write = async |batch: u64, rows: Vec<Row>| {
         let expected = Held::default();
-        shard.write(Write { sender: sender(), batch, expected, rows, labels: Vec::new(), fences: fences(1) }).await
+        shard
+            .write(Write {
+                sender: sender(),
+                batch,
+                expected,
+                rows,
+                labels: Vec::new(),
+                removed: Vec::new(),
+                fences: fences(1),
+            })
+            .await
     };
     let lengths = (1..3_600).filter(|s| 3_600 % s == 0).map(|s| s * 1_000_000).take(33).collect::<Vec<Micros>>();
     let (last, lengths) = lengths.split_last().unwrap();
@@ -244,7 +342,15 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
             };
             let (expected, rows) = (Held::default(), windows.map(of).collect());
             shard
-                .write(Write { sender: sender(), batch, expected, rows, labels: Vec::new(), fences: fences(1) })
+                .write(Write {
+                    sender: sender(),
+                    batch,
+                    expected,
+                    rows,
+                    labels: Vec::new(),
+                    removed: Vec::new(),
+                    fences: fences(1),
+                })
                 .await
                 .unwrap();
         };
@@ -273,7 +379,15 @@ async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all
     let rows = (0..4).map(|hour| row(&name, MINUTE_US, BEGIN_US + hour * HOUR_US, BEGIN_US + hour)).collect();
     let labels = BTreeMap::from([("site".to_owned(), "north".to_owned())]);
     let labels = vec![Labelled { slot: slot(&name), device: Arc::clone(&name), labels }];
-    let write = Write { sender: sender(), batch: 9, expected: Held::default(), rows, labels, fences: fences(1) };
+    let write = Write {
+        sender: sender(),
+        batch: 9,
+        expected: Held::default(),
+        rows,
+        labels,
+        removed: Vec::new(),
+        fences: fences(1),
+    };
     shard.write(write).await.unwrap();
     roll_up(&shard).await;
     drop(shard);
@@ -282,13 +396,13 @@ async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all
         "earlier",
         &format!(
             "ALTER TABLE tidegate.device DROP COLUMN labels_incarnation, DROP COLUMN labels_batch;
-             DROP INDEX tidegate.rollup_received; UPDATE tidegate.version SET version = 1;
+             DROP INDEX tidegate.rollup_received; DROP TABLE tidegate.removed; UPDATE tidegate.version SET version = 1;
              INSERT INTO tidegate.meta VALUES ('retired_us', {retired_us});"
         ),
     );
     let shard = Postgres::new(&url).unwrap();
     shard.roll_up(END_US, 100).await.unwrap();
-    assert_eq!(server.sql("earlier", "SELECT version FROM tidegate.version"), "2");
+    assert_eq!(server.sql("earlier", "SELECT version FROM tidegate.version"), "3");
     let sealed =
         format!("SELECT start_us FROM tidegate.rollup WHERE length_us = {HOUR_US} AND revision = 1 ORDER BY 1");
     assert_eq!(server.sql("earlier", &sealed), format!("{BEGIN_US}\n{}", BEGIN_US + HOUR_US), "received before");
@@ -336,7 +450,7 @@ async fn rolled_up(shard: &dyn Shard, model: &mut Model) {
 
 async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
-    let (mut at, mut epoch, mut now_us, mut batch) = (0, 1, END_US, 0_u64);
+    let (mut at, mut epoch, mut now_us, mut batch, mut era) = (0, 1, END_US, 0_u64, 0_u64);
     let mut model = Model::default();
     // Makes partitions for the days.
     shards[0].roll_up(BEGIN_US, 1).await.unwrap();
@@ -345,14 +459,16 @@ async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
     for _ in 0..120 {
         now_us += HOUR_US;
         let shard = &*shards[at];
-        match random.random_range(0..10) {
+        match random.random_range(0..11) {
             0..6 => {
                 let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
                 let hour_us = BEGIN_US + random.random_range(0..72) * HOUR_US;
                 for _ in 0..random.random_range(1..40) {
                     let number = random.random_range(0..LENGTHS_US.len());
                     let start_us = window_start(hour_us + random.random_range(0..90) * MINUTE_US, LENGTHS_US[number]);
-                    let version = Version { incarnation: 1, revision: random.random_range(1..9) };
+                    // What comes late is of the era before.
+                    let era = era.saturating_sub(random.random_range(0..3) / 2);
+                    let version = Version { incarnation: 1, revision: (era << 32) + random.random_range(1..9) };
                     let metrics = BTreeMap::from([("m".into(), summary(&mut random, start_us))]);
                     let plain = row(&device(number), LENGTHS_US[number], start_us, now_us);
                     rows.insert(plain.key.clone(), Row { version, metrics, ..plain });
@@ -370,10 +486,21 @@ async fn run(shards: [Arc<dyn Shard>; 2], seed: u64) {
                 let labels = vec![Labelled { slot: slot(&name), device: Arc::clone(&name), labels: of }];
                 let latest = model.labels.entry(name.to_string()).or_default();
                 *latest = number.max(*latest);
-                let write = Write { sender: sender(), batch: number, expected, rows, labels, fences: fences(epoch) };
+                let removed = Vec::new();
+                let write =
+                    Write { sender: sender(), batch: number, expected, rows, labels, removed, fences: fences(epoch) };
                 shard.write(write).await.unwrap();
             }
             6..8 => rolled_up(shard, &mut model).await,
+            10 => {
+                era += 1;
+                // Batches on both sides of it keep their order.
+                batch += 8;
+                let number = random.random_range(0..LENGTHS_US.len());
+                let version = Version { incarnation: 1, revision: era << 32 };
+                shard.write(removal(batch - 4, &device(number), None, version, now_us, epoch)).await.unwrap();
+                model.remove(number, version);
+            }
             8 => {
                 let until_us = now_us - [2, 10, 30].choose(&mut random).unwrap() * HOUR_US;
                 while shard.retire(until_us, 1_000).await.unwrap() > 0 {}

@@ -79,10 +79,9 @@ fn main() -> Result<()> {
 }
 
 fn soak() -> Result<()> {
-    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let mut command = std::process::Command::new(program);
+    let mut command = xtask::cargo::cargo();
     command.args(["test", "--workspace", "--test", "powercut", "--test", "crash", "--", "--nocapture"]);
-    let status = command.env("TIDEGATE_TEST_CUTS", "10000").current_dir(root()).status()?;
+    let status = command.env("TIDEGATE_TEST_CUTS", "10000").status()?;
     ensure!(status.success(), "the soak failed: see the seed above");
     Ok(())
 }

@@ -4,19 +4,14 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// The top of the tree.
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
-}
+pub(crate) use xtask::cargo::root;
 
 /// Runs cargo in the tree; its output is ours.
 pub(crate) fn cargo(arguments: &[&str]) -> Result<()> {
-    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let status = Command::new(program).args(arguments).current_dir(root()).status().context("cargo does not start")?;
+    let status = xtask::cargo::cargo().args(arguments).status().context("cargo does not start")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }

@@ -13,7 +13,6 @@ use super::door::{Door, Guarded, PUSH_TIMEOUT, READ_MAX};
 use super::http::{self, Site};
 use super::incoming::incoming;
 use super::intake::{Grpc, Intake, now_us};
-use super::local::LocalToken;
 use super::metrics::Metrics;
 use super::mover::{Mover, SharedProgress};
 use super::router::{Router, RouterError};
@@ -23,6 +22,7 @@ use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::address;
 use daemon::files;
 use daemon::http::web::Web;
+use daemon::local::LocalToken;
 use daemon::seats::Seats;
 use daemon::tls::{Clients, Shown, TlsError};
 use std::io;
@@ -238,7 +238,7 @@ fn prepare(data_dir: &Path) -> Result<LocalToken, AppError> {
     let failed = |source| AppError::Directory { path: data_dir.to_owned(), source };
     files::directory(data_dir).map_err(failed)?;
     files::close_all(data_dir);
-    LocalToken::new().map_err(failed)
+    LocalToken::new("tidegate-cloud").map_err(failed)
 }
 
 /// Pushes over gRPC. A connection has a few under way, each of them read piece by piece; those for
@@ -331,7 +331,9 @@ async fn tidy(site: Arc<Site>, stop: CancellationToken) {
         let mut most = 0;
         for name in view.map.shards.keys() {
             let Ok(shard) = view.shard(name) else { continue };
-            let mut done = shard.roll_up(now_us(), TIDY_ROWS).await;
+            let swept = shard.sweep(TIDY_ROWS).await;
+            let rolled = shard.roll_up(now_us(), TIDY_ROWS).await;
+            let mut done = swept.and_then(|swept| rolled.map(|rolled| rolled.max(swept)));
             // A copy that is being compared must not shrink on one side.
             if let (Ok(rolled), true, true) = (&done, keep_us > 0, view.map.transits.is_empty()) {
                 let rolled = *rolled;

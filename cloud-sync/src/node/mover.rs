@@ -283,13 +283,13 @@ impl Mover {
     }
 
     /// Compares both copies, hour by hour, and copies again what differs. The new one has nothing that
-    /// the old one has not: pushes are written there first.
+    /// the old one has not, but for what was removed meanwhile: pushes are written there first.
     async fn compare(&self, lot: &Lot<'_>) -> Result<(), MoveError> {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
         let ours = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
         let theirs = new.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.to, e))?;
         let mut differing: Vec<u16> = ours.into_iter().chain(theirs).collect::<BTreeSet<_>>().into_iter().collect();
-        for _ in 0..COMPARED_MAX {
+        for round in 0..COMPARED_MAX {
             let mut still = Vec::new();
             for &slot in &differing {
                 let ours = old.digests(slot).await.map_err(|e| at(&lot.from, e))?;
@@ -302,11 +302,24 @@ impl Mover {
                 return Ok(());
             }
             for &slot in &still {
+                if round > 0 {
+                    self.empty(lot, slot).await?;
+                }
                 self.copy(lot, slot).await?;
             }
             differing = still;
         }
         Err(MoveError::Differs(differing))
+    }
+
+    /// What was removed between being read and being written is only in the copy: it is made anew.
+    async fn empty(&self, lot: &Lot<'_>, slot: u16) -> Result<(), MoveError> {
+        let new = lot.of(&lot.to)?;
+        let importing = Fence { slot, epoch: lot.epoch(slot), state: State::Importing };
+        while new.delete(importing, self.rows).await.map_err(|e| at(&lot.to, e))? == self.rows {
+            self.still_leads().await?;
+        }
+        Ok(())
     }
 
     /// The map changes, and the new owner is opened.

@@ -7,10 +7,10 @@
 use super::config::Config;
 use super::coordinator::{self, Coordinator, CoordinatorError};
 use super::map::{Map, MapError, Member};
-use super::row::{Key, Row, Version};
+use super::row::{Floor, Key, Row, Version};
 use super::shard::postgres::Postgres;
 use super::shard::sqlite::Sqlite;
-use super::shard::{Beat, Fence, Labelled, Sender, Shard, ShardError, State, Write};
+use super::shard::{Beat, Fence, Labelled, Removal, Sender, Shard, ShardError, State, Write};
 use crate::placement::{Epoch, PlacementError};
 use crate::uplink::Held;
 use crate::wire::Batch;
@@ -180,11 +180,11 @@ impl Router {
         expected: &HashMap<String, Held>,
         received_us: Micros,
     ) -> Result<Vec<(String, Held)>, PushFailure> {
-        let (rows, labels) = rows(sender, batch, received_us);
+        let parts = Parts::of(sender, batch, received_us);
         let mut last = String::new();
         for _ in 0..TRIES {
             let view = self.view();
-            let (owners, importers) = split(&view.map, sender, number, &rows, &labels, expected);
+            let (owners, importers) = split(&view.map, sender, number, &parts, expected);
             // Importers get what owners have accepted: a copy never has more than what it is a copy of.
             let written = match write_all(&view, owners).await {
                 Ok(mut held) => write_all(&view, importers).await.map(|more| {
@@ -359,29 +359,50 @@ async fn former_map(config: &Config) -> Result<Option<String>, RouterError> {
     Ok(former.map(|(_, map)| map))
 }
 
-/// The rows and labels of a batch, sorted, each once.
-fn rows(sender: &Sender, batch: &Batch, received_us: Micros) -> (Vec<Row>, Vec<Labelled>) {
-    let slots: Vec<u16> = batch.devices.iter().map(|device| slot(&device.id)).collect();
-    let labels = batch.devices.iter().zip(&slots).filter_map(|(device, &slot)| {
-        Some(Labelled { slot, device: Arc::clone(&device.id), labels: device.labels.clone()? })
-    });
-    let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
-    for window in &batch.windows {
-        let at = window.device as usize;
-        let key = Key {
-            slot: slots[at],
-            gateway: Arc::clone(&sender.gateway),
-            device: Arc::clone(&batch.devices[at].id),
-            length_us: window.length_us,
-            start_us: window.start_us,
-        };
-        let version = Version { incarnation: sender.incarnation, revision: window.revision };
-        let row = Row { key: key.clone(), version, received_us, metrics: window.metrics.clone() };
-        if rows.get(&key).is_none_or(|known| known.version < version) {
-            rows.insert(key, row);
+/// What a batch has for slots.
+struct Parts {
+    /// Sorted, each once.
+    rows: Vec<Row>,
+    labels: Vec<Labelled>,
+    removed: Vec<Removal>,
+}
+
+impl Parts {
+    fn of(sender: &Sender, batch: &Batch, received_us: Micros) -> Self {
+        let slots: Vec<u16> = batch.devices.iter().map(|device| slot(&device.id)).collect();
+        let labels = batch.devices.iter().zip(&slots).filter_map(|(device, &slot)| {
+            Some(Labelled { slot, device: Arc::clone(&device.id), labels: device.labels.clone()? })
+        });
+        let removed = batch.removed.iter().map(|removed| {
+            let version = Version { incarnation: sender.incarnation, revision: removed.revision };
+            Removal {
+                slot: slot(&removed.device),
+                device: Arc::clone(&removed.device),
+                floor: Floor { metric: removed.metric.clone(), version, received_us },
+            }
+        });
+        let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
+        for window in &batch.windows {
+            let at = window.device as usize;
+            let key = Key {
+                slot: slots[at],
+                gateway: Arc::clone(&sender.gateway),
+                device: Arc::clone(&batch.devices[at].id),
+                length_us: window.length_us,
+                start_us: window.start_us,
+            };
+            let version = Version { incarnation: sender.incarnation, revision: window.revision };
+            let row = Row { key: key.clone(), version, received_us, metrics: window.metrics.clone() };
+            if rows.get(&key).is_none_or(|known| known.version < version) {
+                rows.insert(key, row);
+            }
+        }
+        Parts {
+            rows: without_overlaps(rows.into_values().collect()),
+            labels: labels.collect(),
+            removed: removed.collect(),
         }
     }
-    (without_overlaps(rows.into_values().collect()), labels.collect())
 }
 
 /// Of windows of one device that overlap the longest stay: all are of one life of the store.
@@ -406,14 +427,7 @@ fn without_overlaps(rows: Vec<Row>) -> Vec<Row> {
 }
 
 /// One write for each shard that owns a slot that is touched, and one for each that is getting one.
-fn split(
-    map: &Map,
-    sender: &Sender,
-    batch: u64,
-    rows: &[Row],
-    labels: &[Labelled],
-    expected: &HashMap<String, Held>,
-) -> (Writes, Writes) {
+fn split(map: &Map, sender: &Sender, batch: u64, parts: &Parts, expected: &HashMap<String, Held>) -> (Writes, Writes) {
     let mut writes: [Writes; 2] = Default::default();
     let mut fences: [BTreeMap<String, BTreeMap<u16, Epoch>>; 2] = Default::default();
     let mut each = |slot: u16, add: &dyn Fn(&mut Write)| {
@@ -426,17 +440,21 @@ fn split(
                 expected: expected.get(shard).copied().unwrap_or_default(),
                 rows: Vec::new(),
                 labels: Vec::new(),
+                removed: Vec::new(),
                 fences: Vec::new(),
             });
             add(write);
             fences[role].entry(shard.clone()).or_default().insert(slot, owner.epoch);
         }
     };
-    for row in rows {
+    for row in &parts.rows {
         each(row.key.slot, &|write| write.rows.push(row.clone()));
     }
-    for labelled in labels {
+    for labelled in &parts.labels {
         each(labelled.slot, &|write| write.labels.push(labelled.clone()));
+    }
+    for removal in &parts.removed {
+        each(removal.slot, &|write| write.removed.push(removal.clone()));
     }
     for (writes, fences) in writes.iter_mut().zip(fences) {
         for (shard, fences) in fences {

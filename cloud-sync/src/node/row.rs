@@ -6,6 +6,7 @@
 //! so that nothing counts twice.
 
 use model::{Micros, Sketch, Summary, Value, varint};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
@@ -45,6 +46,53 @@ pub struct Row {
     pub received_us: Micros,
     /// By metric.
     pub metrics: BTreeMap<Arc<str>, Summary>,
+}
+
+/// A device that is no more, or a metric of one: what a version below this holds of it is to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Floor {
+    /// The metric; `None` is the whole device.
+    pub metric: Option<Arc<str>>,
+    /// What is of this version, or of a later one, is another of the same name.
+    pub version: Version,
+    /// When the cloud heard of it.
+    pub received_us: Micros,
+}
+
+impl Floor {
+    /// Takes away what is no more; false if nothing is left.
+    pub fn strip<V>(&self, metrics: &mut BTreeMap<Arc<str>, V>) -> bool {
+        match &self.metric {
+            None => metrics.clear(),
+            Some(metric) => drop(metrics.remove(metric)),
+        }
+        !metrics.is_empty()
+    }
+}
+
+/// A row without what is no more; `None` if nothing is left of it.
+pub fn above<'a>(row: &'a Row, floors: &[Floor]) -> Option<Cow<'a, Row>> {
+    let version = row.version;
+    let mut row = Cow::Borrowed(row);
+    for floor in floors.iter().filter(|floor| version < floor.version) {
+        let touched = floor.metric.as_ref().is_none_or(|metric| row.metrics.contains_key(metric));
+        if touched && !floor.strip(&mut row.to_mut().metrics) {
+            return None;
+        }
+    }
+    Some(row)
+}
+
+/// A sealed hour without what is no more: it has no version, but what was all received before is of before.
+pub fn sealed_above<'a>(row: &'a Row, floors: &[Floor]) -> Option<Cow<'a, Row>> {
+    let received_us = row.received_us;
+    let mut row = Cow::Borrowed(row);
+    for floor in floors.iter().filter(|floor| received_us <= floor.received_us) {
+        if !floor.strip(&mut row.to_mut().metrics) {
+            return None;
+        }
+    }
+    Some(row)
 }
 
 /// A window of the same device that overlaps one of another length.

@@ -12,7 +12,7 @@ pub mod postgres;
 /// SQLite: one file.
 pub mod sqlite;
 
-use super::row::{Key, Row};
+use super::row::{Floor, Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use crate::wire::HeldWindow;
@@ -126,6 +126,17 @@ pub struct Labelled {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A device, or a metric of one, that is no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Where the device lives.
+    pub slot: u16,
+    /// The device.
+    pub device: Arc<str>,
+    /// What of it, and below which version.
+    pub floor: Floor,
+}
+
 /// Which of two sets of labels is the later one: the store's life, and the batch that brought it.
 pub type LabelsVersion = (u64, u64);
 
@@ -142,6 +153,8 @@ pub struct Write {
     pub rows: Vec<Row>,
     /// Labels to set.
     pub labels: Vec<Labelled>,
+    /// What is no more.
+    pub removed: Vec<Removal>,
     /// The slots that are touched, with their epochs.
     pub fences: Vec<(u16, Epoch)>,
 }
@@ -266,6 +279,8 @@ pub struct Known {
     pub metrics: Vec<String>,
     /// The end of its latest window.
     pub last_us: Option<Micros>,
+    /// What of it is no more.
+    pub removed: Vec<Floor>,
 }
 
 impl ShardError {
@@ -287,6 +302,9 @@ fn check_writable(slot: u16, found: Option<&Fence>, epoch: Epoch, importing_only
         found => Err(ShardError::fenced(slot, found)),
     }
 }
+
+/// Rows that a push deletes itself of what it says is no more; the rest goes by and by.
+const SWEPT_AT_ONCE: usize = 2_000;
 
 /// Devices of a slot have numbers from `slot << DEVICE_BITS` on, in every engine.
 const DEVICE_BITS: i64 = 40;
@@ -423,6 +441,9 @@ pub trait Shard: Send + Sync + 'static {
     /// Deletes the windows of hours all of which were received before, at most `limit` hours; how many
     /// hours there were. They are sealed from then on: what still comes for them is not taken.
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError>;
+
+    /// Deletes what is held of devices and metrics that are no more, at most `limit` rows; how many there were.
+    async fn sweep(&self, limit: usize) -> Result<usize, ShardError>;
 
     /// Computes rollups of hours that have changed, at most `limit`; how many there were.
     async fn roll_up(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError>;

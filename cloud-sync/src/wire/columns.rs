@@ -5,7 +5,7 @@
 
 use super::proto::metric::Numbers;
 use super::proto::{self, Decimals, Doubles, Labels, Metric, Other, Side, Sketches, Summaries, Text};
-use super::{Batch, Device, LENGTHS_MAX, SUMMARIES_MAX, WINDOWS_MAX, Window, WireError, named};
+use super::{Batch, Device, LENGTHS_MAX, Removed, SUMMARIES_MAX, WINDOWS_MAX, Window, WireError, named};
 use WireError::Inconsistent;
 
 /// As far as every engine counts.
@@ -52,7 +52,17 @@ pub(super) fn encode(batch: &Batch) -> Summaries {
         id: device.id.to_string(),
         labels: device.labels.clone().map(|values| Labels { values }),
     };
-    Summaries { devices: batch.devices.iter().map(device).collect(), windows: Some(windows), metrics: columns }
+    let removed = |removed: &Removed| proto::Removed {
+        device: removed.device.to_string(),
+        metric: removed.metric.as_deref().unwrap_or_default().to_owned(),
+        revision: removed.revision,
+    };
+    Summaries {
+        devices: batch.devices.iter().map(device).collect(),
+        windows: Some(windows),
+        metrics: columns,
+        removed: batch.removed.iter().map(removed).collect(),
+    }
 }
 
 /// The decimals of most of the values.
@@ -196,7 +206,19 @@ pub(super) fn decode(message: Summaries) -> Result<Batch, WireError> {
     if windows.iter().any(|window| window.metrics.is_empty()) {
         return Err(Inconsistent("a window without metrics"));
     }
-    Ok(Batch { devices, windows })
+    let removed = message.removed.into_iter().map(take_removed).collect::<Result<_, _>>()?;
+    Ok(Batch { devices, windows, removed })
+}
+
+fn take_removed(removed: proto::Removed) -> Result<Removed, WireError> {
+    let proto::Removed { device, metric, revision } = removed;
+    let metric = Some(metric).filter(|metric| !metric.is_empty());
+    let metric = metric.map(|metric| named(&metric)).transpose()?;
+    Ok(Removed { device: named(&device)?, metric, revision: known_revision(revision)? })
+}
+
+fn known_revision(revision: u64) -> Result<u64, WireError> {
+    Some(revision).filter(|&revision| revision <= REVISION_MAX).ok_or(Inconsistent("a revision beyond all numbers"))
 }
 
 fn take_windows(columns: proto::Windows, devices: usize) -> Result<Vec<Window>, WireError> {
@@ -222,9 +244,7 @@ fn take_windows(columns: proto::Windows, devices: usize) -> Result<Vec<Window>, 
                 .filter(|&us| us > 0 && us <= 3_660 * 86_400 * SECOND_US)
                 .filter(is_aligned)
                 .ok_or(Inconsistent("a window without length, or not at a multiple of it"))?,
-            revision: Some(columns.revision[row])
-                .filter(|&revision| revision <= REVISION_MAX)
-                .ok_or(Inconsistent("a revision beyond all numbers"))?,
+            revision: known_revision(columns.revision[row])?,
             metrics: BTreeMap::new(),
         });
     }

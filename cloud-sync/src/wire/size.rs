@@ -98,7 +98,7 @@ fn walk(kind: Kind, mut rest: &[u8], size: &mut Size) -> Result<(), DecodeError>
             size.bytes += numbers * entry;
             continue;
         }
-        size.names += usize::from(matches!((kind, tag), (Kind::Summaries, 1 | 3)));
+        size.names += usize::from(matches!((kind, tag), (Kind::Summaries, 1 | 3 | 4)));
         size.bytes += NAME + part.len();
         let below = kind.field(tag);
         if !matches!(below, Kind::Plain) {

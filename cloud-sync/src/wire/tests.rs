@@ -55,7 +55,9 @@ fn batch() -> impl Strategy<Value = Batch> {
         let mut windows: Vec<Window> = windows.collect();
         windows.sort_by_key(|window| (window.device, window.start_us));
         windows.dedup_by_key(|window| (window.device, window.start_us));
-        Batch { devices: devices.collect(), windows }
+        let removed =
+            |metric: Option<&str>| Removed { device: "gone".into(), metric: metric.map(Into::into), revision: 1 << 32 };
+        Batch { devices: devices.collect(), windows, removed: vec![removed(None), removed(Some("a"))] }
     })
 }
 
@@ -131,7 +133,7 @@ fn a_summary_of_a_sensor_takes_a_few_bytes() {
         });
     }
     let devices = (0..200).map(|n| Device { id: format!("sim-{n:05}").into(), labels: None }).collect();
-    let bytes = Batch { devices, windows }.encode().len();
+    let bytes = Batch { devices, windows, ..Batch::default() }.encode().len();
     assert!(bytes < metrics * 25, "{bytes} bytes for {metrics} summaries");
 }
 
@@ -139,7 +141,7 @@ fn a_summary_of_a_sensor_takes_a_few_bytes() {
 fn good() -> Batch {
     let metrics = BTreeMap::from([("t".into(), summary(60_000_000, &[Ok(1.5), Ok(2.5)]))]);
     let window = Window { device: 0, start_us: 60_000_000, length_us: 60_000_000, revision: 1, metrics };
-    Batch { devices: vec![Device { id: "d".into(), labels: None }], windows: vec![window] }
+    Batch { devices: vec![Device { id: "d".into(), labels: None }], windows: vec![window], ..Batch::default() }
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl Folder {
     /// Windows that may have lost readings are dirty; returns when that is on disk and, if it does not
     /// take long, when they have been computed again.
     fn disturb(&self, correction: &Correction) -> Result<(), Interrupted> {
-        let (series, length_us) = (self.catalog.counts().1 as u32, self.levels.base.length_us);
+        let (series, length_us) = (self.catalog.ids(), self.levels.base.length_us);
         let from_us = window_start(correction.from_us, length_us);
         let to_us = window_start(correction.to_us, length_us) + length_us;
         let stretches = (0..series).map(|series| Stretch { series, from_us, to_us }).collect();

@@ -15,6 +15,7 @@ use super::{DAY_US, chunk, chunk_id, day, part_of};
 use crate::catalog::Catalog;
 use crate::clock::{Clock, Steady};
 use crate::journal::intake::NotDone;
+use crate::journal::removal::Sweep;
 use crate::journal::{Chunk, Intake, ReadError, Step, batch, schema};
 use crate::metrics::Metrics;
 use crate::readings::Points;
@@ -114,6 +115,8 @@ struct State {
     pressed: Option<Instant>,
     untidy: Untidy,
     waiting: Waiting,
+    /// The removed series that have been looked for.
+    swept: Sweep,
 }
 
 /// What waits to be folded, as far as it has been looked through.
@@ -134,8 +137,14 @@ impl Folder {
     pub fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
         let steady = Steady::new(&self.clock, Instant::now());
-        let mut state =
-            State { steady, retired_at: None, pressed: None, untidy: self.untidy(&db)?, waiting: Waiting::default() };
+        let mut state = State {
+            steady,
+            retired_at: None,
+            pressed: None,
+            untidy: self.untidy(&db)?,
+            waiting: Waiting::default(),
+            swept: Sweep::default(),
+        };
         while !self.stop.is_cancelled() {
             match self.work(&db, &mut state) {
                 Ok(true) => {}
@@ -160,6 +169,7 @@ impl Folder {
         let mut more = folded?;
         if state.retired_at.is_none_or(|at| at.elapsed() >= RETIRE_EVERY.min(self.tick() * 20)) {
             let now_us = state.steady.now_us(&self.clock, Instant::now());
+            self.sweep(db, &mut state.swept)?;
             self.retire(db, now_us, &mut state.pressed)?;
             self.metrics.retention_passes.inc();
             state.retired_at = Some(Instant::now());
@@ -259,7 +269,8 @@ impl Folder {
         series: Range<u32>,
         replaced: &mut Vec<i64>,
     ) -> Result<(), Interrupted> {
-        let (places, received_us) = read_batches(db, &lot, &series)?;
+        let (mut places, received_us) = read_batches(db, &lot, &series)?;
+        places.retain(|((_, series), _)| self.catalog.has(*series));
         let days: BTreeSet<i64> = places.iter().map(|((day, _), _)| *day).collect();
         self.renumber(db, days.iter().copied())?;
         state.untidy.note(places.iter().map(|(place, _)| *place));

@@ -160,3 +160,43 @@ pub(super) async fn put_labels(
     commit(&site, Parcel::default()).await?;
     Ok(json(&describe(&site, &device, catalog.series_of(&device).unwrap_or_default())))
 }
+
+/// What a removal came to.
+#[derive(Serialize)]
+struct Gone<'a> {
+    device: &'a str,
+    metrics: Vec<&'a str>,
+    readings: u64,
+}
+
+/// `DELETE /v1/devices/{device}`: removes a device with its readings, here and, by and by, in the cloud.
+pub(super) async fn remove(
+    State(site): State<Shared>,
+    Path(device): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    gone(&site, &device, None).await
+}
+
+/// `DELETE /v1/devices/{device}/metrics/{metric}`: the same for one metric.
+pub(super) async fn remove_metric(
+    State(site): State<Shared>,
+    Path((device, metric)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    Params::read(query.as_deref(), &[])?;
+    gone(&site, &device, Some(&metric)).await
+}
+
+async fn gone(site: &Site, device: &str, metric: Option<&str>) -> Result<Response, Problem> {
+    let Some(removed) = site.admission.remove(device, metric) else {
+        let of = metric.map_or(String::new(), |metric| format!(" with a metric {metric:?}"));
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no device {device:?}{of}")));
+    };
+    commit(site, Parcel::default()).await?;
+    let mut metrics: Vec<&str> = removed.series.iter().map(|series| &*series.metric).collect();
+    metrics.sort_unstable();
+    tracing::info!("removed from {device}: {}, with {} readings", metrics.join(", "), removed.readings);
+    Ok(json(&Gone { device, metrics, readings: removed.readings }))
+}

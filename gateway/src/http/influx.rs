@@ -1,16 +1,20 @@
 //! What InfluxDB's clients and firmwares ask before they write, and how they show who they are.
 
 use super::Shared;
-use axum::extract::{Request, State};
+use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use daemon::http::params::Params;
 use daemon::http::reply::{Problem, json};
 use serde_json::json;
 
 /// The version whose interface this is: clients look at its first number.
 const VERSION: &str = "2.7.0-tidegate";
+
+/// The id of the one bucket and of its organisation.
+const ID: &str = "7469646567617465";
 
 /// `GET /ping` and `HEAD /ping`.
 pub(super) async fn ping() -> Response {
@@ -74,6 +78,19 @@ pub(super) async fn query(request: Request) -> Result<Response, Problem> {
             Err(Problem::bad_request(detail))
         }
     }
+}
+
+/// `GET /api/v2/buckets`: whatever name is asked for is one, since all of them take what is written.
+pub(super) async fn buckets(RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    let params = Params::read(query.as_deref(), &["name", "org", "orgID", "id", "limit", "offset", "after"])?;
+    let name = params.one("name").unwrap_or("tidegate");
+    let bucket = json!({ "id": ID, "orgID": ID, "type": "user", "name": name, "retentionRules": [] });
+    Ok(json(&json!({ "links": { "self": "/api/v2/buckets" }, "buckets": [bucket] })))
+}
+
+/// `POST /api/v2/query`: Flux.
+pub(super) async fn flux() -> Problem {
+    Problem::bad_request("Flux is not answered here: ask /v1/aggregates or /v1/readings (see /openapi.json)")
 }
 
 /// What a request shows to be let in: `Authorization`, or InfluxDB 1's user and password, which stand in the

@@ -28,7 +28,7 @@ struct Listener {
     site: Shared,
     events: live::Listener,
     filter: Filter,
-    series: Vec<Arc<Series>>,
+    series: Vec<Option<Arc<Series>>>,
 }
 
 /// `GET /v1/live`.
@@ -67,9 +67,9 @@ impl Listener {
     /// The series of an id, if the filter lets it through.
     fn series(&mut self, id: u32) -> Option<Arc<Series>> {
         if id as usize >= self.series.len() {
-            self.series = self.site.engine.catalog().series();
+            self.series = self.site.engine.catalog().present().series;
         }
-        let series = self.series.get(id as usize)?;
+        let series = self.series.get(id as usize)?.as_ref().filter(|series| !series.is_removed())?;
         self.filter.matches(&series.device.name, &series.metric).then(|| Arc::clone(series))
     }
 

@@ -5,10 +5,16 @@
 //! looked up when it is sent. Always holds: a change is in the same commit as what it names;
 //! ids only rise. Without an uplink nothing is recorded.
 
-use super::{Step, SummaryRow};
+use super::{Step, SummaryRow, removal};
+use crate::archive::levels::Levels;
+use crate::archive::{DAY_US, series_of};
+use crate::catalog::{Birth, Catalog, Removed};
+use cloud_sync::wire;
 use model::{Micros, varint};
 use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Windows that one row names, at most.
@@ -30,6 +36,8 @@ pub enum Change {
     },
     /// The labels of devices.
     Labels(Vec<u32>),
+    /// A device, or a metric of one, that was removed.
+    Removed(wire::Removed),
 }
 
 /// Records changes and tells of them; held by the writer.
@@ -68,9 +76,20 @@ impl Recorder {
         }
     }
 
-    /// Records that labels have been set.
-    pub fn labels(&mut self, db: &Connection, devices: Vec<u32>, now_us: Micros) -> rusqlite::Result<u64> {
-        if devices.is_empty() { Ok(0) } else { self.insert(db, &Change::Labels(devices), now_us) }
+    /// Records labels that are set, and what is removed.
+    pub fn births(&mut self, db: &Connection, births: &[Birth], now_us: Micros) -> rusqlite::Result<u64> {
+        let (mut bytes, mut labelled) = (0, Vec::new());
+        for birth in births {
+            match birth {
+                Birth::Labels(device) => labelled.push(device.id),
+                Birth::Removed(removed) => bytes += self.insert(db, &Change::Removed(of_era(removed)), now_us)?,
+                _ => {}
+            }
+        }
+        if !labelled.is_empty() {
+            bytes += self.insert(db, &Change::Labels(labelled), now_us)?;
+        }
+        Ok(bytes)
     }
 
     /// What was recorded is on disk.
@@ -108,6 +127,56 @@ pub fn stretches(device: u32, series: usize, length_us: Micros, range: Range<Mic
         let to_us = to_us.min(from_us.saturating_add(step_us));
         Change::Stretch { device, from_us, to_us }
     })
+}
+
+/// Stretches that one commit carries.
+pub const STRETCHES: usize = 1_000;
+
+/// Days of devices that have summaries.
+pub fn days(db: &Connection, levels: &Levels, catalog: &Catalog) -> rusqlite::Result<BTreeSet<(i64, u32)>> {
+    let present = catalog.present().series;
+    let device = |id: u32| Some(present.get(id as usize)?.as_ref()?.device.id);
+    let mut days = BTreeSet::new();
+    for level in levels.all() {
+        let mut ids = db.prepare("SELECT id FROM rollup WHERE (id & 65535) = ?1")?;
+        let mut rows = ids.query([level.number()])?;
+        while let Some(row) = rows.next()? {
+            let id: i64 = row.get(0)?;
+            let first = level.first_day_of(id);
+            let span = first..first + level.span_days;
+            days.extend(
+                device(series_of(id)).into_iter().flat_map(|device| span.clone().map(move |day| (day, device))),
+            );
+        }
+    }
+    let mut recent = db.prepare("SELECT DISTINCT start_us / ?1, series FROM summary")?;
+    let mut rows = recent.query([DAY_US])?;
+    while let Some(row) = rows.next()? {
+        days.extend(device(row.get(1)?).map(|device| (row.get::<_, i64>(0).unwrap_or_default(), device)));
+    }
+    Ok(days)
+}
+
+/// All removals that there have been, for a cloud that may not know of them.
+pub fn removed(db: &Connection) -> rusqlite::Result<Vec<Change>> {
+    let of = |(device, metric, era): (String, String, u32)| {
+        let metric = Some(metric).filter(|metric| !metric.is_empty()).map(Into::into);
+        Change::Removed(wire::Removed { device: device.into(), metric, revision: revision_of(era) })
+    };
+    Ok(removal::removed(db)?.into_iter().map(of).collect())
+}
+
+/// Revisions of an era begin here: above those of the era before.
+pub fn revision_of(era: u32) -> u64 {
+    u64::from(era) << 32
+}
+
+fn of_era(removed: &Removed) -> wire::Removed {
+    wire::Removed {
+        device: Arc::clone(&removed.device.name),
+        metric: removed.metric.clone(),
+        revision: revision_of(removed.era),
+    }
 }
 
 /// The windows that rows are of.
@@ -164,6 +233,14 @@ fn encode(change: &Change) -> Vec<u8> {
             out.push(2);
             devices.iter().for_each(|&device| varint::put(&mut out, u64::from(device)));
         }
+        Change::Removed(wire::Removed { device, metric, revision }) => {
+            out.push(3);
+            varint::put(&mut out, *revision);
+            for name in [&**device, metric.as_deref().unwrap_or_default()] {
+                varint::put(&mut out, name.len() as u64);
+                out.extend(name.as_bytes());
+            }
+        }
     }
     out
 }
@@ -194,6 +271,11 @@ fn decode(bytes: &[u8]) -> Option<Change> {
             }
             Change::Labels(devices)
         }
+        3 => Change::Removed(wire::Removed {
+            revision: varint::take(rest)?,
+            device: varint::take_str(rest)?.into(),
+            metric: Some(varint::take_str(rest)?).filter(|metric| !metric.is_empty()).map(Into::into),
+        }),
         _ => return None,
     })
 }
@@ -212,6 +294,8 @@ mod tests {
                 Change::Windows(length_us, keys.clone()),
                 Change::Stretch { device, from_us: -5, to_us: 86_400_000_000 },
                 Change::Labels(keys.iter().map(|(series, _)| *series).collect()),
+                Change::Removed(wire::Removed { device: "a/b".into(), metric: None, revision: revision_of(device) }),
+                Change::Removed(wire::Removed { device: "a".into(), metric: Some("t;x=y".into()), revision: 1 }),
             ] {
                 prop_assert_eq!(decode(&encode(&change)), Some(change));
             }

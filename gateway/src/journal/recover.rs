@@ -6,6 +6,7 @@
 //! format 1: `format u8, LZ4 with size of: count varint, then per series: id, time, received
 //! (both zigzag), readings, kind u8, number 8 bytes or text with length`.
 
+use super::removal::is_mark;
 use super::{Committed, ReadError, batch, schema};
 use crate::catalog::{Catalog, Latest};
 use model::{Micros, Value, varint};
@@ -25,16 +26,23 @@ pub struct Recovered {
 
 /// Fills an empty catalog from the store.
 pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, ReadError> {
-    let mut devices = db.prepare("SELECT id, name FROM device ORDER BY id")?;
+    catalog.restore_era(schema::meta(db, "era")?.unwrap_or(0));
+    let mut devices = db.prepare("SELECT id, name, era FROM device ORDER BY id")?;
     let mut rows = devices.query([])?;
     while let Some(row) = rows.next()? {
-        catalog.restore_device(row.get(0)?, row.get_ref(1)?.as_str().unwrap_or_default());
+        match row.get_ref(1)?.as_str().unwrap_or_default() {
+            name if is_mark(name) => catalog.restore_removed(row.get(0)?, None),
+            name => catalog.restore_device(row.get(0)?, name, row.get(2)?),
+        }
     }
     let mut series = db.prepare("SELECT id, device, metric, unit FROM series ORDER BY id")?;
     let mut rows = series.query([])?;
     while let Some(row) = rows.next()? {
         let unit: Option<String> = row.get(3)?;
-        catalog.restore_series(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str().unwrap_or_default(), unit.as_deref());
+        match row.get_ref(2)?.as_str().unwrap_or_default() {
+            metric if is_mark(metric) => catalog.restore_removed(row.get(0)?, Some(row.get(1)?)),
+            metric => catalog.restore_series(row.get(0)?, row.get(1)?, metric, unit.as_deref()),
+        }
     }
     let mut labels = db.prepare("SELECT device, name, value FROM label")?;
     let mut rows = labels.query([])?;

@@ -18,7 +18,7 @@ const VERSION: i32 = MIGRATIONS.len() as i32;
 const FILE: &str = "tidegate.db";
 
 /// What each version added to the one before; the first makes a store out of an empty file.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
 
 const VERSION_1: &str = "
 -- Facts about the store itself: id, incarnation, created_us, replay_from.
@@ -111,6 +111,38 @@ CREATE VIEW chunks AS
         JOIN device d ON d.id = s.device;
 ";
 
+const VERSION_6: &str = "
+-- How many removals there had been when a device was born, or when a metric of it was last removed: what
+-- is sent of it is of a later revision than anything sent before.
+ALTER TABLE device ADD COLUMN era INTEGER NOT NULL DEFAULT 0;
+-- What has been removed; an empty metric stands for the whole device. The series keep their rows, with
+-- char(1) and an id for a name.
+CREATE TABLE removed (device TEXT NOT NULL, metric TEXT NOT NULL, era INTEGER NOT NULL, removed_us INTEGER NOT NULL,
+    PRIMARY KEY (device, metric)) STRICT, WITHOUT ROWID;
+-- Series that are no more, of which there may be readings or summaries yet, see journal/removal.rs.
+CREATE TABLE sweep (series INTEGER PRIMARY KEY, seq INTEGER NOT NULL, device INTEGER) STRICT;
+DROP VIEW summaries;
+CREATE VIEW summaries AS
+    SELECT d.name AS device, s.metric, datetime(y.start_us / 1000000, 'unixepoch') AS start_utc,
+        y.length_us / 1000000 AS length_s, y.count, y.texts, y.sum, y.sum / y.count AS mean,
+        CASE WHEN y.count > 1 THEN max(y.m2, 0) / (y.count - 1) END AS variance,
+        y.min, y.max, y.first, y.last, y.revision
+    FROM summary y JOIN series s ON s.id = y.series JOIN device d ON d.id = s.device WHERE unicode(s.metric) > 1;
+DROP VIEW chunks;
+CREATE VIEW chunks AS
+    SELECT d.name AS device, s.metric, date((c.id >> 41) * 86400, 'unixepoch') AS day,
+        iif(c.id & 1099511627776, 65536 + (c.id >> 25 & 32767), c.id & 65535) AS part,
+        c.readings, length(c.body) AS bytes, c.first_us, c.last_us, c.received_us
+    FROM chunk c JOIN series s ON s.id = iif(c.id & 1099511627776, c.id & 33554431, c.id >> 16 & 16777215)
+        JOIN device d ON d.id = s.device WHERE unicode(s.metric) > 1;
+DROP VIEW rollups;
+CREATE VIEW rollups AS
+    SELECT d.name AS device, s.metric, l.length_us / 1000000 AS length_s, r.windows, length(r.body) AS bytes,
+        datetime(r.from_us / 1000000, 'unixepoch') AS from_utc, datetime(r.to_us / 1000000, 'unixepoch') AS to_utc
+    FROM rollup r JOIN series s ON s.id = (r.id >> 16) & 33554431 JOIN device d ON d.id = s.device
+        JOIN level l ON l.id = r.id & 65535 WHERE unicode(s.metric) > 1;
+";
+
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -124,6 +156,9 @@ pub enum OpenError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// There is none.
+    #[error("there is no store at {0}: check gateway.data_dir")]
+    Nothing(PathBuf),
     /// Another gateway has it.
     #[error("data directory {0} is in use by another gateway: stop it, or choose another with gateway.data_dir")]
     InUse(PathBuf),
@@ -214,6 +249,12 @@ pub fn open(directory: &Path) -> Result<Store, OpenError> {
     pair::count(&connection, &path);
     files::close_all(directory);
     Ok(Store { connection, path, _lock: lock })
+}
+
+/// Opens the store in `directory`, which must be there.
+pub fn open_existing(directory: &Path) -> Result<Store, OpenError> {
+    let path = file(directory);
+    if path.exists() { open(directory) } else { Err(OpenError::Nothing(path)) }
 }
 
 fn create(connection: &Connection) -> rusqlite::Result<()> {
@@ -323,7 +364,9 @@ mod tests {
         let mut readings = Readings::default();
         readings.push_number(0, 1_700_000_000_000_000, 21.5, 0);
         connection
-            .execute_batch("INSERT INTO device VALUES (0, 'a', 0); INSERT INTO series VALUES (0, 0, 't', NULL)")
+            .execute_batch(
+                "INSERT INTO device (id, name, created_us) VALUES (0, 'a', 0); INSERT INTO series VALUES (0, 0, 't', NULL)",
+            )
             .unwrap();
         let row = params![1, 5, 1, readings.time_us[0], readings.time_us[0], batch::encode(&readings)];
         connection.execute("INSERT INTO batch VALUES (?1, ?2, ?3, ?4, ?5, ?6)", row).unwrap();

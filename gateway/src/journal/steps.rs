@@ -5,7 +5,7 @@
 //! waits noticeably.
 
 use super::schema::{meta, set_meta};
-use super::{Chunk, Moved, ReadError, Rollup, Step, SummaryRow, batch};
+use super::{Chunk, Moved, ReadError, Rollup, Step, SummaryRow, batch, removal};
 use crate::archive::rollup::Folded;
 use crate::clock::{Correction, Ledger};
 use cloud_sync::uplink::Saved;
@@ -64,6 +64,9 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
             places.iter().try_for_each(|&(series, day)| seal(db, series, day))?;
             return Ok(places.len() as u64 * 16);
         }
+        Step::Sweep(keys) => removal::sweep(db, keys)?,
+        Step::Told(devices) => removal::told(db, devices)?,
+        Step::Swept(series) => removal::swept(db, series)?,
         Step::RetireRollups(ids) => delete(db, "DELETE FROM rollup WHERE id = ?1", ids)?,
         Step::Vacuum { pages } => {
             // Every page given back is a row of the answer.
@@ -178,7 +181,8 @@ fn remove_chunks(db: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
     delete(db, "DELETE FROM chunk WHERE id = ?1", ids)
 }
 
-fn delete(db: &Connection, sql: &str, ids: &[i64]) -> rusqlite::Result<()> {
+/// Executes a statement for each of some ids.
+pub(super) fn delete(db: &Connection, sql: &str, ids: &[i64]) -> rusqlite::Result<()> {
     let mut delete = db.prepare_cached(sql)?;
     ids.iter().try_for_each(|id| delete.execute([id]).map(drop))
 }

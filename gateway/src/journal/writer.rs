@@ -12,6 +12,7 @@ use super::handover;
 use super::intake::{Intake, Load, Parcel};
 use super::pace::Pace;
 use super::recover;
+use super::removal;
 use super::schema::{self, Store};
 use super::steps::write_step;
 use super::{Cause, Chore, Committed, Inbound, Rejected, Step};
@@ -216,14 +217,11 @@ impl Writer {
         let db = &self.store.connection;
         let mut bytes = 0;
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        write_births(db, births, received_us)?;
+        let last_seq = self.last_seq + u64::from(!load.parcel.readings.is_empty());
+        write_births(db, births, last_seq, received_us)?;
         if let Some(recorder) = &mut self.recorder {
             recorder.begin();
-            let labelled = births.iter().filter_map(|birth| match birth {
-                Birth::Labels(device) => Some(device.id),
-                _ => None,
-            });
-            bytes += self.metrics.written(Cause::Uplink, recorder.labels(db, labelled.collect(), received_us)?);
+            bytes += self.metrics.written(Cause::Uplink, recorder.births(db, births, received_us)?);
         }
         if snapshot {
             bytes += self.metrics.written(Cause::Snapshot, recover::write_snapshot(db, &self.catalog, self.last_seq)?);
@@ -350,12 +348,12 @@ fn serve_checkpoints(connection: &Connection, asked: &Receiver<()>, done: &Atomi
     }
 }
 
-fn write_births(db: &Connection, births: &[Birth], now_us: i64) -> rusqlite::Result<()> {
+pub(super) fn write_births(db: &Connection, births: &[Birth], seq: u64, now_us: i64) -> rusqlite::Result<()> {
     for birth in births {
         match birth {
             Birth::Device(device) => db
-                .prepare_cached("INSERT OR IGNORE INTO device VALUES (?1, ?2, ?3)")?
-                .execute(params![device.id, &*device.name, now_us])?,
+                .prepare_cached("INSERT OR IGNORE INTO device (id, name, created_us, era) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![device.id, &*device.name, now_us, device.era()])?,
             Birth::Series(series) => db
                 .prepare_cached("INSERT OR IGNORE INTO series VALUES (?1, ?2, ?3, NULL)")?
                 .execute(params![series.id, series.device.id, &*series.metric])?,
@@ -369,6 +367,10 @@ fn write_births(db: &Connection, births: &[Birth], now_us: i64) -> rusqlite::Res
                     .labels()
                     .iter()
                     .try_for_each(|(name, value)| insert.execute(params![device.id, &**name, &**value]).map(drop))?;
+                0
+            }
+            Birth::Removed(removed) => {
+                removal::write(db, removed, seq, now_us)?;
                 0
             }
         };

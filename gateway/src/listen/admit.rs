@@ -5,7 +5,7 @@
 //! is not taken at its word is flagged, counted and named; two values for one moment in one payload are named.
 
 use super::unmatched::{Topic, Unmatched};
-use crate::catalog::{Catalog, Series};
+use crate::catalog::{Catalog, Removed, Series};
 use crate::clock::{Clock, Quality};
 use crate::decode::flat::{self, Plain};
 use crate::decode::line::{Dialect, Lines, Precision};
@@ -143,6 +143,14 @@ impl Admission {
     pub fn set_rules(&self, rules: Rules) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Removes a device, or one metric of it, see [`Catalog::remove`].
+    pub fn remove(&self, device: &str, metric: Option<&str>) -> Option<Arc<Removed>> {
+        let removed = self.catalog.remove(device, metric)?;
+        // What listeners remember leads to series that are no more.
+        self.generation.fetch_add(1, Ordering::Release);
+        Some(removed)
     }
 
     fn rules(&self) -> Arc<Rules> {

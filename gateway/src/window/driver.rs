@@ -246,10 +246,9 @@ impl Driver {
     }
 
     fn learn(&mut self) {
-        let (_, series) = self.catalog.counts();
-        if series > self.windows.known() {
-            let all = self.catalog.series();
-            self.windows.learn(all[self.windows.known()..].iter().map(|series| series.device.id));
+        let known = self.windows.known() as u32;
+        if self.catalog.ids() > known {
+            self.windows.learn(self.catalog.devices_of_series(known));
         }
     }
 

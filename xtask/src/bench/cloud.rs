@@ -112,7 +112,7 @@ fn batches(gateway: u64, devices: u32, metrics: u32, windows: i64, length_us: i6
             all.push(Window { device, start_us, length_us, revision: u64::from(metrics_revision(&metrics)), metrics });
         }
     }
-    let batch = |windows: &[Window]| Batch { devices: known.clone(), windows: windows.to_vec() };
+    let batch = |windows: &[Window]| Batch { devices: known.clone(), windows: windows.to_vec(), ..Batch::default() };
     all.chunks(PUSHED).map(batch).collect()
 }
 

@@ -14,6 +14,8 @@ mod devices;
 mod fences;
 /// What a push does.
 mod push;
+/// Devices and metrics that are no more.
+mod removal;
 /// What is left when windows are retired.
 mod retire;
 /// Hours and days.
@@ -306,6 +308,15 @@ impl Shard for Postgres {
         let client: &mut Client = &mut pooled;
         let transaction = client.transaction().await?;
         let rows = retire::retire(&transaction, until_us, limit).await?;
+        transaction.commit().await?;
+        Ok(rows)
+    }
+
+    async fn sweep(&self, limit: usize) -> Result<usize, ShardError> {
+        let mut pooled = self.connection().await?;
+        let client: &mut Client = &mut pooled;
+        let transaction = client.transaction().await?;
+        let rows = removal::sweep(&transaction, limit).await?;
         transaction.commit().await?;
         Ok(rows)
     }

@@ -13,6 +13,8 @@ mod devices;
 mod fences;
 /// What a push does.
 mod push;
+/// Devices and metrics that are no more.
+mod removal;
 /// Hours and days, from the windows in them; and what is left when those are retired.
 mod rollup;
 /// Rows to SQL and back.
@@ -271,6 +273,10 @@ impl Shard for Sqlite {
 
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
         self.change(move |db| rollup::retire(db, until_us, limit)).await
+    }
+
+    async fn sweep(&self, limit: usize) -> Result<usize, ShardError> {
+        self.change(move |db| removal::sweep(db, limit)).await
     }
 
     async fn roll_up(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {

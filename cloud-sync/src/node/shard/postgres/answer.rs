@@ -138,7 +138,7 @@ pub(super) async fn devices(
         matches && slots.contains(&slot_of(row.get(0)))
     };
     let mut known = Vec::new();
-    for row in rows.iter().filter(wanted).take(limit) {
+    for row in rows.iter().filter(wanted) {
         let id: i64 = row.get(0);
         let latest = db
             .query_opt(
@@ -147,14 +147,23 @@ pub(super) async fn devices(
                 &[&id],
             )
             .await?;
+        let labels = labels_of(row, 3);
+        let removed = "SELECT 1 FROM tidegate.removed WHERE device = $1 AND metric = ''";
+        if latest.is_none() && labels.is_empty() && db.query_opt(removed, &[&id]).await?.is_some() {
+            continue;
+        }
         known.push(Known {
             device: row.get::<_, String>(1).into(),
             gateway: row.get::<_, String>(2).into(),
-            labels: labels_of(row, 3),
+            labels,
             labels_version: LabelsVersion::default(),
             metrics: latest.as_ref().map(|row| row.get(1)).unwrap_or_default(),
             last_us: latest.as_ref().map(|row| row.get(0)),
+            removed: Vec::new(),
         });
+        if known.len() == limit {
+            break;
+        }
     }
     Ok(known)
 }

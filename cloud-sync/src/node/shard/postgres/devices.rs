@@ -1,5 +1,6 @@
 //! Devices, their numbers and their labels.
 
+use super::removal::{floors, put_floor};
 use super::senders::put_beat;
 use crate::node::shard::{Beat, Known, LabelsVersion, ShardError, numbers};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -81,22 +82,24 @@ pub(super) async fn export_names(db: &impl GenericClient, slot: u16) -> Result<(
     let (first, behind) = numbers(slot);
     let rows = db
         .query(
-            "SELECT name, gateway, labels::text, labels_incarnation, labels_batch FROM tidegate.device
+            "SELECT name, gateway, labels::text, labels_incarnation, labels_batch, id FROM tidegate.device
              WHERE id >= $1 AND id < $2 ORDER BY id",
             &[&first, &behind],
         )
         .await?;
-    let known = |row: &SqlRow| Known {
+    let mut floors = floors(db, rows.iter().map(|row| row.get(5))).await?;
+    let mut known = |row: &SqlRow| Known {
         device: row.get::<_, String>(0).into(),
         gateway: row.get::<_, String>(1).into(),
         labels: labels_of(row, 2),
         labels_version: (row.get::<_, i64>(3) as u64, row.get::<_, i64>(4) as u64),
         metrics: Vec::new(),
         last_us: None,
+        removed: floors.remove(&row.get(5)).unwrap_or_default(),
     };
     let beats = db.query("SELECT beat FROM tidegate.gateway WHERE slot = $1", &[&i32::from(slot)]).await?;
     let beats = beats.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect();
-    Ok((rows.iter().map(known).collect(), beats))
+    Ok((rows.iter().map(&mut known).collect(), beats))
 }
 
 pub(super) async fn import_names(
@@ -110,6 +113,13 @@ pub(super) async fn import_names(
     for known in known.iter().filter(|known| known.labels_version > LabelsVersion::default()) {
         let id = ids[&(Arc::clone(&known.gateway), Arc::clone(&known.device))];
         put_labels(db, id, &known.labels, known.labels_version).await?;
+    }
+    for known in known {
+        let id = ids[&(Arc::clone(&known.gateway), Arc::clone(&known.device))];
+        for floor in &known.removed {
+            // Rows come behind it: nothing is below it here.
+            put_floor(db, id, floor, true).await?;
+        }
     }
     for beat in beats {
         put_beat(db, beat, slot).await?;

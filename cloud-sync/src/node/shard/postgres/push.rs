@@ -2,6 +2,7 @@
 
 use super::devices::{devices_of, put_labels};
 use super::fences::lock_and_check;
+use super::removal::put_removed;
 use super::rows::put_rows;
 use super::senders::{known_sender, put_sender};
 use crate::node::shard::{ShardError, Write};
@@ -15,6 +16,7 @@ pub(super) async fn write(db: &Transaction<'_>, write: &Write) -> Result<Held, S
     if write.expected.lowest_not_in(held).is_some() {
         return Err(ShardError::Lacking(held));
     }
+    put_removed(db, &write.sender.gateway, &write.removed, write.batch).await?;
     put_rows(db, &write.rows).await?;
     if !write.labels.is_empty() {
         let gateway = &write.sender.gateway;

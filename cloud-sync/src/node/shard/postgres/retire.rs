@@ -5,15 +5,17 @@
 //! what is sealed, so that it stays what all of its windows came to.
 
 use super::devices::devices_of;
+use super::removal::floors;
 use super::rollup::SHORT;
 use super::rows::{Columns, TYPES, mark_stale};
 use super::schema::LOCK;
-use crate::node::row::Row;
+use crate::node::row::{Row, sealed_above};
 use crate::node::shard::merge::{DAY_US, HOUR_US};
 use crate::node::shard::{LENGTHS_MANY, ShardError};
 use futures_util::pin_mut;
 use model::Micros;
 use model::time::window_start;
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
@@ -129,6 +131,9 @@ pub(super) async fn import_sealed(db: &Transaction<'_>, rows: &[Row]) -> Result<
     let wanted = rows.iter().map(|row| (row.key.slot, Arc::clone(&row.key.gateway), Arc::clone(&row.key.device)));
     let devices = devices_of(db, wanted.collect()).await?;
     let id = |row: &Row| devices[&(Arc::clone(&row.key.gateway), Arc::clone(&row.key.device))];
+    let floors = floors(db, devices.values().copied()).await?;
+    let below = |row: &Row| floors.get(&id(row)).map_or(&[][..], Vec::as_slice);
+    let rows: Vec<Cow<'_, Row>> = rows.iter().filter_map(|row| sealed_above(row, below(row))).collect();
     db.execute("INSERT INTO tidegate.meta VALUES ('retired_us', 0) ON CONFLICT DO NOTHING", &[]).await?;
     let (ids, starts): (Vec<i64>, Vec<Micros>) = rows.iter().map(|row| (id(row), row.key.start_us)).unzip();
     remove_windows(db, &ids, &starts).await?;
@@ -141,7 +146,7 @@ pub(super) async fn import_sealed(db: &Transaction<'_>, rows: &[Row]) -> Result<
     let sink = db.copy_in("COPY tidegate.rollup FROM STDIN BINARY").await?;
     let writer = BinaryCopyInWriter::new(sink, &TYPES);
     pin_mut!(writer);
-    for row in rows {
+    for row in &rows {
         writer.as_mut().write(&Columns::of(id(row), row).values()).await?;
     }
     writer.finish().await?;

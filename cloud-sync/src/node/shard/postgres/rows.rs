@@ -4,12 +4,14 @@
 
 use super::super::merge::HOUR_US;
 use super::devices::devices_of;
+use super::removal::floors;
 use super::retire::Seals;
-use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches};
+use crate::node::row::{Key, Other, Row, Version, above, put_sketches, take_sketches};
 use crate::node::shard::{ShardError, check_lengths, tell_sealed};
 use futures_util::{future, pin_mut};
 use model::time::window_start;
 use model::{Micros, Sketch, Summary, Value};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
@@ -193,10 +195,13 @@ pub(super) async fn put_rows(db: &Transaction<'_>, rows: &[Row]) -> Result<(), S
             db.execute("INSERT INTO tidegate.length VALUES ($1) ON CONFLICT DO NOTHING", &[&length_us]).await?;
         }
     }
+    let floors = floors(db, ids.values().copied()).await?;
+    let below = |row: &Row| floors.get(&id(row)).map_or(&[][..], Vec::as_slice);
+    let rows: Vec<Cow<'_, Row>> = rows.iter().filter_map(|row| above(row, below(row))).collect();
     let places = rows.iter().map(|row| (id(row), row.key.start_us, row.key.start_us + row.key.length_us));
     let (seals, mut sealed) = (Seals::read(db, places).await?, 0);
     let mut columns = Vec::with_capacity(rows.len());
-    for row in rows {
+    for row in rows.iter().map(|row| &**row) {
         if seals.hold(id(row), row) {
             sealed += 1;
         } else if lengths.len() == 1 || supersede(db, id(row), row, &lengths).await? {

@@ -63,6 +63,12 @@ CREATE INDEX rollup_received ON tidegate.rollup (length_us, revision, received_u
 -- Rollups with revision 1 are sealed: their windows have been retired.
 UPDATE tidegate.rollup SET revision = 1 WHERE length_us = 3600000000
     AND received_us < (SELECT value FROM tidegate.meta WHERE key = 'retired_us');
+", "
+-- Devices that are no more, and metrics of devices: an empty metric stands for the whole device. What is of an
+-- earlier version is not taken; swept says that nothing is left of it here.
+CREATE TABLE tidegate.removed (device bigint NOT NULL, metric text NOT NULL, incarnation bigint NOT NULL,
+    revision bigint NOT NULL, received_us bigint NOT NULL, swept boolean NOT NULL, PRIMARY KEY (device, metric));
+CREATE INDEX removed_unswept ON tidegate.removed (device) WHERE NOT swept;
 "];
 
 /// Makes the tables, or brings them up to date, in one transaction.

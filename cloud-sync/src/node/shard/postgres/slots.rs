@@ -104,7 +104,7 @@ pub(super) async fn delete(db: &impl GenericClient, wanted: Fence, limit: usize)
         )
         .await? as usize;
     if rows < limit {
-        for table in ["rollup", "stale"] {
+        for table in ["rollup", "stale", "removed"] {
             let sql = format!("DELETE FROM tidegate.{table} WHERE device >= $1 AND device < $2");
             db.execute(&sql, &[&first, &behind]).await?;
         }

@@ -10,7 +10,7 @@ use model::Micros;
 use model::aggregate::{glob, is_glob};
 use model::time::window_start;
 use rusqlite::{Connection, params};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn aggregate(db: &Connection, question: &Question) -> Result<Partial, ShardError> {
     let mut query = db.prepare_cached("SELECT length_us FROM length ORDER BY length_us")?;
@@ -170,13 +170,19 @@ pub(super) fn devices(
                 newest = found;
             }
         }
+        let labels: BTreeMap<String, String> = serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default();
+        let mut removed = db.prepare_cached("SELECT 1 FROM removed WHERE device = ?1 AND metric = ''")?;
+        if newest.0.is_none() && labels.is_empty() && removed.exists([id])? {
+            continue;
+        }
         known.push(Known {
             device: name.into(),
             gateway: row.get::<_, String>(2)?.into(),
-            labels: serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default(),
+            labels,
             labels_version: LabelsVersion::default(),
             metrics: newest.1.and_then(|metrics| serde_json::from_str(&metrics).ok()).unwrap_or_default(),
             last_us: newest.0,
+            removed: Vec::new(),
         });
         if known.len() == limit {
             break;

@@ -1,6 +1,7 @@
 //! Devices, their numbers and their labels.
 
 use super::fences::check_all_writable;
+use super::removal::{floors_of, put_floor};
 use super::senders::put_beat;
 use crate::node::shard::{Beat, Known, LabelsVersion, ShardError, numbers};
 use crate::placement::Epoch;
@@ -42,7 +43,7 @@ pub(super) fn export_names(db: &Connection, slot: u16) -> Result<(Vec<Known>, Ve
     let (first, behind) = numbers(slot);
     let mut query =
         db.prepare_cached(
-            "SELECT name, gateway, labels, labels_incarnation, labels_batch FROM device WHERE id >= ?1 AND id < ?2 ORDER BY id",
+            "SELECT name, gateway, labels, labels_incarnation, labels_batch, id FROM device WHERE id >= ?1 AND id < ?2 ORDER BY id",
         )?;
     let known = query.query_map([first, behind], |row| {
         Ok(Known {
@@ -52,6 +53,7 @@ pub(super) fn export_names(db: &Connection, slot: u16) -> Result<(Vec<Known>, Ve
             labels_version: (row.get::<_, i64>(3)? as u64, row.get::<_, i64>(4)? as u64),
             metrics: Vec::new(),
             last_us: None,
+            removed: floors_of(db, row.get(5)?)?,
         })
     })?;
     let known = known.collect::<rusqlite::Result<_>>()?;
@@ -86,6 +88,8 @@ pub(super) fn import_names(
     for known in known {
         let id = device(db, slot, &known.gateway, &known.device)?;
         put_labels(db, id, &known.labels, known.labels_version)?;
+        // Rows come behind it: nothing is below it here.
+        known.removed.iter().try_for_each(|floor| put_floor(db, id, floor, true))?;
     }
     for beat in beats {
         let mut later = db.prepare_cached("SELECT 1 FROM gateway WHERE id = ?1 AND beat ->> 'seen_us' >= ?2")?;

@@ -2,6 +2,7 @@
 
 use super::devices::{device, put_labels};
 use super::fences::check_all_writable;
+use super::removal::put_removed;
 use super::rows::put_rows;
 use super::senders::{put_sender, sender};
 use crate::node::shard::{ShardError, Write};
@@ -18,6 +19,7 @@ pub(super) fn write(db: &Connection, write: &Write) -> Result<Held, ShardError> 
     if write.expected.lowest_not_in(held).is_some() {
         return Err(ShardError::Lacking(held));
     }
+    put_removed(db, &write.sender.gateway, &write.removed, write.batch)?;
     put_rows(db, &write.rows)?;
     for labelled in &write.labels {
         let id = device(db, labelled.slot, &write.sender.gateway, &labelled.device)?;

@@ -5,8 +5,9 @@
 //! go only when their hour is there and not stale, and from then on it is *sealed* (`revision` 1):
 //! never computed again, and nothing more is taken for it.
 
+use super::removal::Floors;
 use super::rows::{COLUMNS, lengths, put_row, take_metrics};
-use crate::node::row::{Key, Row, Version};
+use crate::node::row::{Key, Row, Version, sealed_above};
 use crate::node::shard::merge::{DAY_US, HOUR_US, fits};
 use crate::node::shard::{LENGTHS_MANY, ShardError, slot_of};
 use model::time::window_start;
@@ -104,7 +105,9 @@ fn seal(db: &Connection, id: i64, hour_us: Micros, short: &BTreeSet<Micros>) -> 
 /// Takes sealed hours, whose windows go; their days are computed again.
 pub(super) fn import_sealed(db: &Connection, ids: &[i64], rows: &[Row]) -> Result<(), ShardError> {
     let (short, _) = short_and_long(db)?;
+    let mut floors = Floors::of(db)?;
     for (&id, row) in ids.iter().zip(rows) {
+        let Some(row) = sealed_above(row, &floors.below(id)?) else { continue };
         let hour_us = row.key.start_us;
         put_rollup(db, id, HOUR_US, hour_us, (row.received_us, row.metrics.clone()))?;
         seal(db, id, hour_us, &short)?;

@@ -3,8 +3,9 @@
 //! Always holds: the higher version of a row stays; what changes a row marks its hour stale.
 
 use super::devices::device;
+use super::removal::Floors;
 use super::rollup::Seals;
-use crate::node::row::{Key, Other, Row, Version, put_sketches, take_sketches, value_of_json, value_to_json};
+use crate::node::row::{Key, Other, Row, Version, above, put_sketches, take_sketches, value_of_json, value_to_json};
 use crate::node::shard::merge::HOUR_US;
 use crate::node::shard::{ShardError, check_lengths, tell_sealed};
 use model::time::window_start;
@@ -22,6 +23,7 @@ pub(super) fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> 
     let mut lengths = lengths(db)?;
     let mut ids: HashMap<(&str, &str), i64> = HashMap::new();
     let (mut seals, mut sealed) = (Seals::of(db)?, 0);
+    let mut floors = Floors::of(db)?;
     // Rollups go by the hour in which a window starts.
     let mut stale: BTreeSet<(i64, Micros)> = BTreeSet::new();
     for row in rows {
@@ -31,6 +33,7 @@ pub(super) fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> 
             None => device(db, *slot, gateway, name)?,
         };
         ids.insert((gateway, name), id);
+        let Some(row) = above(row, &floors.below(id)?) else { continue };
         if lengths.insert(*length_us) {
             check_lengths(lengths.len())?;
             db.execute("INSERT OR IGNORE INTO length VALUES (?1)", [length_us])?;
@@ -39,10 +42,10 @@ pub(super) fn put_rows(db: &Connection, rows: &[Row]) -> Result<(), ShardError> 
             sealed += 1;
             continue;
         }
-        if lengths.len() > 1 && !supersede(db, id, row, &lengths, &mut stale)? {
+        if lengths.len() > 1 && !supersede(db, id, &row, &lengths, &mut stale)? {
             continue;
         }
-        if put_row(db, "summary", id, row)? {
+        if put_row(db, "summary", id, &row)? {
             stale.insert((id, window_start(*start_us, HOUR_US)));
         }
     }

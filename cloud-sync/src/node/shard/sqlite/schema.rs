@@ -9,7 +9,7 @@ use std::path::Path;
 const APPLICATION_ID: i32 = 0x5449_4443;
 const VERSION: i32 = MIGRATIONS.len() as i32;
 /// What each version added to the one before; the first makes a shard out of an empty file.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 const VERSION_1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -62,6 +62,15 @@ CREATE INDEX rollup_received ON rollup (length_us, revision, received_us);
 -- Rollups with revision 1 are sealed: their windows have been retired.
 UPDATE rollup SET revision = 1 WHERE length_us = 3600000000
     AND received_us < (SELECT value FROM meta WHERE key = 'retired_us');
+";
+
+const VERSION_3: &str = "
+-- Devices that are no more, and metrics of devices: an empty metric stands for the whole device. What is of an
+-- earlier version is not taken; swept says that nothing is left of it here.
+CREATE TABLE removed (device INTEGER NOT NULL, metric TEXT NOT NULL, incarnation INTEGER NOT NULL,
+    revision INTEGER NOT NULL, received_us INTEGER NOT NULL, swept INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (device, metric)) STRICT, WITHOUT ROWID;
+CREATE INDEX removed_unswept ON removed (device) WHERE swept = 0;
 ";
 
 pub(super) fn open(path: &Path) -> Result<Connection, ShardError> {

@@ -98,7 +98,7 @@ pub(super) fn delete(db: &Connection, wanted: Fence, limit: usize) -> Result<usi
         params![first, behind, limit as i64],
     )?;
     if rows < limit {
-        for table in ["rollup", "stale"] {
+        for table in ["rollup", "stale", "removed"] {
             db.execute(&format!("DELETE FROM {table} WHERE device >= ?1 AND device < ?2"), [first, behind])?;
         }
         db.execute("DELETE FROM device WHERE id >= ?1 AND id < ?2", [first, behind])?;

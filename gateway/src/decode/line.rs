@@ -82,7 +82,6 @@ pub struct Dialect<'a> {
 pub struct Lines<'b> {
     rest: &'b [u8],
     number: usize,
-    held: usize,
 }
 
 /// The most fields of a line: what they come to is in memory at once.
@@ -93,12 +92,7 @@ const TAGS_MAX: usize = 128;
 impl<'b> Lines<'b> {
     /// The lines of a body.
     pub fn new(body: &'b [u8]) -> Self {
-        Lines { rest: text::clean(body), number: 0, held: 0 }
-    }
-
-    /// How many lines so far held anything but comments.
-    pub fn held(&self) -> usize {
-        self.held
+        Lines { rest: text::clean(body), number: 0 }
     }
 
     /// Decodes the next line; false behind the last. A bad line is a reject that names its number, from 1, and
@@ -114,7 +108,6 @@ impl<'b> Lines<'b> {
         let length = if begun.is_empty() || begun.starts_with(b"#") {
             first_end
         } else {
-            self.held += 1;
             self.line(first_end, dialect, sink).unwrap_or_else(|detail| {
                 sink.reject(Reject::leaf(Reason::Malformed, format!("line {number}"), detail));
                 first_end
@@ -266,7 +259,10 @@ fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
         let (tag, behind) = cut(more, b',');
         rest = behind;
         let (key, value) = match cut(tag, b'=') {
-            (key, Some(value)) if !key.is_empty() && !value.is_empty() => (unescape(key), unescape(value)),
+            // An `=` in a value has to be escaped: else a comma before it was escaped by mistake.
+            (key, Some(value)) if !key.is_empty() && !value.is_empty() && cut(value, b'=').1.is_none() => {
+                (unescape(key), unescape(value))
+            }
             _ => return Err(format!("tag {:?} is not key=value", printable(tag))),
         };
         if tags.len() == TAGS_MAX {

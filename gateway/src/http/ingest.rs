@@ -82,7 +82,7 @@ pub(super) async fn lines(
     Extension(client): Extension<Client>,
     request: Request,
 ) -> Result<Response, Problem> {
-    write(&site, &client, request, "/api/v2/write", &["org", "orgID", "bucket", "precision"]).await
+    write(&site, &client, request, "/api/v2/write").await
 }
 
 /// `POST /write`, as InfluxDB 1 has it; user and password may stand in the query.
@@ -91,7 +91,7 @@ pub(super) async fn lines_v1(
     Extension(client): Extension<Client>,
     request: Request,
 ) -> Result<Response, Problem> {
-    write(&site, &client, request, "/write", &["db", "rp", "precision", "consistency", "u", "p"]).await
+    write(&site, &client, request, V1).await
 }
 
 /// `POST /api/v3/write_lp`.
@@ -100,30 +100,29 @@ pub(super) async fn lines_v3(
     Extension(client): Extension<Client>,
     request: Request,
 ) -> Result<Response, Problem> {
-    write(&site, &client, request, "/api/v3/write_lp", &["db", "precision", "accept_partial", "no_sync"]).await
+    write(&site, &client, request, "/api/v3/write_lp").await
 }
 
+/// What any version of InfluxDB takes here: clients of one send what another knows.
+const WRITE_PARAMS: &[&str] =
+    &["org", "orgID", "bucket", "db", "rp", "precision", "consistency", "u", "p", "accept_partial", "no_sync"];
+/// Where InfluxDB 1 takes lines.
+const V1: &str = "/write";
 /// Rows that go to the journal at once: the memory of a body's readings is that of so many.
 const ROWS_AT_ONCE: usize = 20_000;
 
-async fn write(
-    site: &Site,
-    client: &Client,
-    request: Request,
-    source: &'static str,
-    known: &[&str],
-) -> Result<Response, Problem> {
-    let params = Params::read(request.uri().query(), known)?;
+async fn write(site: &Site, client: &Client, request: Request, source: &'static str) -> Result<Response, Problem> {
+    let params = Params::read(request.uri().query(), WRITE_PARAMS)?;
     let precision: Precision = params.parsed("precision")?.unwrap_or_default();
     let taken = body::read(site, client, request).await?;
     site.metrics.messages(Protocol::Http).inc();
-    let (admitted, lines) = take_lines(site, client, source, &taken, precision).await?;
-    let Some(first) = admitted.first_lost() else {
-        return match lines {
-            0 => Err(Problem::bad_request("the body holds no line")),
-            _ => Ok(StatusCode::NO_CONTENT.into_response()),
-        };
-    };
+    // As InfluxDB has it: clients of version 1 ask with a write of nothing whether they may write at all, and those of
+    // version 2 count on a refusal there. A body of blank lines and comments is no fault in either.
+    if taken.bytes.is_empty() && source != V1 {
+        return Err(Problem::bad_request("the body is empty: send lines of line protocol"));
+    }
+    let admitted = take_lines(site, client, source, &taken, precision).await?;
+    let Some(first) = admitted.first_lost() else { return Ok(StatusCode::NO_CONTENT.into_response()) };
     let (kept, lost) = (admitted.accepted, admitted.rejected);
     Err(Problem::bad_request(format!("partial write: {kept} readings kept, {lost} rejected, the first: {first}")))
 }
@@ -134,7 +133,7 @@ async fn take_lines(
     source: &'static str,
     taken: &Taken,
     precision: Precision,
-) -> Result<(Admitted, usize), Problem> {
+) -> Result<Admitted, Problem> {
     let origin = Origin { source, client: client.name() };
     let mut taking = Taking::of_lines(&site.admission, origin, site.admission.arrival(), &taken.bytes);
     let mut lines = Lines::new(&taken.bytes);
@@ -143,7 +142,7 @@ async fn take_lines(
         let more = taking.lines(&mut lines, precision, ROWS_AT_ONCE, &mut parcel);
         if !more {
             commit(site, parcel).await?;
-            return Ok((taking.finish(), lines.held()));
+            return Ok(taking.finish());
         }
         // Those before are committed when the last part is: commits keep the order of arrival.
         check_disk(site)?;

@@ -1,0 +1,5 @@
+module recorded
+
+go 1.26
+
+require github.com/influxdata/influxdb v1.13.2

@@ -634,6 +634,27 @@ mod tests {
         }
     }
 
+    /// The second payload of a topic goes a shorter way than the first.
+    #[test]
+    fn an_article_number_stays_a_text_however_often_it_comes() {
+        let (admission, mut routes) = (admission(), Routes::default());
+        for payload in ["007", "007", "7", "007", "0", "0.7"] {
+            let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
+            assert_eq!(parcel.readings.text(0), (payload == "007").then_some("007"), "{payload}");
+        }
+    }
+
+    #[test]
+    fn a_whole_zero_has_no_sign_however_often_it_comes() {
+        let (admission, mut routes) = (admission(), Routes::default());
+        for (payload, want) in
+            [("1", 1.0), ("-0", 0.0), ("-0.0", -0.0), (r#"{"value":-0}"#, 0.0), (r#"{"value":-0}"#, 0.0)]
+        {
+            let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
+            assert_eq!(parcel.readings.number[0].to_bits(), f64::to_bits(want), "{payload}");
+        }
+    }
+
     #[test]
     fn unstamped_readings_of_one_moment_keep_their_own_times() {
         let (admission, mut routes) = (admission(), Routes::default());

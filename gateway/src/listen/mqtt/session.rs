@@ -147,7 +147,8 @@ impl Session {
         if publish.qos < 2 || self.is_new(&publish, topic, parcel)? {
             let origin = Origin { source: topic, client: &self.origin };
             refused = self.shared.admission.publication(routes, origin, publish.payload, arrival, parcel);
-            if publish.retain || self.shared.router.has_subscribers() {
+            // A subscription of the client's own may still wait for its commit.
+            if publish.retain || !self.filters.is_empty() || self.shared.router.has_subscribers() {
                 let publication = Publication {
                     topic: topic.into(),
                     properties: forward,

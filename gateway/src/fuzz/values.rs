@@ -6,7 +6,7 @@ use crate::catalog::Birth;
 use crate::decode::line::{Dialect, Lines, Precision};
 use crate::decode::node::NODES_MAX;
 use crate::decode::posted::Body;
-use crate::decode::{self, Format, Reading, Reject, Sink, Stamp, Target};
+use crate::decode::{self, Format, Reading, Reject, Sink, Stamp, Target, UNIT_BYTES_MAX};
 use crate::journal::Parcel;
 use crate::listen::admit::{Admission, Admitted, Origin, REJECTS_NAMED, Routes, Taking};
 use crate::readings::flag;
@@ -64,7 +64,8 @@ impl Sink for Tally {
         // Formatting is slow, so only of what is not most of it.
         self.hash.update(reading.metric.as_bytes());
         self.hash.update(reading.device.unwrap_or_default().as_bytes());
-        self.hash.update(reading.unit.unwrap_or_default().as_bytes());
+        // A long one may come with every reading of a payload, and is left out at the door.
+        self.hash.update(reading.unit.filter(|unit| unit.len() <= UNIT_BYTES_MAX).unwrap_or_default().as_bytes());
         match &reading.value {
             Value::Number(n) => self.hash.update(&n.to_bits().to_le_bytes()),
             other => self.hash.update(format!("{other:?}").as_bytes()),
@@ -237,6 +238,6 @@ fn check(admission: &Admission, admitted: &Admitted, parcel: &Parcel, tally: &Ta
     for birth in admission.catalog.take_births() {
         let (Birth::Series(series) | Birth::Unit(series)) = birth else { continue };
         assert_eq!((check_name(&series.device.name), check_name(&series.metric)), (Ok(()), Ok(())));
-        assert!(series.unit().is_none_or(|unit| unit.len() <= 64));
+        assert!(series.unit().is_none_or(|unit| unit.len() <= UNIT_BYTES_MAX));
     }
 }

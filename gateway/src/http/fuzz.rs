@@ -18,9 +18,9 @@ use std::io::Read;
 
 /// A head is no longer.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// `http.max_body` and `http.ingest_memory`.
-const BODY_MAX: usize = 4 << 20;
-const MEMORY: usize = 6 << 20;
+/// `http.max_body` and `http.ingest_memory`, smaller than in earnest, so that they are reached.
+const BODY_MAX: usize = 256 << 10;
+const MEMORY: usize = 384 << 10;
 
 /// A query, and on a line of its own what the `Accept` header says.
 pub fn question(data: &[u8]) {

@@ -17,12 +17,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-/// All of them, by the names of their targets.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[("frame", frame), ("summaries", summaries), ("push", push)];
+/// A name, and what is called with every input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[("frame", frame), ("summaries", summaries), ("push", push)];
 
 /// What a batch may take: less than in earnest, so that the fuzzer's own bound can be low.
 const MEMORY: usize = 32 << 20;
 const BODY_MAX: usize = 1 << 20;
+/// Each part is an allocation of ours.
+const PARTS_MAX: usize = 4_096;
 
 /// A batch as it travels.
 pub fn frame(data: &[u8]) {
@@ -46,8 +51,10 @@ pub fn push(data: &[u8]) {
     let Some((&length, data)) = data.split_first() else { return };
     let auth = Arc::new(Auth::new(Users::default()));
     let door = Arc::new(door::Door::new(auth, true, false, BODY_MAX, Arc::default()));
-    let parts: Vec<_> =
-        data.chunks(1 + usize::from(length) * 16).map(|part| Ok::<_, Infallible>(part.to_vec())).collect();
+    let parts: Vec<_> = data
+        .chunks(1 + usize::from(length) * 16 + data.len() / PARTS_MAX)
+        .map(|part| Ok::<_, Infallible>(part.to_vec()))
+        .collect();
     let body = axum::body::Body::from_stream(futures_util::stream::iter(parts));
     let share = door.share();
     let read = pin!(door::read(body, BODY_MAX, &share)).poll(&mut Context::from_waker(Waker::noop()));

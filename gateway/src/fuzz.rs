@@ -44,8 +44,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// All of them, by the names of their targets.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A name, and what is called with every input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
     ("payload", payload),
     ("publication", publication),
     ("posted", posted),

@@ -18,6 +18,8 @@ use std::io::Read;
 
 /// A head is no longer.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Each part is an allocation of ours.
+const PARTS_MAX: usize = 4_096;
 /// `http.max_body` and `http.ingest_memory`, smaller than in earnest, so that they are reached.
 const BODY_MAX: usize = 256 << 10;
 const MEMORY: usize = 384 << 10;
@@ -81,7 +83,8 @@ pub fn body(data: &[u8]) {
     let (flags, rest) = choice(data);
     let (length, rest) = choice(rest);
     let gzip = flags & 1 != 0;
-    let parts: Vec<_> = rest.chunks(1 + usize::from(length) * 16).map(Bytes::copy_from_slice).collect();
+    let parts: Vec<_> =
+        rest.chunks(1 + usize::from(length) * 16 + rest.len() / PARTS_MAX).map(Bytes::copy_from_slice).collect();
     let stream = futures_util::stream::iter(parts.into_iter().map(Ok::<_, Infallible>));
     let memory = Memory::new(MEMORY);
     let client = Client("c".into());

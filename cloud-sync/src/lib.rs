@@ -6,6 +6,10 @@
 /// What travels between the two.
 pub mod wire;
 
+/// What fuzz targets and their replay call.
+#[cfg(all(feature = "node", any(test, fuzzing)))]
+pub mod fuzz;
+
 /// The gateway's half: from changes in its store to acknowledged batches.
 pub mod uplink;
 

@@ -82,6 +82,9 @@ pub enum Stamp {
     Relative(Micros),
 }
 
+/// The longest unit: it is kept for each series and in every answer.
+pub const UNIT_BYTES_MAX: usize = 64;
+
 /// A reading still bearing names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading<'a> {

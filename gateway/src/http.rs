@@ -11,6 +11,9 @@ mod aggregates;
 mod body;
 /// `/v1/devices`.
 mod devices;
+/// What the fuzz targets do.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 /// What InfluxDB's clients ask before they write.
 mod influx;
 /// `POST /v1/readings` and line protocol.

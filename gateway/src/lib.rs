@@ -3,6 +3,10 @@
 //! Device to listen to decode to journal to acknowledgement; from the journal to windows, to
 //! subscribers and live listeners, and to answers over HTTP. ARCHITECTURE.md has the map.
 
+/// What fuzz targets and their replay call.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 /// Opens, wires and orders everything.
 pub mod app;
 

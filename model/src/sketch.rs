@@ -12,19 +12,24 @@
 
 use crate::varint;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// The scale a sketch starts with.
 pub const SCALE: i8 = 6;
 /// How many buckets a sketch may hold before it coarsens.
 pub const BUCKETS_MAX: usize = 1_024;
 const FORMAT: u8 = 1;
+/// Scales that a base can be computed for, and coarse enough for any values.
+const SCALES: RangeInclusive<i8> = -8..=20;
+/// Where the powers of two of all magnitudes lie, and one more to either side.
+const POWERS: RangeInclusive<f64> = -1_076.0..=1_025.0;
 
 /// How values map to buckets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Mapping {
     /// Relative error; `base = 2^(2^-scale)`.
     Exponential {
-        /// -10 to 20, coarser below.
+        /// -8 to 20, coarser below.
         scale: i8,
     },
     /// Absolute error; bins of `width`.
@@ -74,10 +79,17 @@ pub struct Plain {
     pub negative: Vec<(i32, u64)>,
 }
 
-impl From<Plain> for Sketch {
-    fn from(plain: Plain) -> Self {
+impl TryFrom<Plain> for Sketch {
+    type Error = SketchError;
+
+    fn try_from(plain: Plain) -> Result<Self, SketchError> {
+        let is_rising = |side: &[(i32, u64)]| side.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        if !is_rising(&plain.positive) || !is_rising(&plain.negative) {
+            return Err(SketchError::Damaged);
+        }
         let (positive, negative) = (plain.positive.into_iter().collect(), plain.negative.into_iter().collect());
-        Sketch { zero: plain.zero, positive, negative, ..Sketch::default() }
+        let sketch = Sketch { zero: plain.zero, positive, negative, ..Sketch::default() };
+        if sketch.is_possible() { Ok(sketch) } else { Err(SketchError::Damaged) }
     }
 }
 
@@ -121,13 +133,13 @@ impl Sketch {
 
     fn add(&mut self, (negative, index, count): (bool, i32, u64)) {
         let side = if negative { &mut self.negative } else { &mut self.positive };
-        *side.entry(index).or_default() += count;
+        add_to(side.entry(index).or_default(), count);
     }
 
     /// Adds all of `other`; the coarser scale wins.
     pub fn merge(&mut self, other: &Sketch) {
         self.degraded |= other.degraded;
-        self.zero += other.zero;
+        add_to(&mut self.zero, other.zero);
         match (self.mapping, other.mapping) {
             (Mapping::Exponential { scale: ours }, Mapping::Exponential { scale: theirs }) => {
                 let shift = (ours - theirs).max(0);
@@ -261,7 +273,11 @@ impl Sketch {
     }
 
     fn parse(rest: &mut &[u8]) -> Option<Self> {
-        let degraded = varint::take_byte(rest)? != 0;
+        let degraded = match varint::take_byte(rest)? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         let mapping = match varint::take_byte(rest)? {
             0 => Mapping::Exponential { scale: varint::take_byte(rest)? as i8 },
             1 => Mapping::Linear { width: varint::take_f64(rest)? },
@@ -269,7 +285,22 @@ impl Sketch {
         };
         let zero = varint::take(rest)?;
         let (positive, negative) = (take_side(rest)?, take_side(rest)?);
-        rest.is_empty().then_some(Sketch { mapping, zero, positive, negative, degraded })
+        let sketch = Sketch { mapping, zero, positive, negative, degraded };
+        (rest.is_empty() && sketch.is_possible()).then_some(sketch)
+    }
+
+    /// True for what adding values and merging can lead to: bytes from elsewhere may say anything.
+    fn is_possible(&self) -> bool {
+        let indexes = || [&self.positive, &self.negative].into_iter().flat_map(BTreeMap::keys);
+        let is_mapping = match self.mapping {
+            Mapping::Exponential { scale } => {
+                let power = |index: &i32| f64::from(*index) * f64::exp2(-f64::from(scale));
+                SCALES.contains(&scale) && indexes().map(power).all(|power| POWERS.contains(&power))
+            }
+            // The middle of any bucket is finite.
+            Mapping::Linear { width } => width > 0.0 && width.is_normal() && (width * f64::exp2(32.0)).is_finite(),
+        };
+        is_mapping && self.positive.len() + self.negative.len() <= BUCKETS_MAX
     }
 }
 
@@ -309,17 +340,24 @@ impl Mapping {
     }
 }
 
+/// As far as one can count: buckets of a damaged store may hold any number.
+fn add_to(count: &mut u64, more: u64) {
+    *count = count.saturating_add(more);
+}
+
 fn add_all(side: &mut Buckets, other: &Buckets, shift: i8) {
     for (&index, &count) in other {
-        *side.entry(index >> shift.min(31)).or_default() += count;
+        add_to(side.entry(index >> shift.min(31)).or_default(), count);
     }
 }
 
 fn take_side(rest: &mut &[u8]) -> Option<Buckets> {
     let mut side = Buckets::new();
     let mut index = 0_i64;
-    for _ in 0..varint::take(rest)? {
-        index = index.checked_add(varint::take_signed(rest)?)?;
+    let many = varint::take(rest).filter(|&many| many <= BUCKETS_MAX as u64)?;
+    for nth in 0..many {
+        let gap = varint::take_signed(rest).filter(|&gap| nth == 0 || gap > 0)?;
+        index = index.checked_add(gap)?;
         side.insert(i32::try_from(index).ok()?, varint::take(rest)?);
     }
     Some(side)
@@ -375,6 +413,42 @@ mod tests {
             assert!(Sketch::from_bytes(&bytes[..cut]).is_err(), "{cut}");
         }
         assert_eq!(Sketch::from_bytes(&[9]), Err(SketchError::Format(9)));
+    }
+
+    #[test]
+    fn what_no_values_lead_to_is_refused() {
+        let side = |many: u64, step: i64| {
+            let mut out = Vec::new();
+            varint::put(&mut out, many);
+            (0..many).for_each(|_| {
+                varint::put_signed(&mut out, step);
+                out.push(1);
+            });
+            out
+        };
+        let of = |mapping: &[u8], side: Vec<u8>| {
+            Sketch::from_bytes(&[&[FORMAT, 0], mapping, &[0], &side, &[0]].concat()).map(|sketch| sketch.count())
+        };
+        let linear = |width: f64| [&[1], &width.to_le_bytes()[..]].concat();
+        assert_eq!(of(&[0, 6], side(1_024, 1)), Ok(1_024));
+        assert_eq!(of(&linear(0.5), side(3, 7)), Ok(3));
+        for (mapping, side) in [
+            (vec![0, 6], side(1_025, 1)),
+            (vec![0, 6], side(2, 0)),
+            (vec![0, 6], side(1, 70_000)),
+            (vec![0, 100], side(1, 1)),
+            (vec![0, 200], side(1, 1)),
+            (linear(-0.5), side(1, 1)),
+            (linear(0.0), side(1, 1)),
+            (linear(5e-324), side(1, 1)),
+            (linear(f64::NAN), side(1, 1)),
+            (linear(1e307), side(1, 1)),
+        ] {
+            assert_eq!(of(&mapping, side), Err(SketchError::Damaged), "{mapping:?}");
+        }
+        let plain = |positive| Sketch::try_from(Plain { zero: 0, positive, negative: Vec::new() });
+        assert!(plain(vec![(1, 1), (2, 1)]).is_ok());
+        assert!(plain(vec![(2, 1), (1, 1)]).is_err() && plain(vec![(i32::MAX, 1)]).is_err());
     }
 
     proptest! {

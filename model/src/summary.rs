@@ -48,7 +48,7 @@ impl Summary {
 
     /// True without readings.
     pub fn is_empty(&self) -> bool {
-        self.count + self.texts == 0
+        self.count == 0 && self.texts == 0
     }
 
     /// True if both say the same: the last bits of a sum depend on the order of adding, and do
@@ -101,8 +101,8 @@ impl Summary {
             (None, Some(_)) => other.m2,
             _ => self.m2,
         };
-        self.count += other.count;
-        self.texts += other.texts;
+        self.count = self.count.saturating_add(other.count);
+        self.texts = self.texts.saturating_add(other.texts);
         self.sum += other.sum;
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);

@@ -1,4 +1,4 @@
-//! Developer verbs: `cargo demo` and `cargo xtask test|bench|dist|tidy`.
+//! Developer verbs: `cargo demo` and `cargo xtask test|bench|soak|dist|tidy`.
 //!
 //! Always holds: every verb starts its own processes on free ports or its own directory and
 //! ends them by id. Deliberately absent: anything a user of the gateway needs.
@@ -9,6 +9,8 @@ mod bench;
 mod demo;
 /// Starting, asking and ending our own processes.
 mod process;
+/// `cargo xtask soak`: programs that look for faults.
+mod soak;
 /// `cargo xtask test`.
 mod test;
 
@@ -34,8 +36,11 @@ enum Verb {
         #[command(subcommand)]
         verb: BenchVerb,
     },
-    /// Cut the power thousands of times, and kill for longer than the tests do.
-    Soak,
+    /// Look for faults for longer than the tests do; without a verb by cutting the power thousands of times.
+    Soak {
+        #[command(subcommand)]
+        verb: Option<SoakVerb>,
+    },
     /// Build the binaries that go onto a Pi, and print their sizes.
     Dist,
     /// Check the tree itself: the map, the module headers.
@@ -60,6 +65,14 @@ enum BenchVerb {
     Scale(Box<bench::scale::Options>),
 }
 
+#[derive(Debug, Subcommand)]
+enum SoakVerb {
+    /// Cut the power thousands of times, and kill.
+    Power,
+    /// Run the fuzz targets, and print a table.
+    Fuzz(soak::Fuzzing),
+}
+
 fn main() -> Result<()> {
     // `cargo demo -- --seconds 20` arrives as `demo -- --seconds 20`.
     match Arguments::parse_from(std::env::args().filter(|argument| argument != "--")).verb {
@@ -72,18 +85,11 @@ fn main() -> Result<()> {
         Verb::Bench { verb: BenchVerb::Cloud(options) } => bench::cloud::run(&options),
         Verb::Bench { verb: BenchVerb::Replay(options) } => bench::replay::run(&options),
         Verb::Bench { verb: BenchVerb::Scale(options) } => bench::scale::run(&options),
-        Verb::Soak => soak(),
+        Verb::Soak { verb: None | Some(SoakVerb::Power) } => soak::power(),
+        Verb::Soak { verb: Some(SoakVerb::Fuzz(options)) } => soak::fuzz(&options),
         Verb::Dist => dist(),
         Verb::Tidy => cargo(&["test", "--workspace", "--test", "tidy"]),
     }
-}
-
-fn soak() -> Result<()> {
-    let mut command = xtask::cargo::cargo();
-    command.args(["test", "--workspace", "--test", "powercut", "--test", "crash", "--", "--nocapture"]);
-    let status = command.env("TIDEGATE_TEST_CUTS", "10000").status()?;
-    ensure!(status.success(), "the soak failed: see the seed above");
-    Ok(())
 }
 
 fn dist() -> Result<()> {

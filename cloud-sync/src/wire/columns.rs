@@ -350,9 +350,10 @@ fn take_sketches(columns: Sketches, rows: usize) -> Result<Vec<Sketch>, WireErro
     let (positive, negative) = (take_side(columns.positive, rows)?, take_side(columns.negative, rows)?);
     let plain = |(row, (positive, negative))| {
         let zero = columns.zero.get(row).copied().unwrap_or(0);
-        Sketch::from(Plain { zero, positive, negative })
+        Sketch::try_from(Plain { zero, positive, negative }).map_err(|_| Inconsistent("a sketch of no values"))
     };
-    let mut sketches: Vec<Sketch> = positive.into_iter().zip(negative).enumerate().map(plain).collect();
+    let mut sketches: Vec<Sketch> =
+        positive.into_iter().zip(negative).enumerate().map(plain).collect::<Result<_, WireError>>()?;
     for Other { at, sketch } in columns.other {
         let place = sketches.get_mut(at as usize).ok_or(Inconsistent("a sketch of no summary"))?;
         *place = Sketch::from_bytes(&sketch).map_err(|_| Inconsistent("a damaged sketch"))?;

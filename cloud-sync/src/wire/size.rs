@@ -34,6 +34,8 @@ enum Kind {
     Metric,
     Sketches,
     Side,
+    /// A sketch as bytes: two numbers for each bucket.
+    Other,
     /// Columns of numbers.
     Numbers,
     /// Texts, bytes, pairs: as long as they are.
@@ -51,6 +53,7 @@ impl Kind {
             (Kind::Metric, 9) => Kind::Sketches,
             (Kind::Metric, 10 | 11) => Kind::Numbers,
             (Kind::Sketches, 2 | 3) => Kind::Side,
+            (Kind::Sketches, 4) => Kind::Other,
             _ => Kind::Plain,
         }
     }
@@ -64,6 +67,7 @@ impl Kind {
             (Kind::Metric, 3..=6) => Some(NUMBER),
             (Kind::Side, 4) => Some(NUMBER + BUCKET),
             (Kind::Side, _) => Some(NUMBER),
+            (Kind::Other, 2) => Some(BUCKET / 2),
             _ => None,
         }
     }

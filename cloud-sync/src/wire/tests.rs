@@ -190,6 +190,7 @@ fn what_a_few_bytes_become_is_counted_before_it_is_decoded() {
         message(2, column(1, 8 << 20)),
         message(3, column(2, 8 << 20)),
         message(3, message(9, message(2, column(4, 8 << 20)))),
+        message(3, message(9, message(4, column(2, 24 << 20)))),
         message(3, message(10, column(2, 24 << 20))),
     ] {
         let packed = zstd::encode_all(&plain[..], 5).unwrap();

@@ -8,7 +8,7 @@ use crate::journal::batch::BatchError::{self, Inconsistent};
 use model::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use model::varint;
 use pco::ChunkConfig;
-use pco::standalone::{simple_compress, simple_decompress};
+use pco::standalone::{simple_compress, simple_decompress_into};
 
 /// `pco` needs some numbers to learn from.
 const ROWS_FOR_PCO: usize = 48;
@@ -74,10 +74,12 @@ fn put_packed(out: &mut Vec<u8>, packed: pco::errors::PcoResult<Vec<u8>>) {
     out.extend(packed);
 }
 
-fn unpack<T: pco::data_types::Number>(rest: &mut &[u8], rows: usize) -> Result<Vec<T>, BatchError> {
+fn unpack<T: pco::data_types::Number + Default>(rest: &mut &[u8], rows: usize) -> Result<Vec<T>, BatchError> {
     let length = varint::take(rest).ok_or(Inconsistent)? as usize;
     let (packed, after) = rest.split_at_checked(length).ok_or(Inconsistent)?;
     *rest = after;
-    let numbers = simple_decompress(packed).map_err(|_| Inconsistent)?;
-    if numbers.len() == rows { Ok(numbers) } else { Err(Inconsistent) }
+    // A few bytes may hold millions of equal numbers.
+    let mut numbers = vec![T::default(); rows];
+    let read = simple_decompress_into(packed, &mut numbers).map_err(|_| Inconsistent)?;
+    if read.finished && read.n_processed == rows { Ok(numbers) } else { Err(Inconsistent) }
 }

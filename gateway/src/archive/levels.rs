@@ -59,7 +59,7 @@ pub struct Levels {
 }
 
 impl Level {
-    fn new(number: i64, length_us: Micros) -> Self {
+    pub(crate) fn new(number: i64, length_us: Micros) -> Self {
         let span_days = (length_us * WINDOWS / DAY_US).clamp(1, SPAN_DAYS_MAX);
         Level { number, length_us, span_days }
     }

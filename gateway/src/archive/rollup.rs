@@ -16,7 +16,8 @@ use model::sketch::Plain;
 use model::{Micros, Sketch, Summary, Value, varint};
 
 const FORMAT: u8 = 1;
-const ROWS_MAX: u64 = 1 << 20;
+/// More than windows of a second in a day.
+const ROWS_MAX: u64 = 1 << 17;
 
 /// The summary of a window of a series that is known, as is the windows' length.
 #[derive(Debug, Clone, PartialEq)]
@@ -248,7 +249,7 @@ fn take_sketches(rest: &mut &[u8], rows: usize) -> Result<Vec<Sketch>, BatchErro
     let (positive, negative) = (take_side(rest, rows)?, take_side(rest, rows)?);
     let sides = positive.into_iter().zip(negative);
     let plain = zeros.into_iter().zip(sides).map(|(zero, (positive, negative))| Plain { zero, positive, negative });
-    let mut sketches: Vec<Sketch> = plain.map(Sketch::from).collect();
+    let mut sketches = plain.map(Sketch::try_from).collect::<Result<Vec<Sketch>, _>>().map_err(|_| Inconsistent)?;
     for (row, sketch) in others {
         *sketches.get_mut(row).ok_or(Inconsistent)? = sketch;
     }

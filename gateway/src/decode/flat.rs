@@ -33,7 +33,7 @@ const FIELDS_MAX: usize = 32;
 
 /// Reads an object; `has_value` says that it was sent to a metric, whose value is `value`.
 pub fn read<'p>(payload: &'p [u8], is_metric: bool, zone: &TimeZone) -> Option<Flat<'p>> {
-    let mut rest = Rest(payload.trim_ascii());
+    let mut rest = Rest(payload);
     rest.byte(b'{')?;
     let (mut fields, mut stamp, mut has_value) = (SmallVec::new(), None, false);
     loop {
@@ -70,7 +70,7 @@ pub fn read<'p>(payload: &'p [u8], is_metric: bool, zone: &TimeZone) -> Option<F
         }
         match rest.next()? {
             b',' => {}
-            b'}' if rest.0.is_empty() => break,
+            b'}' if rest.peek().is_none() => break,
             _ => return None,
         }
     }

@@ -7,7 +7,7 @@
 //! is a device and nothing else has the metric `value`; a name with several units in one pack (section 5.1.3)
 //! is a series for each, told apart by the tag `unit`.
 
-use super::{Leaf, Named, Node, Reason, Reject, Sink, Stamp, Target, keep, printable};
+use super::{Leaf, Named, Node, Reason, Reject, Sink, Stamp, Target, UNIT_BYTES_MAX, keep, printable};
 use model::identity::NAME_BYTES_MAX;
 use model::tags::push_tag;
 use model::time::{self, SECOND_US};
@@ -155,7 +155,8 @@ fn several_units(records: &[Node]) -> BTreeSet<String> {
             break;
         }
         let own = get(fields, "n").and_then(Node::as_text).unwrap_or_default();
-        if let Some(unit) = base.unit_of(fields)
+        // One that is longer is left out anyway: comparing it for every record would only cost.
+        if let Some(unit) = base.unit_of(fields).filter(|unit| unit.len() <= UNIT_BYTES_MAX)
             && own.len() <= NAME_BYTES_MAX
         {
             let name = format!("{}{own}", base.name);
@@ -199,6 +200,7 @@ fn one(
     };
     let unit = base.unit_of(record);
     if let Some(unit) = unit
+        && unit.len() <= UNIT_BYTES_MAX
         && ambiguous.contains(&full)
     {
         push_tag(metric.to_mut(), "unit", unit);

@@ -792,6 +792,20 @@ fn lines_are_read_as_influxdb_reads_them() {
     .assert_eq(&show(&lines(body, line::Precision::Seconds)));
 }
 
+/// They are left out at the door; a mebibyte of them would be compared for each of a pack's records.
+#[test]
+fn units_that_are_too_long_tell_no_series_apart() {
+    let of = |length: usize| {
+        let (a, b) = ("x".repeat(length), "y".repeat(length));
+        let pack = format!(r#"[{{"n":"d/t","u":"{a}","v":1}},{{"n":"d/t","u":"{b}","v":2}}]"#);
+        let out = decode(Target::default(), Format::Senml, pack.as_bytes(), &TimeZone::UTC);
+        out.readings.into_iter().map(|reading| reading.metric).collect::<Vec<_>>()
+    };
+    assert_eq!(of(UNIT_BYTES_MAX).len(), 2);
+    assert_ne!(of(UNIT_BYTES_MAX)[0], of(UNIT_BYTES_MAX)[1]);
+    assert_eq!(of(UNIT_BYTES_MAX + 1), ["t", "t"]);
+}
+
 #[test]
 fn senml_names_units_and_sums() {
     check(

@@ -10,7 +10,8 @@ use super::{Leaf, Reason, Reject};
 /// The longest state text, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 1_024;
 
-/// Reads a plain decimal number, and nothing but that: the quick way for the common payload.
+/// Reads a plain decimal number, and nothing but that: the quick way for the common payload. What it reads,
+/// [`read`] reads alike.
 #[inline]
 pub fn number(payload: &[u8]) -> Option<f64> {
     if payload.is_empty() || payload.len() > 15 {
@@ -20,7 +21,10 @@ pub fn number(payload: &[u8]) -> Option<f64> {
     if !digits.iter().all(|b| b.is_ascii_digit() || *b == b'.') || !digits.first()?.is_ascii_digit() {
         return None;
     }
-    std::str::from_utf8(payload).ok()?.parse().ok()
+    let number: f64 = std::str::from_utf8(payload).ok().filter(|text| !is_code(text))?.parse().ok()?;
+    // A whole zero has no sign.
+    let is_signed = number == 0.0 && payload.starts_with(b"-") && !payload.contains(&b'.');
+    (!is_signed).then_some(number)
 }
 
 /// A text without what editors put before it (a byte-order mark) and C programs behind it (NULs).

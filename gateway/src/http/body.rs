@@ -60,7 +60,7 @@ fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
-async fn collect(body: Body, gzip: bool, most: usize, mut hold: Hold) -> Result<Taken, Problem> {
+pub(super) async fn collect(body: Body, gzip: bool, most: usize, mut hold: Hold) -> Result<Taken, Problem> {
     let mut stream = body.into_data_stream();
     let mut plain = Vec::new();
     let mut unpacker = gzip.then(|| MultiGzDecoder::new(Bounded { bytes: Vec::new(), most }));

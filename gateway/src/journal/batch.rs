@@ -6,7 +6,7 @@
 //! xxh3 of all before, low 32 bits, little-endian`. Always holds: decoding gives back what
 //! was encoded to the bit, and damaged bytes are an error, never other readings.
 
-use super::seal::{put_runs, put_texts, seal, take_runs, take_texts, unseal};
+use super::seal::{put_runs, put_texts, seal, take_runs, take_texts, unpack, unseal};
 use crate::readings::Readings;
 use model::decimal::{RAW, choose_decimals, power, put_unsuited, scale, take_unsuited};
 use model::varint;
@@ -65,24 +65,21 @@ pub fn decode(bytes: &[u8]) -> Result<Readings, BatchError> {
     let (rows, mut rest) = unseal(bytes, FORMAT, ROWS_MAX)?;
     let body: Cow<'_, [u8]> = match varint::take_byte(&mut rest).ok_or(Inconsistent)? {
         PLAIN => rest.into(),
-        LZ4 => unpack(rest)?.into(),
+        LZ4 => unpack(rest).filter(|body| body.len() <= BODY_BYTES_MAX).ok_or(Inconsistent)?.into(),
         _ => return Err(Inconsistent),
     };
     decode_body(&body, rows)
 }
 
-fn unpack(packed: &[u8]) -> Result<Vec<u8>, BatchError> {
-    let (size, packed) = lz4_flex::block::uncompressed_size(packed).map_err(|_| Inconsistent)?;
-    if size > BODY_BYTES_MAX {
+fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
+    // Every row has a byte of time at least: nothing is reserved for rows that are only announced.
+    if rows > rest.len() {
         return Err(Inconsistent);
     }
-    lz4_flex::block::decompress(packed, size).map_err(|_| Inconsistent)
-}
-
-fn decode_body(mut rest: &[u8], rows: usize) -> Result<Readings, BatchError> {
     let rest = &mut rest;
     let series = take_runs(rest, rows, |previous: u32, code| {
-        u32::try_from(i64::from(previous) + varint::unzigzag(code)).map_err(|_| Inconsistent)
+        let id = i64::from(previous).checked_add(varint::unzigzag(code));
+        id.and_then(|id| u32::try_from(id).ok()).ok_or(Inconsistent)
     })?;
     let flags = take_runs(rest, rows, |_, code| u8::try_from(code).map_err(|_| Inconsistent))?;
     let mut time_us = Vec::with_capacity(rows);
@@ -180,6 +177,22 @@ mod tests {
             let sum = xxh3_64(&bytes) as u32;
             bytes.extend(sum.to_le_bytes());
             let _ = decode(&bytes);
+        }
+    }
+
+    /// Of a batch that is damaged and has a checksum that matches.
+    #[test]
+    fn what_is_only_announced_is_not_reserved() {
+        let sealed = |content: &[u8]| seal([&[FORMAT], content].concat());
+        let mut many_rows = Vec::new();
+        varint::put(&mut many_rows, ROWS_MAX);
+        many_rows.extend([PLAIN, 0, 1]);
+        let huge_body = [&[1, LZ4], &(BODY_BYTES_MAX as u32).to_le_bytes()[..], &[0x10, 0]].concat();
+        let mut far_series = vec![2, PLAIN, 2, 1];
+        varint::put_signed(&mut far_series, i64::MAX);
+        far_series.extend([1; 20]);
+        for content in [many_rows, huge_body, far_series] {
+            assert_eq!(decode(&sealed(&content)), Err(Inconsistent), "{content:?}");
         }
     }
 

@@ -7,6 +7,7 @@
 //! (both zigzag), readings, kind u8, number 8 bytes or text with length`.
 
 use super::removal::is_mark;
+use super::seal::unpack;
 use super::{Committed, ReadError, batch, schema};
 use crate::catalog::{Catalog, Latest};
 use model::{Micros, Value, varint};
@@ -108,7 +109,7 @@ fn read_snapshot(db: &Connection, catalog: &Catalog) -> Result<u64, rusqlite::Er
     let Some((seq, bytes)) = db.query_row("SELECT seq, body FROM snapshot", [], row).optional()? else {
         return Ok(0);
     };
-    match parse_snapshot(&bytes) {
+    match parse_snapshot(&bytes, catalog.ids() as usize) {
         Some(all) => {
             for (id, latest) in all {
                 catalog.restore_latest(id, latest);
@@ -122,13 +123,15 @@ fn read_snapshot(db: &Connection, catalog: &Catalog) -> Result<u64, rusqlite::Er
     }
 }
 
-fn parse_snapshot(bytes: &[u8]) -> Option<Vec<(u32, Latest)>> {
+/// Reads what [`write_snapshot`] wrote of a store whose series have ids below `series`. There is no checksum: nothing is believed that
+/// would take more memory than there are series.
+pub(crate) fn parse_snapshot(bytes: &[u8], series: usize) -> Option<Vec<(u32, Latest)>> {
     let (&format, packed) = bytes.split_first()?;
-    let body = if format == FORMAT { lz4_flex::block::decompress_size_prepended(packed).ok()? } else { return None };
+    let body = if format == FORMAT { unpack(packed)? } else { return None };
     let rest = &mut body.as_slice();
     let mut all = Vec::new();
     for _ in 0..varint::take(rest)? {
-        let id = u32::try_from(varint::take(rest)?).ok()?;
+        let id = u32::try_from(varint::take(rest)?).ok().filter(|&id| (id as usize) < series)?;
         let (time_us, received_us, readings) =
             (varint::take_signed(rest)?, varint::take_signed(rest)?, varint::take(rest)?);
         let (value, doubtful) = take_value(rest)?;
@@ -169,4 +172,32 @@ fn take_value(rest: &mut &[u8]) -> Option<(Value, bool)> {
         _ => return None,
     };
     Some((value, byte & DOUBTFUL != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(id: u64, size: u32) -> Vec<u8> {
+        let mut body = Vec::new();
+        varint::put(&mut body, 1);
+        varint::put(&mut body, id);
+        varint::put_signed(&mut body, 5);
+        varint::put_signed(&mut body, 7);
+        varint::put(&mut body, 3);
+        put_value(&mut body, &Value::Bool(true), false);
+        let mut packed = lz4_flex::block::compress_prepend_size(&body);
+        packed[..4].copy_from_slice(&(body.len() as u32 + size).to_le_bytes());
+        [vec![FORMAT], packed].concat()
+    }
+
+    /// A start must not fail for want of memory that a flipped bit asks for.
+    #[test]
+    fn a_damaged_snapshot_takes_no_more_than_there_are_series() {
+        let latest = Latest { time_us: 5, value: Value::Bool(true), received_us: 7, readings: 3, doubtful: false };
+        assert_eq!(parse_snapshot(&snapshot(9, 0), 10), Some(vec![(9, latest)]));
+        assert_eq!(parse_snapshot(&snapshot(10, 0), 10), None);
+        assert_eq!(parse_snapshot(&snapshot(u64::from(u32::MAX), 0), 10), None);
+        assert_eq!(parse_snapshot(&snapshot(9, 1 << 31), 10), None);
+    }
 }

@@ -31,6 +31,16 @@ pub(crate) fn unseal(bytes: &[u8], format: u8, rows_max: u64) -> Result<(usize, 
     if rows > rows_max { Err(Inconsistent) } else { Ok((rows as usize, rest)) }
 }
 
+/// LZ4 makes at most so many bytes of one.
+const PACKED_TIMES: usize = 255;
+
+/// Unpacks LZ4 behind its size, which is believed only as far as the bytes can come to it.
+pub(crate) fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+    let (size, packed) = lz4_flex::block::uncompressed_size(packed).ok()?;
+    let is_possible = size <= packed.len().saturating_mul(PACKED_TIMES);
+    if is_possible { lz4_flex::block::decompress(packed, size).ok() } else { None }
+}
+
 pub(crate) fn put_texts(out: &mut Vec<u8>, texts: &Texts) {
     varint::put(out, texts.len() as u64);
     for (row, text) in texts {

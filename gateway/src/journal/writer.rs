@@ -118,6 +118,9 @@ impl Writer {
             trust.correct(&mut load.parcel.readings);
         }
         let mut moved = bring_in(&mut load);
+        if !load.parcel.retain.is_empty() {
+            self.retained.fit(&mut load.parcel.retain);
+        }
         let has_content = !load.parcel.content_is_empty() || !load.chores.is_empty() || self.catalog.has_births();
         if has_content {
             let started = Instant::now();

@@ -11,7 +11,7 @@ use crate::decode::flat::{self, Plain};
 use crate::decode::line::{Dialect, Lines, Precision};
 use crate::decode::posted::{self, Body};
 use crate::decode::topic::Rules;
-use crate::decode::{self, Format, Reading, Reason, Reject, Sink, Stamp, Target};
+use crate::decode::{self, Format, Reading, Reason, Reject, Sink, Stamp, Target, UNIT_BYTES_MAX};
 use crate::journal::{Parcel, Rejected};
 use crate::metrics::Metrics;
 use crate::readings::flag;
@@ -45,8 +45,6 @@ const ROUTE_BYTES_MAX: usize = 256;
 const ROUTE_FIELDS_MAX: usize = 32;
 /// What is kept of a reject's source and detail.
 const REJECT_TEXT_CHARS: usize = 300;
-/// The longest unit: it is kept for each series and in every answer.
-const UNIT_BYTES_MAX: usize = 64;
 
 /// What every listener shares.
 pub struct Admission {
@@ -639,6 +637,38 @@ mod tests {
             let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
             assert_eq!(parcel.readings.flags, [kind], "{payload}");
             assert_eq!(parcel.readings.series, [0]);
+        }
+    }
+
+    /// The second payload of a topic goes a shorter way than the first.
+    #[test]
+    fn an_article_number_stays_a_text_however_often_it_comes() {
+        let (admission, mut routes) = (admission(), Routes::default());
+        for payload in ["007", "007", "7", "007", "0", "0.7"] {
+            let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
+            assert_eq!(parcel.readings.text(0), (payload == "007").then_some("007"), "{payload}");
+        }
+    }
+
+    /// A form feed is no space in JSON.
+    #[test]
+    fn what_is_no_json_is_refused_however_often_it_comes() {
+        let (admission, mut routes) = (admission(), Routes::default());
+        for (payload, rows) in [("{\"a\":1}\x0c", 0), ("{\"a\":1}\x0c", 0), ("{\"a\":1}\r\n", 1), ("{\"a\":1}\x0c", 0)]
+        {
+            let parcel = publish(&admission, &mut routes, "devices/a", payload);
+            assert_eq!((parcel.readings.len(), parcel.rejects.len()), (rows, 1 - rows), "{payload:?}");
+        }
+    }
+
+    #[test]
+    fn a_whole_zero_has_no_sign_however_often_it_comes() {
+        let (admission, mut routes) = (admission(), Routes::default());
+        for (payload, want) in
+            [("1", 1.0), ("-0", 0.0), ("-0.0", -0.0), (r#"{"value":-0}"#, 0.0), (r#"{"value":-0}"#, 0.0)]
+        {
+            let parcel = publish(&admission, &mut routes, "devices/a/t", payload);
+            assert_eq!(parcel.readings.number[0].to_bits(), f64::to_bits(want), "{payload}");
         }
     }
 

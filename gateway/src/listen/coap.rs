@@ -10,6 +10,9 @@
 mod block;
 /// Messages seen before.
 mod exchange;
+/// What the fuzz target does.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 /// Who watches which latest value.
 mod observe;
 /// Who has shown that it receives what it asks for.
@@ -36,6 +39,7 @@ use observe::{Notification, Observers};
 use reach::Reach;
 use resource::{Ask, Refusal, format};
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -53,9 +57,39 @@ const SMALL: usize = 64;
 /// How long an answer may be kept by others (section 5.10.5); values change when they like.
 const MAX_AGE_S: u8 = 60;
 
+/// Where datagrams come from and go to.
+enum Datagrams {
+    /// A UDP socket.
+    Udp(UdpSocket),
+    /// Memory: the fuzz target needs no sockets.
+    #[cfg(any(test, fuzzing))]
+    Kept(Mutex<Vec<(SocketAddr, Vec<u8>)>>),
+}
+
+impl Datagrams {
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        match self {
+            Datagrams::Udp(socket) => socket.recv_from(buffer).await,
+            #[cfg(any(test, fuzzing))]
+            Datagrams::Kept(_) => std::future::pending().await,
+        }
+    }
+
+    fn try_send_to(&self, packet: &[u8], to: SocketAddr) -> io::Result<usize> {
+        match self {
+            Datagrams::Udp(socket) => socket.try_send_to(packet, to),
+            #[cfg(any(test, fuzzing))]
+            Datagrams::Kept(kept) => {
+                lock(kept).push((to, packet.to_vec()));
+                Ok(packet.len())
+            }
+        }
+    }
+}
+
 /// The socket and what answers need after a commit, on other threads.
 struct Wire {
-    socket: UdpSocket,
+    socket: Datagrams,
     exchanges: Mutex<Exchanges>,
     message_id: AtomicU16,
 }
@@ -139,6 +173,10 @@ fn read_uint(bytes: &[u8], most: usize) -> Option<u32> {
 impl Endpoint {
     /// An endpoint on a bound socket.
     pub fn new(socket: UdpSocket, config: &config::Coap, site: &Arc<Site>, live: Arc<Live>) -> Self {
+        Endpoint::over(Datagrams::Udp(socket), config, site, live)
+    }
+
+    fn over(socket: Datagrams, config: &config::Coap, site: &Arc<Site>, live: Arc<Live>) -> Self {
         let mut first = [0_u8; 2];
         let _ = getrandom::fill(&mut first);
         Endpoint {

@@ -15,6 +15,10 @@ mod clients;
 /// The sending half of a connection.
 pub mod connection;
 
+/// What the fuzz target does.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 /// From a socket to a client that is known.
 mod handshake;
 

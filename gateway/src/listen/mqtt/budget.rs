@@ -31,6 +31,12 @@ impl Budget {
         Arc::new(Budget { used: AtomicUsize::new(0), max, what })
     }
 
+    /// What all hold together.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// A connection that holds nothing yet.
     pub(super) fn charge(self: &Arc<Self>) -> Charge {
         Charge { budget: Arc::clone(self), bytes: 0 }
@@ -73,6 +79,12 @@ impl Waiting {
     /// So many bytes.
     pub(super) fn new(max: usize) -> Arc<Self> {
         Arc::new(Waiting { bytes: AtomicUsize::new(0), max })
+    }
+
+    /// What waits.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// What waits for one subscriber is now so much, instead of `before`.

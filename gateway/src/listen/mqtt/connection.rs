@@ -25,25 +25,28 @@ use tokio::sync::Notify;
 pub enum Wire {
     /// A TCP socket.
     Tcp(OwnedWriteHalf),
-    /// Nowhere: tests of the router need no sockets.
-    #[cfg(test)]
-    Nowhere,
+    /// Memory: tests need no sockets.
+    #[cfg(any(test, fuzzing))]
+    Kept(Arc<Mutex<Vec<u8>>>),
 }
 
 impl Wire {
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Wire::Tcp(half) => half.try_write(bytes),
-            #[cfg(test)]
-            Wire::Nowhere => Ok(bytes.len()),
+            #[cfg(any(test, fuzzing))]
+            Wire::Kept(kept) => {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
         }
     }
 
     async fn writable(&self) -> io::Result<()> {
         match self {
             Wire::Tcp(half) => half.writable().await,
-            #[cfg(test)]
-            Wire::Nowhere => Ok(()),
+            #[cfg(any(test, fuzzing))]
+            Wire::Kept(_) => Ok(()),
         }
     }
 }
@@ -148,7 +151,7 @@ impl Connection {
 
     #[cfg(test)]
     pub(super) fn for_test(id: u64) -> Self {
-        Connection::new(id, Wire::Nowhere, Arc::default(), Clock::system(), 1_000, Waiting::new(1_000_000))
+        Connection::new(id, Wire::Kept(Arc::default()), Arc::default(), Clock::system(), 1_000, Waiting::new(1_000_000))
     }
 
     fn out(&self) -> MutexGuard<'_, Outbox> {

@@ -7,8 +7,9 @@
 use crate::clock::Clock;
 use crate::listen::lock;
 use bytes::Bytes;
+use daemon::sparse::Sparse;
 use model::Micros;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
@@ -42,6 +43,15 @@ impl Publication {
         let Some(expires_us) = self.expires_us else { return Some(None) };
         let left_us = expires_us - clock.now_us();
         (left_us > 0).then(|| Some((left_us as u64).div_ceil(1_000_000) as u32))
+    }
+}
+
+/// Says that a message is passed on and not kept.
+pub(super) fn tell_full(topic: &str) {
+    static FULL: Sparse = Sparse::new();
+    if let Some(unsaid) = FULL.may_say() {
+        let topic = &topic[..topic.floor_char_boundary(100)];
+        tracing::warn!(topic, unsaid, "not retained: limits.retained or limits.retained_memory reached");
     }
 }
 
@@ -95,6 +105,28 @@ impl Retained {
         let replaced = kept.by_topic.get(topic).map(|old| old.bytes());
         let count = kept.by_topic.len() + usize::from(replaced.is_none());
         count <= self.count_max && kept.bytes - replaced.unwrap_or(0) + bytes <= self.bytes_max
+    }
+
+    /// Takes those out for which there is no room, of messages that are to be kept in this order: when each was looked
+    /// at, the others that are on their way had not been kept yet.
+    pub fn fit(&self, messages: &mut Vec<Arc<Publication>>) {
+        let kept = lock(&self.kept);
+        let (mut count, mut bytes) = (kept.by_topic.len(), kept.bytes);
+        let mut changed: HashMap<Box<str>, Option<usize>> = HashMap::new();
+        messages.retain(|message| {
+            let before = changed.get(&message.topic).copied();
+            let before = before.unwrap_or_else(|| kept.by_topic.get(&message.topic).map(|old| old.bytes()));
+            let after = (!message.payload.is_empty()).then(|| message.bytes());
+            let new_count = count - usize::from(before.is_some()) + usize::from(after.is_some());
+            let new_bytes = bytes - before.unwrap_or(0) + after.unwrap_or(0);
+            if after.is_some() && (new_count > self.count_max || new_bytes > self.bytes_max) {
+                tell_full(&message.topic);
+                return false;
+            }
+            (count, bytes) = (new_count, new_bytes);
+            changed.insert(message.topic.clone(), after);
+            true
+        });
     }
 
     /// Up to `most` messages that `filter` matches, by topic, behind the topic `after`. Only topics that begin as the
@@ -207,5 +239,16 @@ mod tests {
         let retained = Retained::new(1, 10_000, Clock::system());
         retained.apply(&message("a", "x", None));
         assert!(retained.has_room("a", 100) && !retained.has_room("b", 100) && !retained.has_room("a", 20_000));
+    }
+
+    #[test]
+    fn of_what_comes_together_only_what_has_room_is_kept() {
+        let retained = Retained::new(2, 10_000, Clock::system());
+        retained.apply(&message("a", "x", None));
+        let come = [("b", "1"), ("c", "2"), ("b", "3"), ("a", ""), ("d", "4"), ("e", "5")];
+        let mut messages: Vec<_> = come.iter().map(|(topic, payload)| message(topic, payload, None)).collect();
+        retained.fit(&mut messages);
+        let left: Vec<_> = messages.iter().map(|message| (&*message.topic, &message.payload[..])).collect();
+        assert_eq!(left, [("b", &b"1"[..]), ("b", b"3"), ("a", b""), ("d", b"4")]);
     }
 }

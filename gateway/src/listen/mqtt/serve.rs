@@ -131,7 +131,11 @@ async fn settle_receipts(local: Rc<Local>, desk: Arc<Desk>) {
 }
 
 /// Takes all steps first and then flushes each connection once.
-fn settle(shared: &Shared, receipts: impl IntoIterator<Item = listen::Receipt>, touched: &mut Vec<Arc<Connection>>) {
+pub(super) fn settle(
+    shared: &Shared,
+    receipts: impl IntoIterator<Item = listen::Receipt>,
+    touched: &mut Vec<Arc<Connection>>,
+) {
     for receipt in receipts {
         match receipt {
             listen::Receipt::Mqtt(receipt) => Receipt::settle(receipt, &shared.router, touched),

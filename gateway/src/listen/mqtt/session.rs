@@ -12,7 +12,7 @@ use super::clients::{Identifiers, Seated};
 use super::connection::Connection;
 use super::packet::{self, Frame, Version, Violation, kind, malformed, protocol_error, reason};
 use super::properties;
-use super::retained::Publication;
+use super::retained::{self, Publication};
 use super::router::{Delivery, Subscription};
 use super::{Receipt, Shared, Step, Subscribing, Unsubscribing, Wish};
 use crate::decode::{Reason, Reject};
@@ -21,7 +21,6 @@ use crate::listen;
 use crate::listen::admit::{Arrival, Origin, Routes};
 use crate::metrics::Protocol as Counted;
 use bytes::Bytes;
-use daemon::sparse::Sparse;
 use model::Micros;
 use model::time::SECOND_US;
 use rumqttd::protocol::{Filter, Packet, SubscribeReasonCode};
@@ -147,7 +146,8 @@ impl Session {
         if publish.qos < 2 || self.is_new(&publish, topic, parcel)? {
             let origin = Origin { source: topic, client: &self.origin };
             refused = self.shared.admission.publication(routes, origin, publish.payload, arrival, parcel);
-            if publish.retain || self.shared.router.has_subscribers() {
+            // A subscription of the client's own may still wait for its commit.
+            if publish.retain || !self.filters.is_empty() || self.shared.router.has_subscribers() {
                 let publication = Publication {
                     topic: topic.into(),
                     properties: forward,
@@ -237,11 +237,7 @@ impl Session {
             if removal || self.shared.retained.has_room(&publication.topic, publication.bytes()) {
                 parcel.retain.push(Arc::clone(&publication));
             } else {
-                static FULL: Sparse = Sparse::new();
-                if let Some(unsaid) = FULL.may_say() {
-                    let topic = &publication.topic[..publication.topic.floor_char_boundary(100)];
-                    tracing::warn!(topic, unsaid, "not retained: limits.retained or limits.retained_memory reached");
-                }
+                retained::tell_full(&publication.topic);
             }
         }
         self.steps.push(Step::Publish(publication));

@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 
 /// The largest CONNECT: nobody is known yet, so little is kept for anybody.
-const CONNECT_BYTES_MAX: usize = 256 << 10;
+pub(super) const CONNECT_BYTES_MAX: usize = 256 << 10;
 
 /// The reading half of a connection.
 pub(super) struct Stream {
@@ -42,16 +42,21 @@ pub(super) struct Stream {
 }
 
 /// Bytes that wait for the rest of their packet.
-struct Partial {
-    bytes: Vec<u8>,
+pub(super) struct Partial {
+    pub(super) bytes: Vec<u8>,
     /// How many there must be before it is worth to look again.
     needed: usize,
     charge: Charge,
 }
 
 impl Partial {
+    /// None yet.
+    pub(super) fn new(charge: Charge) -> Self {
+        Partial { bytes: Vec::new(), needed: 0, charge }
+    }
+
     /// Keeps these bytes instead of those before.
-    fn set(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+    pub(super) fn set(&mut self, bytes: &[u8]) -> Result<(), Violation> {
         if self.bytes.is_empty() && bytes.is_empty() {
             return Ok(());
         }
@@ -61,15 +66,16 @@ impl Partial {
     }
 
     /// Adds bytes; true if it is worth to look.
-    fn add(&mut self, bytes: &[u8]) -> Result<bool, Violation> {
+    pub(super) fn add(&mut self, bytes: &[u8]) -> Result<bool, Violation> {
         self.bytes.extend_from_slice(bytes);
         self.charge.set(self.bytes.len())?;
         Ok(self.bytes.len() >= self.needed)
     }
 
-    fn take(&mut self) -> Vec<u8> {
+    pub(super) fn take(&mut self) -> Vec<u8> {
         // Less is never too much.
         let _ = self.charge.set(0);
+        self.needed = 0;
         std::mem::take(&mut self.bytes)
     }
 }
@@ -86,8 +92,7 @@ enum Pass {
 
 impl Stream {
     pub(super) fn new(local: Rc<Local>, connection: Arc<Connection>, reader: OwnedReadHalf) -> Self {
-        let charge = local.shared.assembly_memory.charge();
-        let partial = Partial { bytes: Vec::new(), needed: 0, charge };
+        let partial = Partial::new(local.shared.assembly_memory.charge());
         Stream { local, connection, reader, partial, waiting: Parcel::default() }
     }
 

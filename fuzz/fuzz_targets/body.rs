@@ -1,0 +1,4 @@
+//! Bodies of requests, packed or plain.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::body);

@@ -1,0 +1,4 @@
+//! Readings of a series in the store.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::chunk);

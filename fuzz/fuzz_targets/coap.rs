@@ -1,0 +1,4 @@
+//! Clients that speak CoAP.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::coap);

@@ -1,0 +1,4 @@
+//! Line protocol.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::lines);

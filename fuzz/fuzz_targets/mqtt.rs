@@ -1,0 +1,4 @@
+//! Clients that speak MQTT.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::mqtt);

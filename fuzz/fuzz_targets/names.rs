@@ -1,0 +1,4 @@
+//! Names, tags, times, patterns.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::names);

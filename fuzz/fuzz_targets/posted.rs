@@ -1,0 +1,4 @@
+//! The body of a POST /v1/readings.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::posted);

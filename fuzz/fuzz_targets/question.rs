@@ -1,0 +1,4 @@
+//! Query strings and the Accept header.
+#![no_main]
+
+fuzz::target!(gateway::fuzz::question);

@@ -1,0 +1,165 @@
+//! `cargo xtask soak`: programs that look for faults for as long as they are given.
+
+use crate::process::{cargo, root};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Cuts the power, and kills.
+pub(crate) fn power() -> Result<()> {
+    let mut command = xtask::cargo::cargo();
+    command.args(["test", "--workspace", "--test", "powercut", "--test", "crash", "--", "--nocapture"]);
+    let status = command.env("TIDEGATE_TEST_CUTS", "10000").status()?;
+    ensure!(status.success(), "the soak failed: see the seed above");
+    Ok(())
+}
+
+/// The largest input, also the largest that a device may send in one message.
+const INPUT_BYTES_MAX: usize = 2 << 20;
+/// What a target may take, the fuzzer's own corpus and counters included.
+const MEMORY_MB: usize = 128;
+/// How long one input may take, a hundred times as long as it should.
+const PATIENCE_S: usize = 10;
+
+/// How long, and what.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Fuzzing {
+    /// How long each target runs.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Only this target; may be given several times.
+    #[arg(long = "target")]
+    targets: Vec<String>,
+    /// How many targets run at once.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+}
+
+/// What a target came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    executions: u64,
+    per_second: u64,
+    corpus: u64,
+    peak_mb: u64,
+    findings: Vec<String>,
+}
+
+/// Runs every target and prints a table; an error if anything was found.
+pub(crate) fn fuzz(options: &Fuzzing) -> Result<()> {
+    let targets = chosen(&options.targets)?;
+    let triple = host()?;
+    let mut build = vec!["fuzz", "build", "--sanitizer", "none", "--target", &triple, "--target-dir", "fuzz/target"];
+    build.extend(targets.first().filter(|_| targets.len() == 1).map(String::as_str));
+    cargo(&build)?;
+    let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    println!("{:<12} {:>12} {:>8} {:>7} {:>8}  findings", "target", "executions", "a second", "corpus", "peak MB");
+    std::thread::scope(|scope| {
+        let work = || {
+            while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let outcome = run(target, &triple, options.seconds);
+                if let Ok(outcome) = &outcome {
+                    println!("{}", line(target, outcome));
+                }
+                outcomes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(outcome);
+            }
+        };
+        (0..options.jobs.max(1)).for_each(|_| drop(scope.spawn(work)));
+    });
+    let outcomes = outcomes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let outcomes = outcomes.into_iter().collect::<Result<Vec<_>>>()?;
+    let findings: usize = outcomes.iter().map(|outcome| outcome.findings.len()).sum();
+    ensure!(findings == 0, "{findings} findings: docs/fuzzing.md says what to do with them");
+    Ok(())
+}
+
+fn line(target: &str, outcome: &Outcome) -> String {
+    let Outcome { executions, per_second, corpus, peak_mb, findings } = outcome;
+    let findings = if findings.is_empty() { "none".to_owned() } else { findings.join(", ") };
+    format!("{target:<12} {executions:>12} {per_second:>8} {corpus:>7} {peak_mb:>8}  {findings}")
+}
+
+/// All targets, or those that are asked for.
+fn chosen(asked: &[String]) -> Result<Vec<String>> {
+    let output = Command::new("cargo").args(["fuzz", "list"]).current_dir(root()).output()?;
+    ensure!(
+        output.status.success(),
+        "cargo-fuzz is missing, or a C++ compiler: `cargo install cargo-fuzz` brings the one"
+    );
+    let all: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+    if let Some(unknown) = asked.iter().find(|name| !all.contains(name)) {
+        bail!("there is no target {unknown}: {}", all.join(", "));
+    }
+    Ok(if asked.is_empty() { all } else { asked.to_vec() })
+}
+
+/// What this machine is.
+fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").current_dir(root()).output().context("rustc does not start")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not say what this machine is")?.to_owned())
+}
+
+/// Runs one. What it learns stays below `target/`, beside the inputs of the tree. Without cargo in between: a process
+/// inherits the peak of memory of the one that it replaces.
+fn run(target: &str, triple: &str, seconds: u64) -> Result<Outcome> {
+    let artifacts = root().join("fuzz/artifacts").join(target);
+    fs::create_dir_all(&artifacts).with_context(|| format!("{} cannot be made", artifacts.display()))?;
+    let (learned, kept) = (root().join("target/fuzz").join(target), root().join("fuzz/corpus").join(target));
+    fs::create_dir_all(&learned).with_context(|| format!("{} cannot be made", learned.display()))?;
+    let log = learned.with_extension("log");
+    let mut command = Command::new(root().join("fuzz/target").join(triple).join("release").join(target));
+    command.args([&learned, &kept]).arg(format!("-artifact_prefix={}/", artifacts.display()));
+    command.args([
+        format!("-max_total_time={seconds}"),
+        format!("-max_len={INPUT_BYTES_MAX}"),
+        format!("-rss_limit_mb={MEMORY_MB}"),
+        format!("-timeout={PATIENCE_S}"),
+        "-print_final_stats=1".into(),
+    ]);
+    let dictionary = dictionary(target);
+    command.args(dictionary.map(|path| format!("-dict={}", path.display())));
+    let output = File::create(&log)?;
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir(root());
+    let status = command.status().with_context(|| format!("{target} does not start"))?;
+    let mut outcome = read(&fs::read_to_string(&log)?);
+    if !status.success() && outcome.findings.is_empty() {
+        outcome.findings.push(format!("{status}, see {}", log.display()));
+    }
+    Ok(outcome)
+}
+
+/// Words of a target's language, if there is a list of them.
+fn dictionary(target: &str) -> Option<PathBuf> {
+    let name = match target {
+        "payload" | "publication" | "posted" => "documents",
+        other => other,
+    };
+    Some(root().join("fuzz/dictionaries").join(name).with_extension("dict")).filter(|path| path.exists())
+}
+
+/// Reads what libFuzzer has printed.
+fn read(log: &str) -> Outcome {
+    let mut outcome = Outcome::default();
+    for line in log.lines() {
+        let number = |name: &str| line.strip_prefix(name).and_then(|rest| rest.trim().parse().ok());
+        if let Some(n) = number("stat::number_of_executed_units:") {
+            outcome.executions = n;
+        } else if let Some(n) = number("stat::average_exec_per_sec:") {
+            outcome.per_second = n;
+        } else if let Some(n) = number("stat::peak_rss_mb:") {
+            outcome.peak_mb = n;
+        } else if let Some((_, rest)) = line.split_once(" corp: ") {
+            outcome.corpus = rest.split('/').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        } else if let Some((_, path)) = line.split_once("Test unit written to ") {
+            let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+            // Slow inputs are written down, too, and are none as long as they are within the bound.
+            outcome.findings.extend(name.filter(|name| !name.starts_with("slow-unit-")));
+        }
+    }
+    outcome
+}

@@ -20,6 +20,9 @@ mod incoming;
 /// Pushes come in, over gRPC and HTTP.
 pub mod intake;
 
+/// Whether this daemon's clock can be believed.
+mod witness;
+
 /// From windows to the shards that own them.
 pub mod router;
 

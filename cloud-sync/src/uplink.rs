@@ -22,7 +22,7 @@ mod status;
 
 pub use client::{Endpoint, EndpointError, Tls};
 pub use picker::Balance;
-pub use sender::{Uplink, UplinkError, waiting};
+pub use sender::{Uplink, UplinkError, begun_anew, waiting};
 pub use shards::Held;
 pub use status::{EndpointStatus, Snapshot, Status};
 

@@ -179,19 +179,24 @@ impl Plan {
         }
         command.envs(self.environment.iter().cloned());
         if self.own_clock {
-            let file = clock_file(directory);
-            if !file.exists() {
-                std::fs::write(&file, "+0").expect("a clock");
-            }
-            command.env("LD_PRELOAD", faketime()).env("FAKETIME_TIMESTAMP_FILE", file);
-            for name in ["FAKETIME_NO_CACHE", "FAKETIME_DONT_FAKE_MONOTONIC", "DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"] {
-                command.env(name, "1");
-            }
+            command.envs(own_clock(directory));
             // What the kernel says of its own clock says nothing of this one.
             command.env("TIDEGATE_TEST_OWN_CLOCK", "1");
         }
         command
     }
+}
+
+/// What gives a process a clock of its own, which a file in `directory` sets.
+pub fn own_clock(directory: &Path) -> Vec<(&'static str, String)> {
+    let file = clock_file(directory);
+    if !file.exists() {
+        std::fs::write(&file, "+0").expect("a clock");
+    }
+    let mut environment = vec![("LD_PRELOAD", faketime()), ("FAKETIME_TIMESTAMP_FILE", file.display().to_string())];
+    let on = ["FAKETIME_NO_CACHE", "FAKETIME_DONT_FAKE_MONOTONIC", "DONT_FAKE_MONOTONIC", "NO_FAKE_STAT"];
+    environment.extend(on.map(|name| (name, "1".to_owned())));
+    environment
 }
 
 fn clock_file(directory: &Path) -> PathBuf {

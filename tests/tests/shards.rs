@@ -267,6 +267,50 @@ async fn a_metric_that_is_removed_is_gone_from_both_engines() {
     a_metric_goes(&second, &file("b")).await;
 }
 
+/// A longer window that says no more than the shorter ones in it does not take their place; one that says more does.
+async fn shorter_windows_stay(shard: &dyn Shard) {
+    open(shard).await;
+    let name = device(0);
+    let write = async |batch: u64, rows: Vec<Row>| {
+        let (expected, labels, removed) = (Held::default(), Vec::new(), Vec::new());
+        shard
+            .write(Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(1) })
+            .await
+            .unwrap();
+    };
+    let of = |length_us: Micros, start_us: Micros, texts: u64| {
+        let mut row = row(&name, length_us, start_us, END_US);
+        row.metrics.get_mut("m").unwrap().texts = texts;
+        row
+    };
+    let hours = [BEGIN_US, BEGIN_US + HOUR_US];
+    let minutes = |hour_us: Micros| (0..60).map(move |n| of(MINUTE_US, hour_us + n * MINUTE_US, 2));
+    write(1, hours.into_iter().flat_map(minutes).collect()).await;
+    write(2, vec![of(HOUR_US, hours[0], 120), of(HOUR_US, hours[1], 121)]).await;
+    let left = shard.export(slot(&name), Part::Windows, None, 1_000).await.unwrap();
+    let lengths = |hour_us: Micros| {
+        let own = left.iter().filter(move |row| window_start(row.key.start_us, HOUR_US) == hour_us);
+        own.map(|row| row.key.length_us).collect::<Vec<_>>()
+    };
+    assert_eq!(lengths(hours[0]), [MINUTE_US; 60]);
+    assert_eq!(lengths(hours[1]), [HOUR_US]);
+    // Of another life of the store it does: what it holds is what counts.
+    let mut newer = of(HOUR_US, hours[0], 120);
+    newer.version.incarnation = 2;
+    write(3, vec![newer]).await;
+    assert_eq!(shard.export(slot(&name), Part::Windows, None, 1_000).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shorter_windows_stay_in_both_engines() {
+    let directory = tempfile::tempdir().unwrap();
+    shorter_windows_stay(&Sqlite::open(&directory.path().join("s")).unwrap()).await;
+    let server = postgres();
+    let shard = Postgres::new(&server.database("shorter")).unwrap();
+    shard.roll_up(BEGIN_US, 1).await.unwrap();
+    shorter_windows_stay(&shard).await;
+}
+
 /// A shard takes windows of so many lengths and no more, until those of some have been retired.
 async fn lengths_are_free_again(shard: &dyn Shard) {
     open(shard).await;

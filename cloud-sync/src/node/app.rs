@@ -16,6 +16,8 @@ use super::intake::{Grpc, Intake, now_us};
 use super::metrics::Metrics;
 use super::mover::{Mover, SharedProgress};
 use super::router::{Router, RouterError};
+use super::shard::{Shard, ShardError};
+use super::witness::{Verdict, agree};
 use crate::wire::MESSAGE_MAX;
 use crate::wire::proto::uplink_server::UplinkServer;
 use daemon::auth::{Auth, Users, UsersError};
@@ -24,12 +26,15 @@ use daemon::files;
 use daemon::http::web::Web;
 use daemon::local::LocalToken;
 use daemon::seats::Seats;
+use daemon::sparse::Sparse;
 use daemon::tls::{Clients, Shown, TlsError};
+use model::Micros;
+use model::time::SECOND_US;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -318,6 +323,27 @@ async fn follow(router: Arc<Router>, stop: CancellationToken) {
     }
 }
 
+/// Retires what is old by a clock that somebody has confirmed.
+async fn retire(site: &Site, name: &str, shard: &dyn Shard, keep_us: Micros) -> Result<usize, ShardError> {
+    static WRONG: Sparse = Sparse::new();
+    let now_us = now_us();
+    let doubt = match (site.intake.witnesses.verdict(Instant::now()), shard.clock_us().await?) {
+        (Verdict::Unknown, _) => return Ok(0),
+        (Verdict::Wrong(ahead_us), _) => Some(format!("{} s ahead of most gateways", ahead_us / SECOND_US)),
+        (Verdict::Right, Some(theirs_us)) if !agree(theirs_us, now_us) => {
+            Some(format!("{} s ahead of shard {name}'s", (now_us - theirs_us) / SECOND_US))
+        }
+        (Verdict::Right, _) => None,
+    };
+    if let Some(doubt) = doubt {
+        if WRONG.may_say().is_some() {
+            tracing::error!("nothing is retired, because this daemon's clock is {doubt}: set it right");
+        }
+        return Ok(0);
+    }
+    shard.retire(now_us - keep_us, TIDY_ROWS).await
+}
+
 /// Rolls hours up and retires old rows, little by little.
 async fn tidy(site: Arc<Site>, stop: CancellationToken) {
     let keep_us = site.config.retention.summaries.micros();
@@ -337,7 +363,7 @@ async fn tidy(site: Arc<Site>, stop: CancellationToken) {
             // A copy that is being compared must not shrink on one side.
             if let (Ok(rolled), true, true) = (&done, keep_us > 0, view.map.transits.is_empty()) {
                 let rolled = *rolled;
-                done = shard.retire(now_us() - keep_us, TIDY_ROWS).await.map(|retired| rolled.max(retired));
+                done = retire(&site, name, &**shard, keep_us).await.map(|retired| rolled.max(retired));
             }
             match done {
                 Ok(rows) => most = most.max(rows),

@@ -8,6 +8,7 @@ use super::door::{REMEDY, Who};
 use super::metrics::Metrics;
 use super::router::{PushFailure, Router};
 use super::shard::{Beat, Sender};
+use super::witness::Witnesses;
 use crate::uplink::Held;
 use crate::wire::proto::uplink_server::Uplink;
 use crate::wire::proto::{PushReply, PushRequest};
@@ -16,7 +17,7 @@ use daemon::memory::Memory;
 use model::{Micros, check_name};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
@@ -54,6 +55,8 @@ pub struct Intake {
     memory: Arc<Memory>,
     in_flight: u32,
     metrics: Arc<Metrics>,
+    /// What gateways say of the time.
+    pub witnesses: Witnesses,
 }
 
 /// The time.
@@ -68,12 +71,13 @@ const MEMORY_MAX: usize = DECODED_MAX + (64 << 20);
 impl Intake {
     /// For so many pushes at once.
     pub fn new(router: Arc<Router>, max_pushes: usize, in_flight: u32, metrics: Arc<Metrics>) -> Self {
-        Intake { router, room: Semaphore::new(max_pushes), memory: Memory::new(MEMORY_MAX), in_flight, metrics }
+        let (room, memory) = (Semaphore::new(max_pushes), Memory::new(MEMORY_MAX));
+        Intake { router, room, memory, in_flight, metrics, witnesses: Witnesses::default() }
     }
 
     /// Takes a push.
     pub async fn push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let reply = self.try_push(who, request).await;
         self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
         reply
@@ -93,7 +97,11 @@ impl Intake {
             starts: from.starts,
             session: from.session,
         };
-        let received_us = now_us();
+        let (ours_us, now) = (now_us(), Instant::now());
+        if let Some(heartbeat) = &request.heartbeat {
+            self.witnesses.note(&sender.gateway, heartbeat.now_us, ours_us, now);
+        }
+        let received_us = self.witnesses.time_us(ours_us, now);
         if request.batch == 0 {
             let heartbeat = request.heartbeat.unwrap_or_default();
             let beat = Beat {

@@ -232,7 +232,7 @@ impl Router {
                 }
             }
             match failure {
-                None => return Ok(held(&view, &sender.gateway).await),
+                None => return Ok(held(&view, sender).await),
                 Some((_, ShardError::Refused(text))) => return Err(PushFailure::Refused(text)),
                 Some((_, ShardError::Fenced { .. })) if try_number + 1 < TRIES => {
                     let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
@@ -247,13 +247,13 @@ impl Router {
     }
 }
 
-/// What all shards that answer hold of a gateway.
-async fn held(view: &View, gateway: &str) -> Vec<(String, Held)> {
+/// What all shards that answer hold of a sender.
+async fn held(view: &View, sender: &Sender) -> Vec<(String, Held)> {
     let mut held = Vec::new();
     for (name, shard) in &view.shards {
-        match shard.held(gateway).await {
+        match shard.held(&sender.gateway, sender.incarnation).await {
             Ok(of) => held.push((name.clone(), of)),
-            Err(e) => tracing::debug!("shard {name} does not say what it holds of {gateway}: {e}"),
+            Err(e) => tracing::debug!("shard {name} does not say what it holds of {}: {e}", sender.gateway),
         }
     }
     held

@@ -111,6 +111,17 @@ impl Row {
     }
 }
 
+/// Readings by metric.
+pub type Counts = BTreeMap<String, u64>;
+
+impl Row {
+    /// True if windows that lie in it, of the same life, come to the same readings: they say more than it does.
+    pub fn adds_nothing_to(&self, within: &Counts) -> bool {
+        let count = |(name, summary): (&Arc<str>, &Summary)| (name.to_string(), summary.count + summary.texts);
+        self.metrics.iter().map(count).filter(|(_, many)| *many > 0).collect::<Counts>() == *within
+    }
+}
+
 impl Key {
     /// A number that two copies of a row share, for comparing shards: of its identity and version.
     pub fn digest(&self, version: Version) -> u64 {

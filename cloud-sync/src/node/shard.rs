@@ -115,6 +115,11 @@ impl Sender {
     }
 }
 
+/// What is held of a sender: batches are numbered anew in every life of a store, so that those of another say nothing.
+fn held_of(known: &Sender, held: Held, incarnation: u64) -> Held {
+    if known.incarnation == incarnation { held } else { Held::default() }
+}
+
 /// Labels of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labelled {
@@ -364,8 +369,8 @@ pub trait Shard: Send + Sync + 'static {
     /// holds of this gateway then.
     async fn write(&self, write: Write) -> Result<Held, ShardError>;
 
-    /// What the shard holds of a gateway.
-    async fn held(&self, gateway: &str) -> Result<Held, ShardError>;
+    /// What the shard holds of a life of a gateway's store.
+    async fn held(&self, gateway: &str, incarnation: u64) -> Result<Held, ShardError>;
 
     /// Notes that a gateway is there; its slot is that of its id.
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError>;
@@ -437,6 +442,9 @@ pub trait Shard: Send + Sync + 'static {
 
     /// Rows, and bytes on disk.
     async fn size(&self) -> Result<(u64, u64), ShardError>;
+
+    /// The time by a clock of the engine's own, if it has one.
+    async fn clock_us(&self) -> Result<Option<Micros>, ShardError>;
 
     /// Deletes the windows of hours all of which were received before, at most `limit` hours; how many
     /// hours there were. They are sealed from then on: what still comes for them is not taken.

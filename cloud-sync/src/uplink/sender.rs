@@ -541,6 +541,17 @@ pub fn waiting(saved: &[u8], end: u64) -> Vec<Range<u64>> {
     read_state(saved).unwrap_or_default().1.waiting(end)
 }
 
+/// What is kept of what was saved when there is no uplink any more: should there be one again, its batches
+/// must not have the numbers of earlier ones, which shards remember.
+pub fn begun_anew(saved: &[u8]) -> Vec<u8> {
+    let next_batch = read_state(saved).map_or(1, |(next_batch, ..)| next_batch);
+    let mut state = vec![FORMAT];
+    varint::put(&mut state, next_batch);
+    Progress::default().put(&mut state);
+    Shards::default().put(&mut state);
+    state
+}
+
 fn read_state(bytes: &[u8]) -> Option<(u64, Progress, Shards)> {
     let rest = &mut &*bytes;
     (varint::take_byte(rest)? == FORMAT).then_some(())?;

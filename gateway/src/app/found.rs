@@ -10,7 +10,7 @@ use crate::journal::steps::{read_ledger, write_ledger};
 use crate::listen::mqtt::retained::{Publication, Retained};
 use crate::window::dirty::write_blob;
 use crate::window::revise::Stretch;
-use cloud_sync::uplink::Identity;
+use cloud_sync::uplink::{Identity, begun_anew};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,7 +80,10 @@ pub(super) fn begin_uplink(db: &Connection) -> rusqlite::Result<bool> {
 
 /// Without an uplink nothing is recorded: should there be one again, everything is sent again.
 pub(super) fn forget_uplink(db: &Connection) -> rusqlite::Result<()> {
-    db.execute_batch("DELETE FROM meta WHERE key IN ('recording', 'uplink'); DELETE FROM change; DELETE FROM sent;")
+    if let Some(saved) = schema::meta::<Vec<u8>>(db, "uplink")? {
+        schema::set_meta(db, "uplink", begun_anew(&saved))?;
+    }
+    db.execute_batch("DELETE FROM meta WHERE key = 'recording'; DELETE FROM change; DELETE FROM sent;")
 }
 
 /// True if windows had another length before: where a restart may begin to read was decided

@@ -29,7 +29,7 @@ mod senders;
 /// Whole slots, as moves see them.
 mod slots;
 
-use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
+use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
 use crate::causes;
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
@@ -167,10 +167,13 @@ impl Shard for Postgres {
         Ok(held)
     }
 
-    async fn held(&self, gateway: &str) -> Result<Held, ShardError> {
+    async fn held(&self, gateway: &str, incarnation: u64) -> Result<Held, ShardError> {
         let client = self.connection().await?;
         let rows = client.query(senders::SENDER, &[&gateway]).await?;
-        Ok(rows.first().map_or_else(Held::default, |row| senders::sender_of(gateway, row).1))
+        Ok(rows.first().map_or_else(Held::default, |row| {
+            let (known, held) = senders::sender_of(gateway, row);
+            held_of(&known, held, incarnation)
+        }))
     }
 
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
@@ -301,6 +304,11 @@ impl Shard for Postgres {
 
     async fn size(&self) -> Result<(u64, u64), ShardError> {
         schema::size(&**self.connection().await?).await
+    }
+
+    async fn clock_us(&self) -> Result<Option<Micros>, ShardError> {
+        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        Ok(Some(self.connection().await?.query_one(now, &[]).await?.get(0)))
     }
 
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {

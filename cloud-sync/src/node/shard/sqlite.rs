@@ -26,7 +26,7 @@ mod senders;
 /// Whole slots, as moves see them.
 mod slots;
 
-use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
+use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -159,9 +159,13 @@ impl Shard for Sqlite {
         self.change(move |db| push::write(db, &write)).await
     }
 
-    async fn held(&self, gateway: &str) -> Result<Held, ShardError> {
+    async fn held(&self, gateway: &str, incarnation: u64) -> Result<Held, ShardError> {
         let gateway = gateway.to_owned();
-        self.read(None, move |db| Ok(senders::sender(db, &gateway)?.map_or_else(Held::default, |(_, held)| held))).await
+        self.read(None, move |db| {
+            let known = senders::sender(db, &gateway)?;
+            Ok(known.map_or_else(Held::default, |(known, held)| held_of(&known, held, incarnation)))
+        })
+        .await
     }
 
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
@@ -269,6 +273,10 @@ impl Shard for Sqlite {
             Ok((rows as u64, std::fs::metadata(&path).map_or(0, |file| file.len())))
         })
         .await
+    }
+
+    async fn clock_us(&self) -> Result<Option<Micros>, ShardError> {
+        Ok(None)
     }
 
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {

@@ -6,7 +6,7 @@ use super::super::merge::HOUR_US;
 use super::devices::devices_of;
 use super::removal::floors;
 use super::retire::Seals;
-use crate::node::row::{Key, Other, Row, Version, above, put_sketches, take_sketches};
+use crate::node::row::{Counts, Key, Other, Row, Version, above, put_sketches, take_sketches};
 use crate::node::shard::{ShardError, check_lengths, tell_sealed};
 use futures_util::{future, pin_mut};
 use model::time::window_start;
@@ -281,6 +281,25 @@ async fn supersede(db: &Transaction<'_>, id: i64, row: &Row, lengths: &BTreeSet<
     let other = |row: &SqlRow| Other { length_us: row.get(0), incarnation: row.get::<_, i64>(2) as u64 };
     if found.iter().any(|found| row.yields_to(other(found))) {
         return Ok(false);
+    }
+    let lies_within = |found: &SqlRow| {
+        let (other_us, at_us): (Micros, Micros) = (found.get(0), found.get(1));
+        other(found).incarnation == row.version.incarnation && at_us >= start_us && at_us + other_us <= end_us
+    };
+    if !found.is_empty() && found.iter().all(lies_within) {
+        let counts = db
+            .query(
+                "SELECT m.metric, sum(m.count + m.texts)::bigint FROM tidegate.summary s,
+                    unnest(s.metric, s.count, s.texts) AS m(metric, count, texts)
+                 WHERE s.device = $1 AND s.length_us = ANY($2) AND s.start_us >= $3 AND s.start_us + s.length_us <= $4
+                 GROUP BY m.metric HAVING sum(m.count + m.texts) > 0",
+                &[&id, &others, &start_us, &end_us],
+            )
+            .await?;
+        let counts: Counts = counts.iter().map(|row| (row.get(0), row.get::<_, i64>(1) as u64)).collect();
+        if row.adds_nothing_to(&counts) {
+            return Ok(false);
+        }
     }
     let mut removed = Vec::new();
     for found in found {

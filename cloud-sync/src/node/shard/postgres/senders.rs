@@ -1,7 +1,7 @@
 //! Which batches of a gateway are here, who may send more, and what gateways say of themselves.
 
 use super::fences::lock_and_check;
-use crate::node::shard::{Beat, Sender, ShardError};
+use crate::node::shard::{Beat, Sender, ShardError, held_of};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use tokio_postgres::{GenericClient, Row as SqlRow};
@@ -41,7 +41,7 @@ pub(super) async fn known_sender(db: &impl GenericClient, from: &Sender) -> Resu
     let row = db.query_one(&format!("{SENDER} FOR UPDATE"), &[&gateway]).await?;
     let (known, held) = sender_of(gateway, &row);
     from.check(&known)?;
-    Ok(held)
+    Ok(held_of(&known, held, from.incarnation))
 }
 
 pub(super) async fn beat(

@@ -5,7 +5,7 @@ use super::fences::check_all_writable;
 use super::removal::put_removed;
 use super::rows::put_rows;
 use super::senders::{put_sender, sender};
-use crate::node::shard::{ShardError, Write};
+use crate::node::shard::{ShardError, Write, held_of};
 use crate::uplink::Held;
 use rusqlite::Connection;
 
@@ -14,7 +14,7 @@ pub(super) fn write(db: &Connection, write: &Write) -> Result<Held, ShardError> 
     let mut held = Held::default();
     if let Some((known, kept)) = sender(db, &write.sender.gateway)? {
         write.sender.check(&known)?;
-        held = kept;
+        held = held_of(&known, kept, write.sender.incarnation);
     }
     if write.expected.lowest_not_in(held).is_some() {
         return Err(ShardError::Lacking(held));

@@ -5,7 +5,9 @@
 use super::devices::device;
 use super::removal::Floors;
 use super::rollup::Seals;
-use crate::node::row::{Key, Other, Row, Version, above, put_sketches, take_sketches, value_of_json, value_to_json};
+use crate::node::row::{
+    Counts, Key, Other, Row, Version, above, put_sketches, take_sketches, value_of_json, value_to_json,
+};
 use crate::node::shard::merge::HOUR_US;
 use crate::node::shard::{ShardError, check_lengths, tell_sealed};
 use model::time::window_start;
@@ -81,6 +83,13 @@ fn supersede(
     if found.iter().any(|(_, other)| row.yields_to(*other)) {
         return Ok(false);
     }
+    let own_us = start_us..start_us + length_us;
+    let lies_within = |(at_us, other): &(Micros, Other)| {
+        other.incarnation == row.version.incarnation && own_us.contains(at_us) && at_us + other.length_us <= own_us.end
+    };
+    if !found.is_empty() && found.iter().all(lies_within) && row.adds_nothing_to(&counts(db, id, &found)?) {
+        return Ok(false);
+    }
     for (start_us, other) in found {
         db.prepare_cached("DELETE FROM summary WHERE device = ?1 AND length_us = ?2 AND start_us = ?3")?.execute([
             id,
@@ -90,6 +99,25 @@ fn supersede(
         stale.insert((id, window_start(start_us, HOUR_US)));
     }
     Ok(true)
+}
+
+/// The readings of some windows, by metric.
+fn counts(db: &Connection, id: i64, windows: &[(Micros, Other)]) -> Result<Counts, ShardError> {
+    let mut query = db.prepare_cached(
+        "SELECT m.value, (s.count ->> m.key) + (s.texts ->> m.key) FROM summary s JOIN json_each(s.metric) m
+         WHERE s.device = ?1 AND s.length_us = ?2 AND s.start_us = ?3",
+    )?;
+    let mut counts = Counts::new();
+    for (start_us, other) in windows {
+        let mut rows = query.query([id, other.length_us, *start_us])?;
+        while let Some(row) = rows.next()? {
+            let many = row.get::<_, i64>(1)? as u64;
+            if many > 0 {
+                *counts.entry(row.get(0)?).or_default() += many;
+            }
+        }
+    }
+    Ok(counts)
 }
 
 /// Writes a row unless a version as high is there; true if it was written.

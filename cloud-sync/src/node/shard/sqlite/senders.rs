@@ -1,7 +1,7 @@
 //! Which batches of a gateway are here, who may send more, and what gateways say of themselves.
 
 use super::fences::check_all_writable;
-use crate::node::shard::{Beat, Sender, ShardError};
+use crate::node::shard::{Beat, Sender, ShardError, held_of};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -37,7 +37,11 @@ pub(super) fn beat(db: &Connection, beat: &Beat, from: &Sender, fence: (u16, Epo
         from.check(known)?;
     }
     if known.as_ref().is_none_or(|(known, _)| known != from) {
-        put_sender(db, from, known.map_or_else(Held::default, |(_, held)| held))?;
+        put_sender(
+            db,
+            from,
+            known.map_or_else(Held::default, |(known, held)| held_of(&known, held, from.incarnation)),
+        )?;
     }
     put_beat(db, beat, fence.0)?;
     Ok(())

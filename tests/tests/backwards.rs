@@ -1,0 +1,140 @@
+//! What goes back in time: stores that begin anew, shards that are put back, clocks that are wrong. Nothing that was
+//! acknowledged is lost or becomes coarser.
+
+use std::path::Path;
+use std::sync::Arc;
+use tests::cloud::{Cloud, agree, cloud, drained};
+use tests::{Gateway, Plan, eventually, gateway, own_clock};
+
+fn plan(cloud: &Cloud) -> Plan {
+    gateway()
+        .set("gateway.id", "site-7")
+        .set("window.length", "1s")
+        .set("window.lateness", "0s")
+        .forwarding_to(&[cloud])
+}
+
+/// A reading a second.
+fn post(gateway: &Gateway, device: &str, from_s: i64, many: i64) {
+    let lines: String = (0..many).map(|i| format!("t,device={device} value={i} {}\n", from_s + i)).collect();
+    let (status, answer) = gateway.post("/api/v2/write?precision=s", "text/plain", lines.as_bytes());
+    assert_eq!(status, 204, "{answer}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// What the cloud has on disk.
+fn backup(cloud: &mut Cloud) -> tempfile::TempDir {
+    cloud.stop();
+    let backup = tempfile::tempdir().unwrap();
+    copy(&cloud.directory.path().join("cloud"), backup.path());
+    cloud.start();
+    backup
+}
+
+fn put_back(cloud: &mut Cloud, backup: &tempfile::TempDir) {
+    cloud.kill();
+    let data = cloud.directory.path().join("cloud");
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::create_dir(&data).unwrap();
+    copy(backup.path(), &data);
+    cloud.start();
+}
+
+fn arrives(cloud: &Cloud, many: u64) {
+    eventually("it arrives", || (cloud.count() == many).then_some(()));
+}
+
+/// A gateway's card dies, and a fresh store under the same id counts its batches from 1; then the cloud is put back.
+#[test]
+fn a_restored_cloud_is_noticed_by_a_gateway_whose_store_is_fresh() {
+    let mut cloud = cloud().start();
+    let start_s = tests::now_s() - 10_000;
+    let mut first = plan(&cloud).start();
+    for step in 0..40 {
+        post(&first, "old", start_s + step * 20, 20);
+        arrives(&cloud, 20 * (step as u64 + 1));
+    }
+    drained(&first);
+    first.kill();
+    drop(first);
+    let second = plan(&cloud).start();
+    post(&second, "new", start_s, 10);
+    arrives(&cloud, 810);
+    drained(&second);
+    let backup = backup(&mut cloud);
+    for step in 1..4 {
+        post(&second, "new", start_s + step * 10, 10);
+        arrives(&cloud, 810 + 10 * step as u64);
+    }
+    drained(&second);
+    put_back(&mut cloud, &backup);
+    assert_eq!(cloud.count(), 810);
+    arrives(&cloud, 840);
+    drained(&second);
+    assert!(second.get("/v1/status")["uplink"]["replays"].as_u64() >= Some(1));
+}
+
+/// The same where the uplink was taken out of the configuration for a while.
+#[test]
+fn a_restored_cloud_is_noticed_after_the_uplink_was_off_and_on() {
+    let mut cloud = cloud().start();
+    let start_s = tests::now_s() - 10_000;
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut gateway = plan(&cloud).start_in(Arc::clone(&directory));
+    for step in 0..40 {
+        post(&gateway, "d", start_s + step * 20, 20);
+        arrives(&cloud, 20 * (step as u64 + 1));
+    }
+    drained(&gateway);
+    assert!(gateway.stop().success());
+    gateway.set("uplink.endpoints", "[]");
+    gateway.start();
+    assert!(gateway.stop().success());
+    drop(gateway);
+    let gateway = plan(&cloud).start_in(directory);
+    post(&gateway, "e", start_s, 10);
+    arrives(&cloud, 810);
+    drained(&gateway);
+    let backup = backup(&mut cloud);
+    for step in 1..4 {
+        post(&gateway, "e", start_s + step * 10, 10);
+        arrives(&cloud, 810 + 10 * step as u64);
+    }
+    drained(&gateway);
+    put_back(&mut cloud, &backup);
+    assert_eq!(cloud.count(), 810);
+    arrives(&cloud, 840);
+    drained(&gateway);
+    agree(&gateway, &cloud);
+}
+
+/// A daemon whose clock leaps two days ahead retires nothing of today, and says why.
+#[test]
+fn a_daemon_whose_clock_is_ahead_seals_nothing() {
+    let mut cloud = cloud().set("retention.summaries", "1d").start();
+    let gateway = plan(&cloud).start();
+    // This hour and the last: all of it was received just now.
+    let start_s = tests::now_s() - 4_000;
+    post(&gateway, "d", start_s, 4_000);
+    arrives(&cloud, 4_000);
+    drained(&gateway);
+    cloud.stop();
+    for (name, value) in own_clock(cloud.directory.path()) {
+        cloud.environment(name, &value);
+    }
+    std::fs::write(cloud.directory.path().join("clock"), "+172800").unwrap();
+    cloud.start();
+    eventually("it doubts its clock", || cloud.log().contains("nothing is retired, because").then_some(()));
+    post(&gateway, "d", start_s - 100, 100);
+    arrives(&cloud, 4_100);
+    drained(&gateway);
+    let said = agree(&gateway, &cloud);
+    assert!(said.contains(" 0 only here because they are retired there"), "{said}");
+    assert!(said.contains("4100 windows with 4100 readings equal"), "{said}");
+}

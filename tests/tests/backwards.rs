@@ -138,3 +138,61 @@ fn a_daemon_whose_clock_is_ahead_seals_nothing() {
     assert!(said.contains(" 0 only here because they are retired there"), "{said}");
     assert!(said.contains("4100 windows with 4100 readings equal"), "{said}");
 }
+
+/// A shard is put back to what it was in the middle of a move to it, while the move waits for its last step, and after
+/// it: what gateways keep no more is there all the same, since the former owner has it.
+#[test]
+fn a_shard_that_is_put_back_into_the_middle_of_a_move_loses_nothing() {
+    for (at, later) in [("comparing", "handed over"), ("copying", "closed"), ("copying", "")] {
+        let mut cloud = cloud().set("move.slots", "16384").start();
+        let gateway = plan(&cloud).start();
+        let start_s = tests::now_s() - 10_000;
+        (0..100).for_each(|n| post(&gateway, &format!("d{n}"), start_s, 5));
+        arrives(&cloud, 500);
+        drained(&gateway);
+        // Nobody has it but the cloud.
+        drop(gateway);
+        let held = |cloud: &mut Cloud, step: &str| {
+            cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", step);
+            cloud.start();
+            let says = format!("a test holds the move: {step}");
+            eventually("the move is held", || cloud.log().contains(&says).then_some(()));
+            cloud.kill();
+        };
+        let shard = cloud.directory.path().join("cloud");
+        let files = |name: &str| ["", "-wal", "-shm"].map(|end| format!("{name}.db{end}"));
+        cloud.verb(&["shards", "add", "third", "sqlite:third.db"]);
+        cloud.verb(&["shards", "drain", "shard-000"]);
+        cloud.verb(&["shards", "drain", "shard-001"]);
+        cloud.stop();
+        cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", at);
+        cloud.start();
+        cloud.verb(&["rebalance", "--no-wait"]);
+        eventually("the move is held", || cloud.log().contains(&format!("a test holds the move: {at}")).then_some(()));
+        cloud.kill();
+        let backup = tempfile::tempdir().unwrap();
+        for name in files("third").iter().filter(|name| shard.join(name).exists()) {
+            std::fs::copy(shard.join(name), backup.path().join(name)).unwrap();
+        }
+        if later.is_empty() {
+            cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", "");
+            cloud.start();
+            let moved = |cloud: &Cloud| cloud.get("/v1/moves")["rebalancing"] == false;
+            eventually("all has moved", || moved(&cloud).then_some(()));
+            cloud.kill();
+        } else {
+            held(&mut cloud, later);
+        }
+        files("third").iter().for_each(|name| drop(std::fs::remove_file(shard.join(name))));
+        copy(backup.path(), &shard);
+        cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", "");
+        cloud.start();
+        eventually("it is moved once more", || {
+            let owns = |row: &serde_json::Value| row["name"] == "third" && row["slots"] == 16_384;
+            let moves = cloud.get("/v1/moves");
+            (moves["rebalancing"] == false && cloud.rows("/v1/shards").iter().any(owns)).then_some(())
+        });
+        assert_eq!(cloud.count(), 500, "put back to {at}, after {later}");
+        println!("put back to {at}, after {later:?}: all is there");
+    }
+}

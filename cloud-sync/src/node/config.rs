@@ -123,7 +123,7 @@ pub struct Moving {
     pub slots: usize,
     /// Rows in one copy.
     pub rows: usize,
-    /// How long the former owner keeps what has moved.
+    /// How long the former owner keeps what has moved: should the new one be put back to an earlier state, slots go back whole.
     pub grace: Span,
 }
 
@@ -178,7 +178,7 @@ impl Default for Query {
 
 impl Default for Moving {
     fn default() -> Self {
-        Moving { slots: 64, rows: 2_000, grace: Span::seconds(60) }
+        Moving { slots: 64, rows: 2_000, grace: Span::seconds(2 * 86_400) }
     }
 }
 

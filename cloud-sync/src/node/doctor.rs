@@ -42,7 +42,7 @@ pub async fn examine(config: &Config) -> Result<Findings> {
             }
         };
         let known = shard.fences().await.with_context(|| format!("shard {name}"))?;
-        let behind = behind(&map, name, &known).older;
+        let behind = behind(&map, name, &known).older.len();
         if behind > 0 && !known.is_empty() {
             findings.problems.push(format!(
                 "shard {name} is older than the map in {behind} slots: it has been restored. At the next start it takes what the \

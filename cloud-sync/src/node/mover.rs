@@ -224,7 +224,11 @@ impl Mover {
         }
         let Some(((from, to), slots)) = pairs.into_iter().next() else { return Ok(()) };
         let lot = Lot { view, from, to, slots };
-        if !self.is_closed(&lot).await? {
+        let is_closed = self.is_closed(&lot).await?;
+        if is_closed && !self.has_arrived(&lot).await? {
+            return self.open_again(&lot).await;
+        }
+        if !is_closed {
             self.phase("fencing");
             let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
             new.set_fences(lot.fences(State::Importing, 0)).await.map_err(|e| at(&lot.to, e))?;
@@ -245,6 +249,8 @@ impl Mover {
                 return Err(e);
             }
             self.still_leads().await?;
+            // From here on the copy is known to be whole, also if this shard is put back to an earlier state.
+            new.set_fences(lot.fences(State::Arrived, 0)).await.map_err(|e| at(&lot.to, e))?;
             old.set_fences(lot.fences(State::Closed, 1)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("closed").await;
         }
@@ -260,6 +266,31 @@ impl Mover {
             .map(|fence| fence.slot)
             .collect();
         Ok(lot.slots.iter().all(|slot| closed.contains(slot)))
+    }
+
+    /// True if the new owner knows that it has everything: it may have been put back to an earlier state since.
+    async fn has_arrived(&self, lot: &Lot<'_>) -> Result<bool, MoveError> {
+        let known = lot.of(&lot.to)?.fences().await.map_err(|e| at(&lot.to, e))?;
+        let arrived = lot.fences(State::Arrived, 0);
+        Ok(arrived.iter().all(|fence| known.contains(fence)))
+    }
+
+    /// The old owner goes on as if the move had not begun.
+    async fn open_again(&self, lot: &Lot<'_>) -> Result<(), MoveError> {
+        tracing::warn!(
+            "shard {} has been restored in the middle of a move from {}, which begins anew",
+            lot.to,
+            lot.from
+        );
+        let mut map = lot.view.map.clone();
+        for &slot in &lot.slots {
+            map.table.slot_mut(slot).epoch += 2;
+            map.transits.remove(&slot);
+        }
+        map.rebalancing = true;
+        self.change(lot.view, &map).await?;
+        let opened = lot.fences(State::Open, 2);
+        lot.of(&lot.from)?.set_fences(opened).await.map_err(|e| at(&lot.from, e))
     }
 
     async fn copy(&self, lot: &Lot<'_>, slot: u16) -> Result<(), MoveError> {

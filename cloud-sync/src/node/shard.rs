@@ -32,6 +32,8 @@ pub enum State {
     Open,
     /// It is being copied here: writes only.
     Importing,
+    /// All of it has been copied here and it is about to be handed over: writes only.
+    Arrived,
     /// It still owns it, but is about to hand it over: reads only.
     Fenced,
     /// It owned it once: neither.
@@ -41,12 +43,12 @@ pub enum State {
 impl State {
     /// As it is stored.
     pub fn name(self) -> &'static str {
-        ["open", "importing", "fenced", "closed"][self as usize]
+        ["open", "importing", "arrived", "fenced", "closed"][self as usize]
     }
 
     /// The reverse; whatever else it may be called, nothing may be done.
     pub fn of_name(name: &str) -> Self {
-        let known = [State::Open, State::Importing, State::Fenced];
+        let known = [State::Open, State::Importing, State::Arrived, State::Fenced];
         known.into_iter().find(|state| state.name() == name).unwrap_or(State::Closed)
     }
 }
@@ -299,7 +301,7 @@ impl ShardError {
 fn check_writable(slot: u16, found: Option<&Fence>, epoch: Epoch, importing_only: bool) -> Result<(), ShardError> {
     let writable = |state| match state {
         State::Open => !importing_only,
-        State::Importing => true,
+        State::Importing | State::Arrived => true,
         State::Fenced | State::Closed => false,
     };
     match found {

@@ -88,7 +88,7 @@ async fn remove_windows(db: &Transaction<'_>, ids: &[i64], starts: &[Micros]) ->
 /// Drops partitions of which everything was received before, fits into hours, and is rolled up; none
 /// while a slot is being copied.
 async fn drop_partitions(db: &Transaction<'_>, until_us: Micros) -> Result<(), ShardError> {
-    let copied = "SELECT 1 FROM tidegate.slot WHERE state IN ('importing', 'fenced') LIMIT 1";
+    let copied = "SELECT 1 FROM tidegate.slot WHERE state IN ('importing', 'arrived', 'fenced') LIMIT 1";
     if db.query_opt(copied, &[]).await?.is_some() {
         return Ok(());
     }

@@ -19,7 +19,7 @@ const DAYS_AHEAD: i64 = 2;
 const MIGRATIONS: &[&str] = &["
 CREATE TABLE tidegate.meta (key text PRIMARY KEY, value bigint NOT NULL);
 INSERT INTO tidegate.meta VALUES ('fences', 1), ('generation', 1);
--- What this shard may do with each slot that it has ever known: open, importing, fenced, closed.
+-- What this shard may do with each slot that it has ever known: open, importing, arrived, fenced, closed.
 CREATE TABLE tidegate.slot (slot int PRIMARY KEY, epoch bigint NOT NULL, state text NOT NULL);
 CREATE SEQUENCE tidegate.device_number;
 -- id is (slot << 40 | number).

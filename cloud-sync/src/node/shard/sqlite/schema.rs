@@ -13,7 +13,7 @@ const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 const VERSION_1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
--- What this shard may do with each slot that it has ever known: open, importing, fenced, closed.
+-- What this shard may do with each slot that it has ever known: open, importing, arrived, fenced, closed.
 CREATE TABLE slot (slot INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, state TEXT NOT NULL) STRICT;
 -- id is (slot << 40 | number). labels are a JSON object.
 CREATE TABLE device (id INTEGER PRIMARY KEY, gateway TEXT NOT NULL, name TEXT NOT NULL,

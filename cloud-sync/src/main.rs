@@ -51,6 +51,16 @@ enum Verb {
         #[arg(long)]
         no_wait: bool,
     },
+    /// See what is moving, or stop it.
+    Moves {
+        #[command(subcommand)]
+        verb: MovesVerb,
+    },
+    /// See who sends, take another store under a gateway's id, or forget a gateway.
+    Gateways {
+        #[command(subcommand)]
+        verb: GatewaysVerb,
+    },
     /// Say which slot and shard a device belongs to.
     Placement {
         /// The device id.
@@ -62,6 +72,30 @@ enum Verb {
     User {
         #[command(subcommand)]
         verb: UserVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum MovesVerb {
+    /// What is on its way, and how far it has got.
+    List,
+    /// Stop moving: what is on its way stays where it was, also if the new owner is gone.
+    Cancel,
+}
+
+#[derive(Debug, Subcommand)]
+enum GatewaysVerb {
+    /// Who sends, and who is silent.
+    List,
+    /// Take the next store that sends under a gateway's id, for example a fresh one after its card died.
+    Accept {
+        /// The gateway's id.
+        gateway: String,
+    },
+    /// Wait for a gateway no longer; what it has sent stays.
+    Forget {
+        /// The gateway's id.
+        gateway: String,
     },
 }
 
@@ -90,6 +124,21 @@ enum ShardsVerb {
         name: String,
         /// Its share of the slots among those of all.
         weight: u32,
+    },
+    /// Say where a shard is now: a new host, or a new password.
+    Set {
+        /// Its name.
+        name: String,
+        /// sqlite:FILE, or postgres://USER:PASSWORD@HOST/DATABASE; it must hold what the shard held.
+        place: String,
+    },
+    /// Do without a shard that is lost for good: others get its slots, and what gateways still keep.
+    GiveUp {
+        /// Its name.
+        name: String,
+        /// What was only there is lost.
+        #[arg(long)]
+        yes: bool,
     },
     /// Forget a shard that is drained and empty.
     Remove {
@@ -158,6 +207,18 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                     Verb::Shards { verb: ShardsVerb::Remove { name } } => {
                         client.change(json!({"name": name, "remove": true})).await
                     }
+                    Verb::Shards { verb: ShardsVerb::Set { name, place } } => {
+                        client.change(json!({"name": name, "url": place})).await
+                    }
+                    Verb::Shards { verb: ShardsVerb::GiveUp { name, yes } } => {
+                        anyhow::ensure!(yes, "what only {name} holds is lost then: add --yes");
+                        client.change(json!({"name": name, "give_up": true})).await
+                    }
+                    Verb::Moves { verb: MovesVerb::List } => client.moves().await,
+                    Verb::Moves { verb: MovesVerb::Cancel } => client.cancel().await,
+                    Verb::Gateways { verb: GatewaysVerb::List } => client.gateways().await,
+                    Verb::Gateways { verb: GatewaysVerb::Accept { gateway } } => client.gateway(&gateway, false).await,
+                    Verb::Gateways { verb: GatewaysVerb::Forget { gateway } } => client.gateway(&gateway, true).await,
                     Verb::Rebalance { plan: true, .. } => client.plan().await,
                     Verb::Rebalance { no_wait, .. } => client.rebalance(!no_wait).await,
                     Verb::Placement { device } => client.placement(&device).await,

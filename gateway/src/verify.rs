@@ -82,8 +82,8 @@ pub async fn compare(store: &Path, url: &str, token: Option<&str>) -> Result<Com
 #[derive(Debug, Default)]
 struct There {
     windows: BTreeMap<Key, Version>,
-    /// What stands for shorter windows that the cloud has retired.
-    sealed: BTreeSet<Key>,
+    /// What stands for shorter windows that the cloud has retired, and the readings in it.
+    sealed: BTreeMap<Key, u64>,
 }
 
 async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<There> {
@@ -107,7 +107,7 @@ async fn fetch(url: &str, token: Option<&str>, gateway: &str) -> Result<There> {
         for row in page.rows {
             let key = (row.length_us, row.device, row.start_us);
             if row.sealed {
-                there.sealed.insert(key);
+                there.sealed.insert(key, row.readings);
             } else {
                 there.windows.insert(key, Version { revision: row.revision, readings: row.readings });
             }
@@ -218,10 +218,13 @@ impl Here {
                 .iter()
                 .any(|&length_us| there.contains_key(&(length_us, device.clone(), window_start(start_us, length_us))))
         };
-        let lengths: BTreeSet<Micros> = sealed.iter().map(|(length_us, ..)| *length_us).collect();
-        let is_sealed = |device: &String, start_us: Micros| {
-            lengths.iter().any(|&us| sealed.contains(&(us, device.clone(), window_start(start_us, us))))
+        let lengths: BTreeSet<Micros> = sealed.keys().map(|(length_us, ..)| *length_us).collect();
+        let sealed_at = |device: &String, start_us: Micros| {
+            let at = |&us: &Micros| (us, device.clone(), window_start(start_us, us));
+            lengths.iter().map(at).find(|key| sealed.contains_key(key))
         };
+        // What is here of hours that are sealed there; of those that are here whole, all must be there.
+        let mut within: BTreeMap<Key, (u64, bool)> = BTreeMap::new();
         for (key, here) in self.windows.iter().filter(|((length_us, ..), _)| *length_us == self.base_us) {
             let name = || format!("{} {}", key.1, time::format(key.2));
             match there.get(key) {
@@ -229,7 +232,12 @@ impl Here {
                     found.equal += 1;
                     found.readings += here.readings;
                 }
-                _ if self.waits(key) => found.waiting += 1,
+                _ if self.waits(key) => {
+                    found.waiting += 1;
+                    if let Some(hour) = sealed_at(&key.1, key.2) {
+                        within.entry(hour).or_default().1 = true;
+                    }
+                }
                 Some(there) => found.differences.push(format!(
                     "{}: revision {} with {} readings here, {} with {} in the cloud",
                     name(),
@@ -239,8 +247,24 @@ impl Here {
                     there.readings
                 )),
                 None if is_covered(&key.1, key.2) => {}
-                None if is_sealed(&key.1, key.2) => found.retired_there += 1,
-                None => found.differences.push(format!("{}: not in the cloud", name())),
+                None => match sealed_at(&key.1, key.2) {
+                    Some(hour) => {
+                        found.retired_there += 1;
+                        within.entry(hour).or_default().0 += here.readings;
+                    }
+                    None => found.differences.push(format!("{}: not in the cloud", name())),
+                },
+            }
+        }
+        for (hour, (here, waits)) in within {
+            let (length_us, device, start_us) = &hour;
+            let there = sealed[&hour];
+            if here != there && !waits && *start_us >= self.kept_from_us {
+                found.differences.push(format!(
+                    "{device} {} for {} s: {here} readings here, {there} in the cloud, which has retired its shorter windows",
+                    time::format(*start_us),
+                    length_us / SECOND_US
+                ));
             }
         }
         for (key, there) in there {

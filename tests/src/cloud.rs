@@ -105,6 +105,14 @@ impl Cloud {
         super::output(command.arg("--url").arg(self.url("")).args(arguments))
     }
 
+    /// The same for a verb that is refused; what it said.
+    pub fn try_verb(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary("tidegate-cloud"));
+        let output = command.arg("--url").arg(self.url("")).args(arguments).output().expect("tidegate-cloud starts");
+        assert!(!output.status.success(), "{}", both(&output));
+        both(&output)
+    }
+
     /// `tidegate-cloud` with a verb for a daemon that does not run.
     pub fn offline(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(binary("tidegate-cloud"));

@@ -175,3 +175,67 @@ fn from_sqlite_to_postgresql_under_load_with_kills() {
         + server.sql("shard_1", "SELECT sum(count) FROM tidegate.summaries").parse::<u64>().unwrap();
     assert_eq!(plain, total, "plain SQL says the same");
 }
+
+/// A move whose target is lost is stopped, and what waited for it goes on; a shard is told its new place, and another
+/// database is not taken for it; a lost shard is given up; a gateway is accepted anew and forgotten.
+#[test]
+fn an_operator_can_always_get_out() {
+    let server = postgres();
+    let mut cloud = cloud().set("move.slots", "16384").start();
+    let gateway = gateway().set("window.length", "1s").set("window.lateness", "0s").forwarding_to(&[&cloud]).start();
+    let start_s = tests::now_s() - 5_000;
+    post(&gateway, 50, start_s, 10);
+    eventually("they arrive", || (cloud.count() == 500).then_some(()));
+    cloud.verb(&["shards", "add", "third", &server.database("third"), "--weight", "2"]);
+    cloud.stop();
+    cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", "copying");
+    cloud.start();
+    cloud.verb(&["rebalance", "--no-wait"]);
+    eventually("the move is held", || cloud.log().contains("a test holds the move: copying").then_some(()));
+    cloud.kill();
+    server.sql("postgres", "DROP DATABASE third WITH (FORCE)");
+    cloud.environment("TIDEGATE_TEST_MOVE_PAUSE", "");
+    cloud.start();
+    post(&gateway, 50, start_s + 20, 10);
+    eventually("pushes wait", || gateway.get("/v1/status")["uplink"]["last_error"].as_str().map(drop));
+    let said = cloud.verb(&["moves", "list"]);
+    assert!(said.contains("slots on their way"), "{said}");
+    let said = cloud.verb(&["moves", "cancel"]);
+    assert!(said.contains("4096 slots stay where they were"), "{said}");
+    eventually("pushes go on", || (cloud.count() == 1_000).then_some(()));
+    let said = cloud.verb(&["shards", "give-up", "third", "--yes"]);
+    assert!(said.contains("done"), "{said}");
+    drained(&gateway);
+    agree(&gateway, &cloud);
+
+    // The same shard at another place, and something else there.
+    cloud.stop();
+    let data = cloud.directory.path().join("cloud");
+    for end in ["", "-wal"].iter().filter(|end| data.join(format!("shard-000.db{end}")).exists()) {
+        std::fs::copy(data.join(format!("shard-000.db{end}")), data.join(format!("moved.db{end}"))).unwrap();
+    }
+    cloud.start();
+    let refused = cloud.try_verb(&["shards", "set", "shard-000", "sqlite:other.db"]);
+    assert!(refused.contains("is not shard shard-000, or an older state of it"), "{refused}");
+    cloud.verb(&["shards", "set", "shard-000", "sqlite:moved.db"]);
+    post(&gateway, 50, start_s + 40, 10);
+    eventually("it is written there", || (cloud.count() == 1_500).then_some(()));
+    assert!(cloud.rows("/v1/shards").iter().any(|row| row["url"] == "sqlite:moved.db"));
+
+    // A shard that is lost for good: what gateways keep comes again.
+    cloud.verb(&["shards", "give-up", "shard-001", "--yes"]);
+    assert_eq!(slots(&cloud), [("shard-000".to_owned(), 16_384)]);
+    eventually("what was there comes again", || (cloud.count() == 1_500).then_some(()));
+    drained(&gateway);
+    agree(&gateway, &cloud);
+
+    let id = gateway.get("/v1/status")["id"].as_str().unwrap().to_owned();
+    assert!(cloud.verb(&["gateways", "list"]).contains(&id));
+    cloud.verb(&["gateways", "accept", &id]);
+    post(&gateway, 50, start_s + 60, 10);
+    eventually("it sends on", || (cloud.count() == 2_000).then_some(()));
+    drop(gateway);
+    cloud.verb(&["gateways", "forget", &id]);
+    assert!(!cloud.verb(&["gateways", "list"]).contains(&id));
+    assert_eq!(cloud.count(), 2_000);
+}

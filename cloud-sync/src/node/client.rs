@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -20,11 +21,21 @@ impl Client {
     }
 
     async fn ask(&self, path: &str, body: Option<Value>) -> Result<Value> {
-        let url = format!("{}{path}", self.url);
-        let mut request = match &body {
-            Some(body) => self.http.post(&url).json(body),
-            None => self.http.get(&url),
-        };
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        self.send(method, &[path], body).await
+    }
+
+    /// A request to a path, of which all but the first part may hold anything.
+    async fn send(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value> {
+        let mut url = reqwest::Url::parse(&format!("{}{}", self.url, path[0]))
+            .with_context(|| format!("--url {}: write for example http://127.0.0.1:8090", self.url))?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.extend(&path[1..]);
+        }
+        let mut request = self.http.request(method, url.clone());
+        if let Some(body) = &body {
+            request = request.json(body);
+        }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
@@ -71,6 +82,61 @@ impl Client {
                 "done; {n} slots would move: see `tidegate-cloud rebalance --plan`, then run `tidegate-cloud rebalance`"
             ),
             None => println!("done"),
+        }
+        Ok(())
+    }
+
+    /// `moves list`.
+    pub async fn moves(&self) -> Result<()> {
+        let moves = self.ask("/v1/moves", None).await?;
+        let under_way = moves["under_way"].as_array().map_or(0, Vec::len);
+        println!(
+            "{under_way} slots on their way, {} to go, {} kept by former owners",
+            moves["slots_to_go"], moves["leftovers"]
+        );
+        let daemon = &moves["this_daemon"];
+        let phase = daemon["phase"].as_str().filter(|phase| !phase.is_empty()).unwrap_or("idle");
+        println!("this daemon: {phase}, {} slots moved, {} rows copied", daemon["slots_moved"], daemon["rows_copied"]);
+        if let Some(error) = daemon["last_error"].as_str() {
+            println!("last error: {error}");
+        }
+        Ok(())
+    }
+
+    /// `moves cancel`.
+    pub async fn cancel(&self) -> Result<()> {
+        let answer = self.send(Method::DELETE, &["/v1/moves"], None).await?;
+        println!("{} slots stay where they were; nothing moves before `rebalance`", answer["stopped"]);
+        Ok(())
+    }
+
+    /// `gateways list`.
+    pub async fn gateways(&self) -> Result<()> {
+        let answer = self.ask("/v1/gateways", None).await?;
+        println!("{:<24} {:<30} {:>8}  {:<12} clock", "gateway", "last seen", "backlog", "version");
+        for row in answer["rows"].as_array().into_iter().flatten() {
+            let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
+            let silent = if row["silent"] == true { "  SILENT" } else { "" };
+            let offset_s = row["clock_offset_s"].as_f64().unwrap_or(0.0);
+            println!(
+                "{:<24} {:<30} {:>8}  {:<12} {offset_s:+.1} s{silent}",
+                text("id"),
+                text("last_seen"),
+                row["backlog"].to_string(),
+                text("version")
+            );
+        }
+        Ok(())
+    }
+
+    /// `gateways accept`, `gateways forget`.
+    pub async fn gateway(&self, gateway: &str, wholly: bool) -> Result<()> {
+        if wholly {
+            self.send(Method::DELETE, &["/v1/gateways", gateway], None).await?;
+            println!("{gateway} is forgotten; what it has sent stays");
+        } else {
+            self.send(Method::POST, &["/v1/gateways", gateway, "accept"], None).await?;
+            println!("whoever sends next as {gateway} is taken");
         }
         Ok(())
     }

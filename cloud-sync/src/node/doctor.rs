@@ -5,9 +5,14 @@
 
 use super::config::Config;
 use super::coordinator;
-use super::map::Map;
+use super::map::{Map, Member};
 use super::router::{behind, open_shard};
-use anyhow::{Context, Result};
+use super::shard::{Fence, ShardError, State};
+use anyhow::Result;
+use std::time::Duration;
+
+/// How long a shard may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -34,26 +39,64 @@ pub async fn examine(config: &Config) -> Result<Findings> {
         map.transits.len()
     ));
     for (name, member) in &map.shards {
-        let shard = match open_shard(name, member, &config.cloud.data_dir, config.cloud.coordinator != "sqlite") {
-            Ok(shard) => shard,
-            Err(e) => {
-                findings.problems.push(format!("{e}; its slots cannot be read or written until it is back"));
-                continue;
-            }
-        };
-        let known = shard.fences().await.with_context(|| format!("shard {name}"))?;
-        let behind = behind(&map, name, &known).older.len();
-        if behind > 0 && !known.is_empty() {
-            findings.problems.push(format!(
-                "shard {name} is older than the map in {behind} slots: it has been restored. At the next start it takes what the \
-                 gateways still keep; what is older has to come from a younger backup"
-            ));
+        let before = findings.problems.len();
+        match tokio::time::timeout(PATIENCE, examine_shard(config, &map, name, member, &mut findings)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => findings
+                .problems
+                .push(format!("shard {name}: {e}; its slots cannot be read or written until it is back")),
+            Err(_) => findings.problems.push(format!(
+                "shard {name} does not answer within {} s; its slots cannot be read or written until it does",
+                PATIENCE.as_secs()
+            )),
         }
-        for what in shard.check().await.with_context(|| format!("shard {name}"))? {
-            findings.problems.push(format!("shard {name}: {what}"));
-        }
-        let (rows, bytes) = shard.size().await.with_context(|| format!("shard {name}"))?;
-        findings.facts.push(format!("shard {name}: {} slots, {rows} rows, {bytes} bytes", map.slots_of(name).len()));
+        let wrong = findings.problems.len() - before;
+        let verdict = if wrong == 0 { "nothing is wrong".to_owned() } else { format!("{wrong} problems") };
+        findings.facts.push(format!("shard {name}: {verdict}"));
     }
     Ok(findings)
+}
+
+async fn examine_shard(
+    config: &Config,
+    map: &Map,
+    name: &str,
+    member: &Member,
+    findings: &mut Findings,
+) -> Result<(), ShardError> {
+    let shard = open_shard(name, member, &config.cloud.data_dir, config.cloud.coordinator != "sqlite");
+    let shard = shard.map_err(|e| ShardError::Down(e.to_string()))?;
+    let known = shard.fences().await?;
+    let older = behind(map, name, &known).older.len();
+    if older > 0 {
+        findings.problems.push(format!(
+            "shard {name} is older than the map in {older} slots: it has been restored, or is another database. At the next \
+             start slots that have moved lately go back to their former owners, and for the others it takes what the \
+             gateways still keep; what is older has to come from a younger backup"
+        ));
+    }
+    let ahead = |fence: &&Fence| fence.epoch > map.table.slot(fence.slot).epoch + 1;
+    let ahead = known.iter().filter(ahead).count();
+    if ahead > 0 {
+        findings.problems.push(format!(
+            "the map is older than shard {name} in {ahead} slots: it has been restored without its shards; put the map of \
+             the same time back"
+        ));
+    }
+    let stray = |fence: &&Fence| {
+        let slot = map.table.slot(fence.slot);
+        fence.state == State::Open && slot.owner != name && fence.epoch >= slot.epoch
+    };
+    let stray = known.iter().filter(stray).count();
+    if stray > 0 {
+        findings.problems.push(format!(
+            "shard {name} takes {stray} slots for its own that the map gives to others: map and shards are not of one time"
+        ));
+    }
+    for what in shard.check().await? {
+        findings.problems.push(format!("shard {name}: {what}"));
+    }
+    let (rows, bytes) = shard.size().await?;
+    findings.facts.push(format!("shard {name}: {} slots, {rows} rows, {bytes} bytes", map.slots_of(name).len()));
+    Ok(())
 }

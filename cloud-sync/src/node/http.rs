@@ -26,7 +26,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use daemon::auth::{Auth, Denied, Role};
 use daemon::http::reply::Problem;
 use daemon::http::web::Web;
@@ -79,7 +79,9 @@ fn routes() -> Router<Shared> {
         .route("/v1/summaries", get(lists::summaries))
         .route("/v1/shards", get(placement::shards).post(placement::change))
         .route("/v1/placement", get(placement::placement))
-        .route("/v1/moves", get(placement::moves).post(placement::rebalance))
+        .route("/v1/moves", get(placement::moves).post(placement::rebalance).delete(placement::cancel))
+        .route("/v1/gateways/{gateway}", delete(lists::forget))
+        .route("/v1/gateways/{gateway}/accept", post(lists::accept))
         .route("/v1/status", get(status::status))
         .route("/metrics", get(status::metrics))
         .route("/healthz", get(status::healthz))

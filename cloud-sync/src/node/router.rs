@@ -25,6 +25,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
+/// How often a change of the map is tried again.
+const CANCEL_TRIES: u32 = 10;
 /// How often a push is tried again with a newer map before its sender is asked to.
 const TRIES: u32 = 40;
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -242,6 +244,45 @@ impl Router {
             .await
             .map_err(|error| RouterError::Shard { name: name.to_owned(), error })?;
         Ok(slots)
+    }
+
+    /// Stops what is on its way: owners stay who they are. It works at any step, also without the new owner, since
+    /// until it owns a slot the former one has all of it.
+    pub async fn cancel(&self) -> Result<usize, RouterError> {
+        for _ in 0..CANCEL_TRIES {
+            self.refresh().await?;
+            let view = self.view();
+            let mut map = view.map.clone();
+            let mut owners: BTreeMap<String, Vec<Fence>> = BTreeMap::new();
+            for (slot, transit) in std::mem::take(&mut map.transits) {
+                let of = map.table.slot_mut(slot);
+                // Above what the mover may have closed it at.
+                of.epoch += 2;
+                owners.entry(of.owner.clone()).or_default().push(Fence { slot, epoch: of.epoch, state: State::Open });
+                let left = Leftover { slot, shard: transit.to, epoch: of.epoch, after_us: now_us() };
+                map.leftovers.push(left);
+            }
+            map.rebalancing = false;
+            if !self.change(&view, &map).await? {
+                continue;
+            }
+            let stopped = view.map.transits.len();
+            for (name, fences) in owners {
+                let failed = |error| RouterError::Shard { name: name.clone(), error };
+                view.shard(&name).map_err(failed)?.set_fences(fences).await.map_err(failed)?;
+            }
+            for left in map.leftovers.iter().filter(|left| view.map.transits.contains_key(&left.slot)) {
+                let closed = Fence { slot: left.slot, epoch: left.epoch, state: State::Closed };
+                // A target that is gone for good need not know.
+                if let Ok(shard) = view.shard(&left.shard)
+                    && shard.set_fences(vec![closed]).await.is_err()
+                {
+                    break;
+                }
+            }
+            return Ok(stopped);
+        }
+        Err(CoordinatorError("the map keeps changing: try again".into()).into())
     }
 
     /// Stores a batch; returns the shards that it touched, with what they hold, once all have

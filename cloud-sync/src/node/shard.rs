@@ -377,6 +377,10 @@ pub trait Shard: Send + Sync + 'static {
     /// Notes that a gateway is there; its slot is that of its id.
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError>;
 
+    /// Forgets who sends for a gateway, so that whoever comes next is taken; with `wholly`, also that it was there.
+    /// Its windows stay.
+    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError>;
+
     /// All gateways that live here.
     async fn beats(&self) -> Result<Vec<Beat>, ShardError>;
 

@@ -5,7 +5,8 @@ use crate::node::intake::now_us;
 use crate::node::query;
 use crate::node::shard::{Beat, Known};
 use crate::wire::HeldWindow;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use daemon::http::params::Asked;
 use daemon::http::reply::{Accept, Problem, TEXTS, csv, cursor, json};
@@ -107,4 +108,32 @@ pub(super) async fn summaries(State(site): State<Shared>, asked: Asked) -> Resul
     windows.truncate(limit);
     let next = windows.last().filter(|_| more).map(|last| cursor(&(&last.device, last.length_us, last.start_us)));
     Ok(json(&json!({"rows": windows, "next": next})))
+}
+
+/// `DELETE /v1/gateways/{gateway}`: it is not waited for any more, and whoever comes under its id is taken. Its windows
+/// stay; it is there again when it is heard of.
+pub(super) async fn forget(State(site): State<Shared>, Path(gateway): Path<String>) -> Result<Response, Problem> {
+    forget_sender(&site, &gateway, true).await
+}
+
+/// `POST /v1/gateways/{gateway}/accept`: the next store that sends under the id is taken, whatever was known of another.
+pub(super) async fn accept(State(site): State<Shared>, Path(gateway): Path<String>) -> Result<Response, Problem> {
+    forget_sender(&site, &gateway, false).await
+}
+
+async fn forget_sender(site: &Shared, gateway: &str, wholly: bool) -> Result<Response, Problem> {
+    let view = site.router.view();
+    for name in view.map.shards.keys() {
+        let shard = view.shard(name);
+        let forgotten = match shard {
+            Ok(shard) => shard.forget_sender(gateway, wholly).await,
+            Err(e) => Err(e),
+        };
+        forgotten.map_err(|e| {
+            let detail = format!("shard {name}: {e}; try again when it is back");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        })?;
+    }
+    tracing::info!("gateway {gateway}: {}", if wholly { "forgotten" } else { "whoever sends next is accepted" });
+    Ok(json(&json!({"gateway": gateway})))
 }

@@ -3,7 +3,7 @@
 use super::Shared;
 use crate::node::map::{Map, Member};
 use crate::node::mover;
-use crate::node::router::{View, hidden};
+use crate::node::router::{View, behind, hidden};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
@@ -49,11 +49,14 @@ pub(super) async fn shards(State(site): State<Shared>, RawQuery(query): RawQuery
 #[serde(deny_unknown_fields)]
 pub(super) struct Change {
     name: String,
-    /// Adds one, or replaces the place of one that is there.
+    /// Adds one, or says where one that is there is now: a new host, or a new password.
     url: Option<String>,
     weight: Option<u32>,
     #[serde(default)]
     remove: bool,
+    /// It is lost for good: others get its slots.
+    #[serde(default)]
+    give_up: bool,
 }
 
 /// `POST /v1/shards`: adds a shard, changes its weight (0 drains it), or removes one that is empty.
@@ -65,13 +68,25 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
         router.refresh().await.map_err(unavailable)?;
         let view = router.view();
         let map = changed(&view, &change).map_err(Problem::bad_request)?;
-        if let (Some(member), None) = (map.shards.get(&change.name), view.map.shards.get(&change.name)) {
-            // It must be there before the map names it.
+        let (before, after) = (view.map.shards.get(&change.name), map.shards.get(&change.name));
+        if let Some(member) = after.filter(|after| before.is_none_or(|before| before.url != after.url)) {
+            // It must be there before the map names it, and be what the map takes it for.
             let shard = router.open_shard(&change.name, member).map_err(|e| Problem::bad_request(e.to_string()))?;
             let asked = shard.fences().await;
-            asked.map_err(|e| Problem::bad_request(format!("shard {}: {e}", change.name)))?;
+            let known = asked.map_err(|e| Problem::bad_request(format!("shard {}: {e}", change.name)))?;
+            let older = behind(&view.map, &change.name, &known).older.len();
+            if before.is_some() && older > 0 {
+                return Err(Problem::bad_request(format!(
+                    "what is at that place is not shard {}, or an older state of it: it does not know {older} of its slots",
+                    change.name
+                )));
+            }
         }
         if router.change(&view, &map).await.map_err(unavailable)? {
+            if change.give_up {
+                // Others learn at once what they have to take.
+                router.settle().await.map_err(unavailable)?;
+            }
             let view = router.view();
             let plan = mover::plan(&view).map_err(|e| Problem::bad_request(e.to_string()))?;
             return Ok(json(&json!({"map_version": view.version, "would_move": plan.len()})));
@@ -82,6 +97,9 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
 
 fn changed(view: &View, change: &Change) -> Result<Map, String> {
     let mut map = view.map.clone();
+    if change.give_up {
+        return given_up(map, &change.name);
+    }
     if change.remove {
         let slots = map.table.counts().get(&change.name).copied().unwrap_or(0);
         let transits = map.transits.values().filter(|transit| transit.to == change.name).count();
@@ -99,18 +117,42 @@ fn changed(view: &View, change: &Change) -> Result<Map, String> {
             map.shards.insert(change.name.clone(), Member { url, weight: change.weight.unwrap_or(1) });
         }
         Some(member) => {
-            if change.url.as_ref().is_some_and(|url| *url != member.url) {
-                return Err(format!(
-                    "{} is at another place already: add a shard with another name and drain this one",
-                    change.name
-                ));
-            }
+            member.url = change.url.clone().unwrap_or_else(|| member.url.clone());
             member.weight = change.weight.unwrap_or(member.weight);
         }
     }
     if map.weights().values().all(|&weight| weight == 0) {
         return Err("one shard must keep a weight above 0".into());
     }
+    Ok(map)
+}
+
+/// The map without a shard that is lost: its slots begin anew elsewhere, with what gateways still keep.
+fn given_up(mut map: Map, name: &str) -> Result<Map, String> {
+    map.shards.remove(name).ok_or_else(|| format!("there is no shard {name}"))?;
+    let mut weights = map.weights();
+    if weights.values().all(|&weight| weight == 0) {
+        return Err("one shard must keep a weight above 0".into());
+    }
+    // What is on its way from it or to it is not any more.
+    let stopped: Vec<u16> = map
+        .transits
+        .values()
+        .filter(|transit| transit.to == name || map.table.slot(transit.slot).owner == name)
+        .map(|transit| transit.slot)
+        .collect();
+    for slot in stopped {
+        map.transits.remove(&slot);
+        map.table.slot_mut(slot).epoch += 2;
+    }
+    weights.insert(name.to_owned(), 0);
+    let plan = map.table.plan(&weights).map_err(|e| e.to_string())?;
+    for change in plan.iter().filter(|change| change.from == name) {
+        let slot = map.table.slot_mut(change.slot);
+        slot.owner.clone_from(&change.to);
+        slot.epoch += 2;
+    }
+    map.leftovers.retain(|leftover| leftover.shard != name);
     Ok(map)
 }
 
@@ -172,4 +214,11 @@ pub(super) async fn rebalance(State(site): State<Shared>) -> Result<Response, Pr
         }
     }
     Err(unavailable("the map keeps changing: try again"))
+}
+
+/// `DELETE /v1/moves`: stops moving; what is on its way stays where it was.
+pub(super) async fn cancel(State(site): State<Shared>) -> Result<Response, Problem> {
+    let stopped = site.router.cancel().await.map_err(unavailable)?;
+    site.moves.lock().unwrap_or_else(PoisonError::into_inner).last_error = None;
+    Ok(json(&json!({"map_version": site.router.view().version, "stopped": stopped})))
 }

@@ -184,6 +184,15 @@ impl Shard for Postgres {
         Ok(transaction.commit().await?)
     }
 
+    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
+        let client = self.connection().await?;
+        client.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
+        if wholly {
+            client.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?;
+        }
+        Ok(())
+    }
+
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {
         senders::beats(&**self.connection().await?).await
     }

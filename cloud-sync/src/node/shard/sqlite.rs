@@ -172,6 +172,18 @@ impl Shard for Sqlite {
         self.change(move |db| senders::beat(db, &beat, &sender, fence)).await
     }
 
+    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
+        let gateway = gateway.to_owned();
+        self.change(move |db| {
+            db.execute("DELETE FROM sender WHERE gateway = ?1", [&gateway])?;
+            if wholly {
+                db.execute("DELETE FROM gateway WHERE id = ?1", [&gateway])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {
         self.read(None, senders::beats).await
     }

@@ -253,7 +253,7 @@ async fn run(config: Config, common: Common) -> anyhow::Result<()> {
         }
         Err(problems) => problems.iter().for_each(|problem| tracing::error!("nothing was changed: {problem}")),
     }));
-    app.run(shutdown).await;
+    app.run(shutdown).await?;
     tracing::info!("stopped");
     Ok(())
 }

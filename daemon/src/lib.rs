@@ -25,6 +25,9 @@ pub mod sparse;
 /// Who may come in.
 pub mod auth;
 
+/// Tasks and threads that must live.
+pub mod supervise;
+
 /// What the verbs of this machine show.
 pub mod local;
 

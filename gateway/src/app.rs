@@ -50,6 +50,7 @@ use daemon::config::{Span, address};
 use daemon::http::web::Web;
 use daemon::local::LocalToken;
 use daemon::memory::Memory;
+use daemon::supervise::supervisor;
 use found::{begin_uplink, changed_levels, forget_uplink, identify, read_inbound, restore_retained, watch_clock};
 use std::io;
 use std::net::SocketAddr;
@@ -59,7 +60,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -115,6 +116,9 @@ struct Sockets {
     coap: Option<UdpSocket>,
     http: Option<TcpListener>,
 }
+
+/// The thread that writes the store.
+const JOURNAL: &str = "journal";
 
 /// A gateway that is bound and wired, not yet serving.
 pub struct App {
@@ -342,44 +346,48 @@ impl App {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
         let App { config, sockets, shared, desks, site, live, writer, driver, folder, uplink, watch, stop } = self;
         let finish = CancellationToken::new();
-        let (ended_sender, mut ended) = mpsc::unbounded_channel();
+        let (supervisor, mut ended) = supervisor(stop.clone());
         let (threads, senders) = mqtt::threads(&shared, &desks, &stop, &finish);
-        let listening = threads.into_iter().map(|thread| watched("listen", ended_sender.clone(), move || thread.run()));
+        let listening = threads.into_iter().map(|thread| supervisor.thread("listen", move || thread.run()));
         let listening = listening.collect::<io::Result<Vec<_>>>()?;
-        let windows = watched("windows", ended_sender.clone(), move || driver.run())?;
-        let folding = watched("archive", ended_sender.clone(), move || folder.run())?;
-        let writing = watched("journal", ended_sender, move || writer.run())?;
+        let windows = supervisor.thread("windows", move || driver.run())?;
+        let folding = supervisor.thread("archive", move || folder.run())?;
+        let writing = supervisor.thread(JOURNAL, move || writer.run())?;
         let mut tasks: Vec<TaskHandle<()>> = Vec::new();
-        tasks.extend(watch.map(tokio::spawn));
+        tasks.extend(watch.map(|watch| supervisor.errand("clock", watch)));
         if let Some(listener) = sockets.mqtt {
-            tasks.push(tokio::spawn(mqtt::accept(listener, shared, senders, stop.clone())));
+            tasks.push(supervisor.task("mqtt", mqtt::accept(listener, shared, senders, stop.clone())));
         }
         if let Some(socket) = sockets.coap {
             let endpoint = coap::Endpoint::new(socket, &config.coap, &site, live);
-            tasks.push(tokio::spawn(endpoint.serve(stop.clone())));
+            tasks.push(supervisor.task("coap", endpoint.serve(stop.clone())));
         }
         if let Some(listener) = sockets.http {
-            tasks.push(tokio::spawn(http::serve(listener, Arc::clone(&site), stop.clone())));
+            tasks.push(supervisor.task("http", http::serve(listener, Arc::clone(&site), stop.clone())));
         }
         if let Some((uplink, fill)) = uplink {
             if let Some(fill) = fill {
-                watched("uplink-fill", mpsc::unbounded_channel().0, move || {
-                    fill.run();
-                    Ok::<(), AppError>(())
-                })?;
+                tasks.push(supervisor.errand("uplink-fill", async move {
+                    if let Err(e) = tokio::task::spawn_blocking(move || fill.run()).await {
+                        std::panic::resume_unwind(e.into_panic());
+                    }
+                }));
             }
-            tasks.push(tokio::spawn(uplink.run(stop.clone())));
+            tasks.push(supervisor.task("uplink", uplink.run(stop.clone())));
         }
         site.set_ready(true);
         let failure = tokio::select! {
             () = shutdown.cancelled() => None,
-            Some(failure) = ended.recv() => Some(failure),
+            failure = ended.next() => Some(failure),
         };
         site.set_ready(false);
         stop.cancel();
-        if let Some(failure) = failure {
+        if let Some(failure) = &failure {
+            tracing::error!("{}: the gateway stops", failure.what);
+        }
+        if let Some(failure) = failure.as_ref().filter(|failure| failure.name == JOURNAL) {
             // Nothing more may be acknowledged: no draining.
-            return Err(AppError::Ended(failure));
+            return Err(AppError::Ended(failure.what.clone()));
         }
         for task in tasks {
             let _ = tokio::time::timeout(GRACE, task).await;
@@ -391,9 +399,9 @@ impl App {
             let listened = listening.into_iter().map(JoinHandle::join).fold(Ok(()), Result::and);
             wrote.and(listened).and(windows.join()).and(folding.join())
         });
-        match (joined.await, ended.try_recv()) {
-            (_, Ok(failure)) => Err(AppError::Ended(failure)),
-            (Ok(Ok(())), Err(_)) => Ok(()),
+        match (joined.await, failure.or_else(|| ended.now())) {
+            (_, Some(failure)) => Err(AppError::Ended(failure.what)),
+            (Ok(Ok(())), None) => Ok(()),
             _ => Err(AppError::Ended("a thread panicked while stopping; see the log".into())),
         }
     }
@@ -409,28 +417,6 @@ fn local_token(config: &Config, addresses: &[(&str, SocketAddr)]) -> io::Result<
         tracing::debug!("the token of this gateway is only in its data directory: {e}");
     }
     Ok(local)
-}
-
-/// Starts a thread whose failure, also a panic, is told.
-fn watched<E: std::fmt::Display>(
-    name: &'static str,
-    ended: mpsc::UnboundedSender<String>,
-    run: impl FnOnce() -> Result<(), E> + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    struct Watch(&'static str, mpsc::UnboundedSender<String>);
-    impl Drop for Watch {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                let _ = self.1.send(format!("the {} thread panicked; see the log", self.0));
-            }
-        }
-    }
-    std::thread::Builder::new().name(name.into()).spawn(move || {
-        let watch = Watch(name, ended);
-        if let Err(e) = run() {
-            let _ = watch.1.send(e.to_string());
-        }
-    })
 }
 
 /// What would keep a start from succeeding, without starting: users, doors, files that are named, addresses.

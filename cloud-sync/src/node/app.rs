@@ -27,6 +27,7 @@ use daemon::http::web::Web;
 use daemon::local::LocalToken;
 use daemon::seats::Seats;
 use daemon::sparse::Sparse;
+use daemon::supervise::supervisor;
 use daemon::tls::{Clients, Shown, TlsError};
 use model::Micros;
 use model::time::SECOND_US;
@@ -87,6 +88,9 @@ pub enum AppError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// A task that the daemon needs.
+    #[error("{0}: the daemon stops")]
+    Ended(String),
 }
 
 /// What the listeners show, if they have TLS.
@@ -218,23 +222,28 @@ impl App {
     }
 
     /// Serves until `shutdown`, then stops in flow order.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AppError> {
         let App { site, grpc, http, tls, mover, stop } = self;
+        let (supervisor, mut ended) = supervisor(stop.clone());
         let mut tasks: Vec<JoinHandle<()>> = Vec::new();
         if let Some(listener) = grpc {
-            tasks.push(tokio::spawn(serve_grpc(listener, tls.grpc, Arc::clone(&site), stop.clone())));
+            tasks.push(supervisor.task("grpc", serve_grpc(listener, tls.grpc, Arc::clone(&site), stop.clone())));
         }
         if let Some(listener) = http {
-            tasks.push(tokio::spawn(http::serve(listener, tls.http, Arc::clone(&site), stop.clone())));
+            tasks.push(supervisor.task("http", http::serve(listener, tls.http, Arc::clone(&site), stop.clone())));
         }
-        tasks.push(tokio::spawn(mover.run()));
-        tasks.push(tokio::spawn(tidy(Arc::clone(&site), stop.clone())));
-        tasks.push(tokio::spawn(follow(Arc::clone(&site.router), stop.clone())));
-        shutdown.cancelled().await;
+        tasks.push(supervisor.task("mover", mover.run()));
+        tasks.push(supervisor.task("tidy", tidy(Arc::clone(&site), stop.clone())));
+        tasks.push(supervisor.task("map", follow(Arc::clone(&site.router), stop.clone())));
+        let failure = tokio::select! {
+            () = shutdown.cancelled() => None,
+            failure = ended.next() => Some(failure),
+        };
         stop.cancel();
         for task in tasks {
             let _ = tokio::time::timeout(GRACE, task).await;
         }
+        failure.map_or(Ok(()), |failure| Err(AppError::Ended(failure.what)))
     }
 }
 

@@ -238,7 +238,7 @@ impl Router {
         }
         tracing::warn!("{} slots of shard {name} go back to the shards that still have them whole", slots.len());
         view.shard(name)
-            .and_then(|shard| Ok(Arc::clone(shard)))
+            .cloned()
             .map_err(|error| RouterError::Shard { name: name.to_owned(), error })?
             .set_fences(back)
             .await

@@ -25,7 +25,7 @@ use rusqlite::{Connection, ErrorCode, params};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// The state that a restart needs is written anew at least so often.
@@ -77,6 +77,9 @@ pub enum WriteError {
         "the store cannot be written: {0}; nothing more is acknowledged. Check the disk and its filesystem, then start again"
     )]
     Store(#[from] rusqlite::Error),
+    /// Nobody moves the log into the file.
+    #[error("the checkpoint thread has ended; see the log")]
+    Checkpoint,
 }
 
 struct State {
@@ -274,7 +277,7 @@ impl Writer {
 
     /// When the log is long, another thread moves most of it into the file; then this one
     /// moves the rest, after which SQLite starts the log from its beginning.
-    fn fold_log_back(&self, state: &mut State) -> rusqlite::Result<()> {
+    fn fold_log_back(&self, state: &mut State) -> Result<(), WriteError> {
         if state.checkpoints.take_done() {
             let db = &self.store.connection;
             let row = |row: &rusqlite::Row<'_>| Ok::<(i64, i64), rusqlite::Error>((row.get(1)?, row.get(2)?));
@@ -285,10 +288,12 @@ impl Writer {
                 }
                 // The log holds all that the file has no room for; it is folded back later.
                 Err(e) if is_full(&e) => tracing::warn!("the log cannot be folded back: the disk is full"),
-                Err(e) => return Err(e),
+                Err(e) => return Err(e.into()),
             }
         } else if state.log_bytes >= self.wal_max {
-            state.checkpoints.ask();
+            if !state.checkpoints.ask() {
+                return Err(WriteError::Checkpoint);
+            }
         }
         Ok(())
     }
@@ -329,10 +334,17 @@ impl Checkpoints {
         Ok(Checkpoints { ask, done, asked: false })
     }
 
-    fn ask(&mut self) {
-        if !self.asked && self.ask.try_send(()).is_ok() {
-            self.asked = true;
+    /// False if the thread is gone, so that the log would grow for ever.
+    fn ask(&mut self) -> bool {
+        if self.asked {
+            return true;
         }
+        match self.ask.try_send(()) {
+            Ok(()) => self.asked = true,
+            Err(TrySendError::Full(())) => {}
+            Err(TrySendError::Disconnected(())) => return false,
+        }
+        true
     }
 
     fn take_done(&mut self) -> bool {

@@ -34,6 +34,7 @@ use block::{Assembly, Block, Taken};
 use coap_lite::{CoapOption, MessageClass, MessageType, Packet, ResponseType};
 use daemon::seats::address_name;
 use exchange::{Exchanges, Seen};
+use futures_util::FutureExt;
 use model::{Value, time};
 use observe::{Notification, Observers};
 use reach::Reach;
@@ -41,6 +42,7 @@ use resource::{Ask, Refusal, format};
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -206,7 +208,13 @@ impl Endpoint {
             tokio::select! {
                 () = stop.cancelled() => return,
                 received = wire.socket.recv_from(&mut buffer) => match received {
-                    Ok((length, from)) => self.datagram(&buffer[..length], from).await,
+                    Ok((length, from)) => {
+                        // A panic ends what one datagram asked for, and nothing else.
+                        let served = AssertUnwindSafe(self.datagram(&buffer[..length], from)).catch_unwind().await;
+                        if served.is_err() {
+                            tracing::error!(%from, "a datagram ended in a panic");
+                        }
+                    }
                     // An earlier answer met a closed port; the next datagram is another's.
                     Err(_) => continue,
                 },

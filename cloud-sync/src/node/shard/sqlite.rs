@@ -36,6 +36,7 @@ use fences::Fences;
 use model::Micros;
 use rusqlite::Connection;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -93,7 +94,7 @@ impl Sqlite {
             })
         });
         match self.jobs.try_send(job) {
-            Ok(()) => told.await.map_err(|_| down("the shard's thread has ended"))?,
+            Ok(()) => told.await.map_err(|_| down("the shard could not do it; see the log"))?,
             Err(TrySendError::Full(_)) => Err(down("too much waits for the shard already")),
             Err(TrySendError::Disconnected(_)) => Err(down("the shard's thread has ended")),
         }
@@ -141,7 +142,15 @@ fn write(connection: Connection, waiting: &Receiver<Job>) {
     while let Ok(first) = waiting.recv() {
         let jobs = std::iter::once(first).chain(waiting.try_iter().take(SHARED - 1));
         let begun = connection.execute_batch("BEGIN IMMEDIATE");
-        let settles: Vec<Settle> = jobs.map(|job| job(&connection)).collect();
+        // A panic ends what one job wanted, and the commit that it shared; the others are told to try again.
+        let did = catch_unwind(AssertUnwindSafe(|| jobs.map(|job| job(&connection)).collect::<Vec<Settle>>()));
+        let Ok(settles) = did else {
+            tracing::error!("a shard's job ended in a panic");
+            if !connection.is_autocommit() {
+                let _ = connection.execute_batch("ROLLBACK");
+            }
+            continue;
+        };
         let committed = begun.and_then(|()| connection.execute_batch("COMMIT")).map_err(down);
         if committed.is_err() && !connection.is_autocommit() {
             let _ = connection.execute_batch("ROLLBACK");

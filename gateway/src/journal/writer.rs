@@ -290,10 +290,8 @@ impl Writer {
                 Err(e) if is_full(&e) => tracing::warn!("the log cannot be folded back: the disk is full"),
                 Err(e) => return Err(e.into()),
             }
-        } else if state.log_bytes >= self.wal_max {
-            if !state.checkpoints.ask() {
-                return Err(WriteError::Checkpoint);
-            }
+        } else if state.log_bytes >= self.wal_max && !state.checkpoints.ask() {
+            return Err(WriteError::Checkpoint);
         }
         Ok(())
     }

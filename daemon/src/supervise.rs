@@ -92,8 +92,22 @@ impl Supervisor {
         })
     }
 
-    /// Starts a thread whose failure, also a panic, is told.
+    /// Starts a thread that ends only when it is stopped.
     pub fn thread<E: Display>(
+        &self,
+        name: &'static str,
+        run: impl FnOnce() -> Result<(), E> + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        let stop = self.stop.clone();
+        self.follower(name, move || match run() {
+            Ok(()) if !stop.is_cancelled() => Err(format!("the {name} thread ended")),
+            Ok(()) => Ok(()),
+            Err(e) => Err(e.to_string()),
+        })
+    }
+
+    /// Starts a thread that ends with another, whose end is told; its failure, also a panic, is told too.
+    pub fn follower<E: Display>(
         &self,
         name: &'static str,
         run: impl FnOnce() -> Result<(), E> + Send + 'static,
@@ -111,8 +125,6 @@ impl Supervisor {
             let watch = watch;
             if let Err(e) = run() {
                 watch.1.tell(watch.0, e.to_string());
-            } else if !watch.1.stop.is_cancelled() {
-                watch.1.tell(watch.0, format!("the {} thread ended", watch.0));
             }
         })
     }

@@ -350,7 +350,8 @@ impl App {
         let (threads, senders) = mqtt::threads(&shared, &desks, &stop, &finish);
         let listening = threads.into_iter().map(|thread| supervisor.thread("listen", move || thread.run()));
         let listening = listening.collect::<io::Result<Vec<_>>>()?;
-        let windows = supervisor.thread("windows", move || driver.run())?;
+        // It ends with the journal, whose word comes later.
+        let windows = supervisor.follower("windows", move || driver.run())?;
         let folding = supervisor.thread("archive", move || folder.run())?;
         let writing = supervisor.thread(JOURNAL, move || writer.run())?;
         let mut tasks: Vec<TaskHandle<()>> = Vec::new();

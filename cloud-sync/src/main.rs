@@ -208,7 +208,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                         client.change(json!({"name": name, "remove": true})).await
                     }
                     Verb::Shards { verb: ShardsVerb::Set { name, place } } => {
-                        client.change(json!({"name": name, "url": place})).await
+                        client.change(json!({"name": name, "url": place, "set": true})).await
                     }
                     Verb::Shards { verb: ShardsVerb::GiveUp { name, yes } } => {
                         anyhow::ensure!(yes, "what only {name} holds is lost then: add --yes");

@@ -168,6 +168,8 @@ struct Names {
     series: Vec<Arc<Series>>,
     by_device: HashMap<Box<str>, Metrics, RandomState>,
     brought: HashMap<Box<str>, Brought, RandomState>,
+    /// Who brought which series since the start, and whether a device with it.
+    bringers: HashMap<u32, (Box<str>, bool), RandomState>,
     /// Series that have a name; `series` has the ids of removed ones too.
     named: usize,
     era: u32,
@@ -312,6 +314,7 @@ impl Catalog {
             self.announce(Birth::Device(born));
         }
         let born = names.add_series(device, metric, self.starts);
+        names.bringers.insert(born.id, (client.into(), is_new));
         // Still under the lock: whoever finds the series finds its birth announced.
         self.announce(Birth::Series(Arc::clone(&born)));
         Ok(born)
@@ -403,6 +406,7 @@ impl Catalog {
             }
         };
         names.named -= series.len();
+        names.give_back(&series);
         names.era += 1;
         let era = names.era;
         device.era.store(era, Ordering::Relaxed);
@@ -557,6 +561,17 @@ impl Names {
         self.by_device.get(device)?.series.get(metric).cloned()
     }
 
+    /// What is gone was not brought.
+    fn give_back(&mut self, series: &[Arc<Series>]) {
+        for series in series {
+            let Some((client, with_device)) = self.bringers.remove(&series.id) else { continue };
+            if let Some(brought) = self.brought.get_mut(&client) {
+                brought.series -= 1;
+                brought.devices -= usize::from(with_device && series.device.removed.load(Ordering::Relaxed));
+            }
+        }
+    }
+
     fn add_device(&mut self, name: &str, era: u32) -> Arc<Device> {
         let device = device_of(self.devices.len() as u32, name, era);
         self.devices.push(Arc::clone(&device));
@@ -611,6 +626,12 @@ mod tests {
         assert_eq!(bring("piglet"), 250);
         assert!(catalog.resolve("honest", "t", "honest").is_ok());
         assert!(catalog.resolve("hog1", "t", "hog").is_ok());
+        // What is removed is given back.
+        let small = catalog_of(5, 6, 0);
+        for round in 0..1_000 {
+            assert!(small.resolve("a", "t", "tester").is_ok(), "{round}");
+            assert!(small.remove("a", None).is_some());
+        }
     }
 
     #[test]

@@ -41,14 +41,11 @@ impl Forget {
                     catalog.series_of(&self.device).map(|series| series.iter().map(|s| s.metric.to_string()).collect());
                 self.confirm(known)?;
                 let removed = catalog.remove(&self.device, self.metric.as_deref()).context("it has gone meanwhile")?;
-                let recorder = config.uplink().map_err(anyhow::Error::msg)?.map(|_| Recorder::new(&store.connection));
-                removal::write_alone(
-                    &store.connection,
-                    &catalog.take_births(),
-                    recorder.transpose()?,
-                    last_seq,
-                    now_us,
-                )?;
+                // Whatever this configuration says: a store that records has a cloud that has to hear of it.
+                let records = schema::meta::<String>(&store.connection, "recording")?.is_some();
+                let recorder = records.then(|| Recorder::new(&store.connection)).transpose()?;
+                let births = catalog.take_births();
+                removal::write_alone(&store.connection, &births, recorder, last_seq, now_us)?;
                 removed.readings
             }
             Err(OpenError::InUse(_)) => {

@@ -222,9 +222,17 @@ fn an_operator_can_always_get_out() {
     eventually("it is written there", || (cloud.count() == 1_500).then_some(()));
     assert!(cloud.rows("/v1/shards").iter().any(|row| row["url"] == "sqlite:moved.db"));
 
-    // A shard that is lost for good: what gateways keep comes again.
+    let refused = cloud.try_verb(&["shards", "set", "nobody", "sqlite:x.db"]);
+    assert!(refused.contains("there is no shard nobody"), "{refused}");
+    for place in ["sqlite:shard-001.db", "sqlite:moved.db"] {
+        let refused = cloud.try_verb(&["shards", "add", "twin", place]);
+        assert!(refused.contains("at that place"), "{refused}");
+    }
+
+    // A shard that is lost for good, and a fresh one that takes its place: what gateways keep comes again.
+    cloud.verb(&["shards", "add", "fresh", "sqlite:fresh.db"]);
     cloud.verb(&["shards", "give-up", "shard-001", "--yes"]);
-    assert_eq!(slots(&cloud), [("shard-000".to_owned(), 16_384)]);
+    assert_eq!(slots(&cloud), [("fresh".to_owned(), 8_192), ("shard-000".to_owned(), 8_192)]);
     eventually("what was there comes again", || (cloud.count() == 1_500).then_some(()));
     drained(&gateway);
     agree(&gateway, &cloud);

@@ -125,6 +125,23 @@ fn forgetting_is_asked_for_twice() {
     assert_eq!(gateway.rows("/v1/devices").len(), 1);
 }
 
+/// Also by a verb that is told nothing of the uplink, while nothing runs.
+#[test]
+fn what_is_forgotten_while_nothing_runs_goes_in_the_cloud_too() {
+    let cloud = cloud().start();
+    let mut gateway =
+        gateway().set("window.length", "1s").set("window.lateness", "1s").forwarding_to(&[&cloud]).start();
+    lines(&gateway, &history(&[("a", "temp"), ("b", "temp")], 1_750_000_000, 50));
+    eventually("all is there", || (cloud.count() == 100).then_some(()));
+    gateway.stop();
+    let (done, said) = forget(&gateway, &["a", "--yes"]);
+    assert!(done, "{said}");
+    gateway.start();
+    eventually("the cloud has heard of it", || (cloud.count() == 50).then_some(()));
+    drained(&gateway);
+    agree(&gateway, &cloud);
+}
+
 /// The cloud loses what the gateway has removed, also what it has sent while the cloud was away, and keeps the rest.
 #[test]
 fn what_is_removed_goes_in_the_cloud_too() {

@@ -118,7 +118,7 @@ fn serve(stream: &TcpStream, answer: &Answer) -> Option<()> {
             if request.summaries.is_empty() { Batch::default() } else { Batch::decode(&request.summaries).unwrap() };
         let status = answer(&request, &batch);
         let shards = vec![ShardEcho { shard: "s".into(), highest: request.batch, recent: 1 }];
-        let reply = PushReply { shards, in_flight: 32, lacking: false }.encode_to_vec();
+        let reply = PushReply { shards, in_flight: 32, ..PushReply::default() }.encode_to_vec();
         let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n", reply.len());
         writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(&reply)).ok()?;
     }

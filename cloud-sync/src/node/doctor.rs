@@ -93,6 +93,18 @@ async fn examine_shard(
             "shard {name} takes {stray} slots for its own that the map gives to others: map and shards are not of one time"
         ));
     }
+    let shut = |fence: &&Fence| {
+        let slot = map.table.slot(fence.slot);
+        let is_own = slot.owner == name && !map.transits.contains_key(&fence.slot);
+        is_own && fence.state == State::Closed && fence.epoch >= slot.epoch
+    };
+    let shut = known.iter().filter(shut).count();
+    if shut > 0 {
+        findings.problems.push(format!(
+            "shard {name} has closed {shut} slots that the map gives to it: two shards of the map may be one database, or map \
+             and shards are not of one time"
+        ));
+    }
     for what in shard.check().await? {
         findings.problems.push(format!("shard {name}: {what}"));
     }

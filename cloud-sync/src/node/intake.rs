@@ -115,7 +115,8 @@ impl Intake {
                 incarnation: from.incarnation,
             };
             let held = self.router.beat(&sender, beat).await.map_err(|failure| refusal(&failure))?;
-            return Ok(self.reply(held, false));
+            let members = self.router.view().map.members();
+            return Ok(PushReply { members, ..self.reply(held, false) });
         }
         let bytes = request.summaries.len();
         // Its memory is held until the batch is stored.
@@ -152,7 +153,8 @@ impl Intake {
 
     fn reply(&self, held: Vec<(String, Held)>, lacking: bool) -> PushReply {
         let echo = |(shard, held): (String, Held)| held.echo(shard);
-        PushReply { shards: held.into_iter().map(echo).collect(), in_flight: self.in_flight, lacking }
+        let shards = held.into_iter().map(echo).collect();
+        PushReply { shards, in_flight: self.in_flight, lacking, members: Vec::new() }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Map {
     pub leftovers: Vec<Leftover>,
     /// Why slots are on their way, or shall be: the target of the last rebalance is being carried out.
     pub rebalancing: bool,
+    /// Shards that were removed when they were empty: what gateways know of them is elsewhere.
+    pub retired: Vec<Shard>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -63,6 +65,8 @@ struct Document {
     transits: Vec<Transit>,
     leftovers: Vec<Leftover>,
     rebalancing: bool,
+    #[serde(default)]
+    retired: Vec<Shard>,
 }
 
 /// Why a text is no map.
@@ -80,7 +84,19 @@ impl Map {
     /// A first map: slots are spread over shards by their weights.
     pub fn new(shards: BTreeMap<Shard, Member>) -> Result<Self, PlacementError> {
         let table = Table::new(&weights(&shards))?;
-        Ok(Map { shards, table, transits: BTreeMap::new(), leftovers: Vec::new(), rebalancing: false })
+        Ok(Map {
+            shards,
+            table,
+            transits: BTreeMap::new(),
+            leftovers: Vec::new(),
+            rebalancing: false,
+            retired: Vec::new(),
+        })
+    }
+
+    /// All shards that gateways need not be told of: those that there are, and those that were empty when they went.
+    pub fn members(&self) -> Vec<Shard> {
+        self.shards.keys().chain(&self.retired).cloned().collect()
     }
 
     /// Shares of the shards.
@@ -109,6 +125,7 @@ impl Map {
             transits: self.transits.values().cloned().collect(),
             leftovers: self.leftovers.clone(),
             rebalancing: self.rebalancing,
+            retired: self.retired.clone(),
         };
         serde_json::to_string(&document).expect("a document of names and numbers is JSON")
     }
@@ -127,6 +144,7 @@ impl Map {
             transits: document.transits.into_iter().map(|transit| (transit.slot, transit)).collect(),
             leftovers: document.leftovers,
             rebalancing: document.rebalancing,
+            retired: document.retired,
         })
     }
 }

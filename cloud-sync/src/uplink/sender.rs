@@ -415,7 +415,9 @@ impl Uplink {
     /// If shards have been restored from backups, what they lack is sent again. They are expected to
     /// have it until that is sure, so that they go on to ask.
     fn replay(&mut self, expected: &Shards, reply: &PushReply) {
-        let lacking = expected.lacking(&reply.shards);
+        let gone = expected.gone(&reply.members);
+        let mut lacking = expected.lacking(&reply.shards);
+        lacking.extend(gone.iter().cloned());
         let Some(from) = lacking.iter().map(|(_, batch)| *batch).min() else { return };
         let names: Vec<&str> = lacking.iter().map(|(shard, _)| shard.as_str()).collect();
         let sent = match self.source.sent_since(from) {
@@ -432,6 +434,7 @@ impl Uplink {
         let unsaved: Vec<_> = unsaved.filter(|(batch, _)| *batch >= from).map(|(_, changes)| changes).collect();
         sent.into_iter().chain(unsaved).for_each(|changes| self.progress.rewind(changes));
         self.shards.adopt(&reply.shards, &lacking);
+        self.shards.forget(&gone);
         self.status.change(|status| status.replays += lacking.len() as u64);
         self.unsaved_mut();
     }

@@ -48,6 +48,17 @@ impl Shards {
         echoes.iter().filter_map(lacks).collect()
     }
 
+    /// Shards that have acknowledged something and are no more; what they had may be nowhere else.
+    pub(super) fn gone(&self, members: &[String]) -> Vec<(String, u64)> {
+        let gone = self.0.keys().filter(|shard| !members.is_empty() && !members.contains(shard));
+        gone.map(|shard| (shard.clone(), 1)).collect()
+    }
+
+    /// Nothing is expected of shards that are no more.
+    pub(super) fn forget(&mut self, gone: &[(String, u64)]) {
+        self.0.retain(|shard, _| !gone.iter().any(|(name, _)| name == shard));
+    }
+
     /// No more is expected of shards that lack something than what they hold.
     pub(super) fn adopt(&mut self, echoes: &[ShardEcho], lacking: &[(String, u64)]) {
         for echo in echoes.iter().filter(|echo| lacking.iter().any(|(shard, _)| *shard == echo.shard)) {

@@ -4,6 +4,7 @@ use super::Shared;
 use crate::node::map::{Map, Member};
 use crate::node::mover;
 use crate::node::router::{View, behind, hidden};
+use crate::node::shard::State as SlotState;
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
@@ -54,6 +55,9 @@ pub(super) struct Change {
     weight: Option<u32>,
     #[serde(default)]
     remove: bool,
+    /// It must be there already: only its place changes.
+    #[serde(default)]
+    set: bool,
     /// It is lost for good: others get its slots.
     #[serde(default)]
     give_up: bool,
@@ -74,6 +78,11 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
             let shard = router.open_shard(&change.name, member).map_err(|e| Problem::bad_request(e.to_string()))?;
             let asked = shard.fences().await;
             let known = asked.map_err(|e| Problem::bad_request(format!("shard {}: {e}", change.name)))?;
+            if before.is_none() && known.iter().any(|fence| fence.state != SlotState::Closed) {
+                return Err(Problem::bad_request(
+                    "a shard with slots is at that place already: give another place, or use `shards set` if that shard has moved",
+                ));
+            }
             let older = behind(&view.map, &change.name, &known).older.len();
             if before.is_some() && older > 0 {
                 return Err(Problem::bad_request(format!(
@@ -108,12 +117,20 @@ fn changed(view: &View, change: &Change) -> Result<Map, String> {
         }
         map.shards.remove(&change.name).ok_or_else(|| format!("there is no shard {}", change.name))?;
         map.leftovers.retain(|leftover| leftover.shard != change.name);
+        if !map.retired.contains(&change.name) {
+            map.retired.push(change.name.clone());
+        }
         return Ok(map);
     }
     match map.shards.get_mut(&change.name) {
+        None if change.set => return Err(format!("there is no shard {}", change.name)),
         None => {
             let url =
                 change.url.clone().ok_or_else(|| format!("there is no shard {}; give a url to add it", change.name))?;
+            if let Some((other, _)) = map.shards.iter().find(|(_, member)| member.url == url) {
+                return Err(format!("shard {other} is at that place"));
+            }
+            map.retired.retain(|retired| *retired != change.name);
             map.shards.insert(change.name.clone(), Member { url, weight: change.weight.unwrap_or(1) });
         }
         Some(member) => {

@@ -66,6 +66,8 @@ pub struct Uplink {
     complete_us: Micros,
     unsaved: Option<Saved>,
     saving: bool,
+    /// What is on its way to disk: until it is there, the source does not know of it.
+    being_saved: Vec<(u64, Range<u64>)>,
     save_at: Instant,
 }
 
@@ -135,6 +137,7 @@ impl Uplink {
             complete_us: Micros::MIN,
             unsaved: None,
             saving: false,
+            being_saved: Vec::new(),
             save_at: now,
         };
         uplink.live_at = uplink.next_moment(now);
@@ -266,6 +269,7 @@ impl Uplink {
             }
             Done::Saved(saved) => {
                 self.saving = false;
+                self.being_saved.clear();
                 if let Err((e, saved)) = saved {
                     self.fail(format!("progress cannot be saved: {e}"));
                     self.unsaved_mut().sent.extend(saved.sent);
@@ -430,7 +434,7 @@ impl Uplink {
         };
         tracing::warn!("{} lacks batches from {from} on that it had: they are sent again", names.join(", "));
         // What was acknowledged and is not saved yet is not known to the source.
-        let unsaved = self.unsaved.iter().flat_map(|saved| saved.sent.clone());
+        let unsaved = self.unsaved.iter().flat_map(|saved| saved.sent.clone()).chain(self.being_saved.clone());
         let unsaved: Vec<_> = unsaved.filter(|(batch, _)| *batch >= from).map(|(_, changes)| changes).collect();
         sent.into_iter().chain(unsaved).for_each(|changes| self.progress.rewind(changes));
         self.shards.adopt(&reply.shards, &lacking);
@@ -462,6 +466,7 @@ impl Uplink {
         if let Some(saved) = self.unsaved.take() {
             self.saving = true;
             let (source, saved) = (Arc::clone(&self.source), self.complete(saved));
+            self.being_saved.clone_from(&saved.sent);
             tasks.spawn_blocking(move || Done::Saved(source.save(saved.clone()).map_err(|e| (e, saved))));
         }
     }

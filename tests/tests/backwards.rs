@@ -56,6 +56,20 @@ fn arrives(cloud: &Cloud, many: u64) {
     }
 }
 
+/// A cloud with 810 readings is put back to what it has now after some more have come.
+fn gets_what_it_lacks(cloud: &mut Cloud, gateway: &Gateway, device: &str, start_s: i64) {
+    let backup = backup(cloud);
+    for step in 1..4 {
+        post(gateway, device, start_s + step * 10, 10);
+        arrives(cloud, 810 + 10 * step as u64);
+    }
+    drained(gateway);
+    put_back(cloud, &backup);
+    assert_eq!(cloud.count(), 810);
+    arrives(cloud, 840);
+    drained(gateway);
+}
+
 /// A gateway's card dies, and a fresh store under the same id counts its batches from 1; then the cloud is put back.
 #[test]
 fn a_restored_cloud_is_noticed_by_a_gateway_whose_store_is_fresh() {
@@ -73,16 +87,7 @@ fn a_restored_cloud_is_noticed_by_a_gateway_whose_store_is_fresh() {
     post(&second, "new", start_s, 10);
     arrives(&cloud, 810);
     drained(&second);
-    let backup = backup(&mut cloud);
-    for step in 1..4 {
-        post(&second, "new", start_s + step * 10, 10);
-        arrives(&cloud, 810 + 10 * step as u64);
-    }
-    drained(&second);
-    put_back(&mut cloud, &backup);
-    assert_eq!(cloud.count(), 810);
-    arrives(&cloud, 840);
-    drained(&second);
+    gets_what_it_lacks(&mut cloud, &second, "new", start_s);
     assert!(second.get("/v1/status")["uplink"]["replays"].as_u64() >= Some(1));
 }
 
@@ -107,16 +112,7 @@ fn a_restored_cloud_is_noticed_after_the_uplink_was_off_and_on() {
     post(&gateway, "e", start_s, 10);
     arrives(&cloud, 810);
     drained(&gateway);
-    let backup = backup(&mut cloud);
-    for step in 1..4 {
-        post(&gateway, "e", start_s + step * 10, 10);
-        arrives(&cloud, 810 + 10 * step as u64);
-    }
-    drained(&gateway);
-    put_back(&mut cloud, &backup);
-    assert_eq!(cloud.count(), 810);
-    arrives(&cloud, 840);
-    drained(&gateway);
+    gets_what_it_lacks(&mut cloud, &gateway, "e", start_s);
     agree(&gateway, &cloud);
 }
 

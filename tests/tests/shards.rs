@@ -191,12 +191,17 @@ fn row(name: &Arc<str>, length_us: Micros, start_us: Micros, received_us: Micros
     Row { key, version: Version { incarnation: 1, revision: 1 }, received_us, metrics }
 }
 
+/// A push of windows, at the first epoch.
+fn push(batch: u64, rows: Vec<Row>) -> Write {
+    let (expected, labels, removed) = (Held::default(), Vec::new(), Vec::new());
+    Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(1) }
+}
+
 /// A push that says that something is no more.
 fn removal(batch: u64, name: &Arc<str>, metric: Option<&str>, version: Version, now_us: Micros, epoch: Epoch) -> Write {
     let floor = Floor { metric: metric.map(Into::into), version, received_us: now_us };
     let removed = vec![Removal { slot: slot(name), device: Arc::clone(name), floor }];
-    let (expected, rows, labels) = (Held::default(), Vec::new(), Vec::new());
-    Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(epoch) }
+    Write { removed, fences: fences(epoch), ..push(batch, Vec::new()) }
 }
 
 /// A metric goes from windows, from hours that stand for them and from what comes late; what is of a later
@@ -212,12 +217,8 @@ async fn a_metric_goes(shard: &dyn Shard, other: &dyn Shard) {
             row.metrics.insert("x".into(), x);
             row
         };
-        let (expected, labels, removed) = (Held::default(), Vec::new(), Vec::new());
         let rows = hours.map(of).collect();
-        shard
-            .write(Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(1) })
-            .await
-            .unwrap();
+        shard.write(push(batch, rows)).await.unwrap();
     };
     let texts = async |shard: &dyn Shard, metric: &str, epoch: Epoch| -> u64 {
         let question = Question {
@@ -272,11 +273,7 @@ async fn shorter_windows_stay(shard: &dyn Shard) {
     open(shard).await;
     let name = device(0);
     let write = async |batch: u64, rows: Vec<Row>| {
-        let (expected, labels, removed) = (Held::default(), Vec::new(), Vec::new());
-        shard
-            .write(Write { sender: sender(), batch, expected, rows, labels, removed, fences: fences(1) })
-            .await
-            .unwrap();
+        shard.write(push(batch, rows)).await.unwrap();
     };
     let of = |length_us: Micros, start_us: Micros, texts: u64| {
         let mut row = row(&name, length_us, start_us, END_US);
@@ -314,20 +311,7 @@ async fn shorter_windows_stay_in_both_engines() {
 /// A shard takes windows of so many lengths and no more, until those of some have been retired.
 async fn lengths_are_free_again(shard: &dyn Shard) {
     open(shard).await;
-    let write = async |batch: u64, rows: Vec<Row>| {
-        let expected = Held::default();
-        shard
-            .write(Write {
-                sender: sender(),
-                batch,
-                expected,
-                rows,
-                labels: Vec::new(),
-                removed: Vec::new(),
-                fences: fences(1),
-            })
-            .await
-    };
+    let write = async |batch: u64, rows: Vec<Row>| shard.write(push(batch, rows)).await;
     let lengths = (1..3_600).filter(|s| 3_600 % s == 0).map(|s| s * 1_000_000).take(33).collect::<Vec<Micros>>();
     let (last, lengths) = lengths.split_last().unwrap();
     // Each in an hour of its own: they take the place of nothing.
@@ -384,19 +368,8 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
                 row.metrics.get_mut("m").unwrap().texts = batch;
                 row
             };
-            let (expected, rows) = (Held::default(), windows.map(of).collect());
-            shard
-                .write(Write {
-                    sender: sender(),
-                    batch,
-                    expected,
-                    rows,
-                    labels: Vec::new(),
-                    removed: Vec::new(),
-                    fences: fences(1),
-                })
-                .await
-                .unwrap();
+            let rows = windows.map(of).collect();
+            shard.write(push(batch, rows)).await.unwrap();
         };
         write(1, 0..400, 1).await;
         write(2, 200..600, 1).await;

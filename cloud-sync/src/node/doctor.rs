@@ -11,7 +11,7 @@ use super::shard::{Fence, ShardError, State};
 use anyhow::Result;
 use std::time::Duration;
 
-/// How long a shard may take.
+/// How long a shard may take until it answers at all; looking at all of it may take longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What was found.
@@ -40,15 +40,9 @@ pub async fn examine(config: &Config) -> Result<Findings> {
     ));
     for (name, member) in &map.shards {
         let before = findings.problems.len();
-        match tokio::time::timeout(PATIENCE, examine_shard(config, &map, name, member, &mut findings)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => findings
-                .problems
-                .push(format!("shard {name}: {e}; its slots cannot be read or written until it is back")),
-            Err(_) => findings.problems.push(format!(
-                "shard {name} does not answer within {} s; its slots cannot be read or written until it does",
-                PATIENCE.as_secs()
-            )),
+        if let Err(e) = examine_shard(config, &map, name, member, &mut findings).await {
+            let what = format!("shard {name}: {e}; its slots cannot be read or written until it is back");
+            findings.problems.push(what);
         }
         let wrong = findings.problems.len() - before;
         let verdict = if wrong == 0 { "nothing is wrong".to_owned() } else { format!("{wrong} problems") };
@@ -66,7 +60,8 @@ async fn examine_shard(
 ) -> Result<(), ShardError> {
     let shard = open_shard(name, member, &config.cloud.data_dir, config.cloud.coordinator != "sqlite");
     let shard = shard.map_err(|e| ShardError::Down(e.to_string()))?;
-    let known = shard.fences().await?;
+    let silent = |_| ShardError::Down(format!("no answer within {} s", PATIENCE.as_secs()));
+    let known = tokio::time::timeout(PATIENCE, shard.fences()).await.map_err(silent)??;
     let older = behind(map, name, &known).older.len();
     if older > 0 {
         findings.problems.push(format!(

@@ -54,9 +54,13 @@ impl Witnesses {
     /// The time, as far as anybody knows it: a machine whose clock nobody has set must not stamp what comes as being
     /// of long ago, or it is retired as soon as somebody does.
     pub fn time_us(&self, ours_us: Micros, now: Instant) -> Micros {
+        // Every push asks; only a clock that nobody has set is worth asking all for.
+        if ours_us >= SET_FROM_US {
+            return ours_us;
+        }
         match self.verdict(now) {
-            Verdict::Wrong(ahead_us) if ours_us < SET_FROM_US => ours_us.saturating_sub(ahead_us),
-            _ => ours_us,
+            Verdict::Wrong(ahead_us) => ours_us.saturating_sub(ahead_us),
+            Verdict::Right | Verdict::Unknown => ours_us,
         }
     }
 

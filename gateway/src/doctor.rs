@@ -21,7 +21,7 @@ pub struct Findings {
 
 /// Looks at everything in a store.
 pub fn examine(store: &Path) -> Result<Findings, rusqlite::Error> {
-    let db = schema::open_reader(store)?;
+    let db = schema::open_damaged(store)?;
     let mut findings = Findings::default();
     let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     findings.facts.push(format!("schema version {version}"));
@@ -32,7 +32,10 @@ pub fn examine(store: &Path) -> Result<Findings, rusqlite::Error> {
         Ok(lines) => findings.problems.extend(lines.iter().map(|line| format!("SQLite: {line}"))),
         Err(e) => findings.problems.push(format!("SQLite cannot read all pages: {e}")),
     }
-    for (table, key, decode) in bodies() {
+    let undefined = schema::undefined(&db)?;
+    findings.problems.extend(undefined.iter().map(|table| without_definition(table)));
+    let defined = |table: &&str| !undefined.iter().any(|lost| lost == table);
+    for (table, key, decode) in bodies().into_iter().filter(|(table, ..)| defined(table)) {
         let (mut good, mut readings) = (0_u64, 0_u64);
         let problems = &mut findings.problems;
         each_row(&db, table, key, |row| match decode(&row) {
@@ -46,13 +49,20 @@ pub fn examine(store: &Path) -> Result<Findings, rusqlite::Error> {
         let what = if table == "rollup" { "summaries" } else { "readings" };
         findings.facts.push(format!("{readings} {what} in {good} rows of {table}"));
     }
-    for table in ["device", "series", "summary", "reject", "retained"] {
+    for table in ["device", "series", "summary", "reject", "retained"].iter().filter(|table| defined(table)) {
         match db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get::<_, i64>(0)) {
             Ok(rows) => findings.facts.push(format!("{rows} rows of {table}")),
             Err(e) => findings.problems.push(format!("{table}: {e}")),
         }
     }
     Ok(findings)
+}
+
+fn without_definition(table: &str) -> String {
+    format!(
+        "{table}: the page that defines this table is damaged, and its rows are left behind; look for them with \
+         `sqlite3 tidegate.db .recover` on a copy of the store"
+    )
 }
 
 type Row = Vec<Value>;
@@ -121,15 +131,20 @@ fn each_row(db: &Connection, table: &str, key: &str, mut each: impl FnMut(Row)) 
 /// behind.
 pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
     anyhow::ensure!(!schema::file(to).exists(), "{} has a store already: choose an empty directory", to.display());
-    let db = schema::open_reader(store)?;
+    let db = schema::open_damaged(store)?;
     let new = schema::open(to)?;
-    let mut findings = Findings::default();
+    let undefined = schema::undefined(&db)?;
+    let problems = undefined.iter().map(|table| without_definition(table)).collect();
+    let mut findings = Findings { problems, ..Findings::default() };
     let into = new.connection.unchecked_transaction()?;
     let decodes = bodies();
     for (table, key) in
         [("device", "id"), ("series", "id"), ("batch", "seq"), ("chunk", "id"), ("rollup", "id"), ("reject", "id")]
     {
         let (mut kept, mut next) = (0_u64, 0_i64);
+        if undefined.iter().any(|lost| lost == table) {
+            continue;
+        }
         let columns = columns(&db, table)?;
         let mut errors = Vec::new();
         let whole = each_row(&db, table, key, |row| {
@@ -160,8 +175,8 @@ pub fn salvage(store: &Path, to: &Path) -> anyhow::Result<Findings> {
         findings.facts.push(format!("{kept} rows of {table}"));
     }
     for table in ["meta", "label", "level", "retired", "summary", "retained", "inbound", "removed", "sweep"] {
-        if columns(&db, table)?.is_empty() {
-            // The store is of a version that did not have it.
+        if undefined.iter().any(|lost| lost == table) || columns(&db, table)?.is_empty() {
+            // Or the store is of a version that did not have it.
             continue;
         }
         match copy_plainly(&db, &into, table) {

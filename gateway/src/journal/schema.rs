@@ -8,6 +8,7 @@
 use super::pair;
 use daemon::files;
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -319,11 +320,48 @@ pub fn backup(path: &Path, to: &Path) -> std::io::Result<()> {
 
 /// Opens a connection that only reads.
 pub fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    read_only(path, "")
+}
+
+/// Opens a connection that reads the tables whose definitions can be read, also where those of
+/// others are damaged (see [`undefined`]).
+pub fn open_damaged(path: &Path) -> rusqlite::Result<Connection> {
+    read_only(path, "PRAGMA writable_schema=ON; ")
+}
+
+fn read_only(path: &Path, first: &str) -> rusqlite::Result<Connection> {
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::from_secs(5))?;
-    connection.execute_batch("PRAGMA query_only=ON; PRAGMA cache_size=-1000; PRAGMA temp_store=MEMORY;")?;
+    let settings = "PRAGMA query_only=ON; PRAGMA cache_size=-1000; PRAGMA temp_store=MEMORY;";
+    connection.execute_batch(&format!("{first}{settings}"))?;
     Ok(connection)
+}
+
+/// The tables that a store of its version has and this one does not define, in order of names.
+///
+/// # Errors
+/// If no store of that version can be made in memory.
+pub fn undefined(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0))? as usize;
+    let right = Connection::open_in_memory()?;
+    right.execute_batch(&MIGRATIONS[..version.min(MIGRATIONS.len())].concat())?;
+    // As bytes: a damaged name is seldom UTF-8.
+    let columns = "SELECT CAST(t.name AS BLOB) AS at, CAST(c.name AS BLOB)
+        FROM pragma_table_list t, pragma_table_info(t.name) c WHERE t.schema = 'main' AND t.type = 'table'
+        ORDER BY at, c.cid";
+    let tables = |db: &Connection| -> rusqlite::Result<BTreeMap<Vec<u8>, Vec<Vec<u8>>>> {
+        let mut tables = BTreeMap::<_, Vec<_>>::new();
+        let mut query = db.prepare(columns)?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            tables.entry(row.get(0)?).or_default().push(row.get(1)?);
+        }
+        Ok(tables)
+    };
+    let there = tables(connection)?;
+    let lost = tables(&right)?.into_iter().filter(|(name, columns)| there.get(name) != Some(columns));
+    Ok(lost.map(|(name, _)| String::from_utf8_lossy(&name).into_owned()).collect())
 }
 
 /// Opens a connection that moves pages from the write-ahead log into the file.

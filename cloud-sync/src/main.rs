@@ -65,9 +65,16 @@ enum Verb {
     Placement {
         /// The device id.
         device: String,
+        /// The gateway's id; all gateways that have sent a device of that name without it.
+        #[arg(long)]
+        gateway: Option<String>,
     },
     /// Look at the map and at everything in the shards of a daemon that does not run, and say what is wrong.
-    Doctor,
+    Doctor {
+        /// Make a map that is older than its shards, or lost, anew from what the shards know.
+        #[arg(long)]
+        repair: bool,
+    },
     /// Manage who may come in; a gateway's user is called as its id.
     User {
         #[command(subcommand)]
@@ -178,7 +185,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
             served
         }
         Verb::Check => app::check(&config).map_err(Into::into).map(|()| println!("the configuration is good")),
-        Verb::Doctor => runtime.block_on(examine(&config)),
+        Verb::Doctor { repair } => runtime.block_on(examine(&config, repair)),
         Verb::User { verb } => verb.run(&config.users_file()),
         verb => {
             let own = arguments.url.is_none().then_some(&*config.cloud.data_dir);
@@ -221,15 +228,18 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                     Verb::Gateways { verb: GatewaysVerb::Forget { gateway } } => client.gateway(&gateway, true).await,
                     Verb::Rebalance { plan: true, .. } => client.plan().await,
                     Verb::Rebalance { no_wait, .. } => client.rebalance(!no_wait).await,
-                    Verb::Placement { device } => client.placement(&device).await,
-                    Verb::Run | Verb::Check | Verb::Doctor | Verb::User { .. } => Ok(()),
+                    Verb::Placement { device, gateway } => client.placement(&device, gateway.as_deref()).await,
+                    Verb::Run | Verb::Check | Verb::Doctor { .. } | Verb::User { .. } => Ok(()),
                 }
             })
         }
     }
 }
 
-async fn examine(config: &Config) -> anyhow::Result<()> {
+async fn examine(config: &Config, repair: bool) -> anyhow::Result<()> {
+    if repair {
+        println!("{}", doctor::repair(config).await?);
+    }
     let findings = doctor::examine(config).await?;
     findings.facts.iter().for_each(|fact| println!("{fact}"));
     findings.problems.iter().for_each(|problem| println!("PROBLEM {problem}"));

@@ -36,6 +36,8 @@ pub mod coordinator;
 pub mod row;
 
 /// Where rows live.
+mod rebuild;
+mod settle;
 pub mod shard;
 
 /// Questions over many shards.

@@ -36,6 +36,15 @@ pub enum LogFormat {
 impl Common {
     /// The configuration, from all its layers.
     pub fn load<C: Options>(&self) -> Result<C, Vec<Problem>> {
+        // Those before a verb are lost if there are others behind it.
+        let given = std::env::args_os().filter(|argument| is_set(&argument.to_string_lossy())).count();
+        if given > self.sets.len() {
+            return Err(vec![Problem {
+                place: "--set".into(),
+                key: String::new(),
+                what: "some stand before the verb and some behind it: give all in one place".into(),
+            }]);
+        }
         // TIDEGATE_TEST_... are for the tests' own knobs, which are no configuration.
         let environment = std::env::vars().filter(|(name, _)| !name.starts_with("TIDEGATE_TEST_"));
         load(self.config.as_deref(), environment, &self.sets)
@@ -55,6 +64,10 @@ impl Common {
             LogFormat::Json => log.json().init(),
         }
     }
+}
+
+fn is_set(argument: &str) -> bool {
+    argument == "--set" || argument.starts_with("--set=")
 }
 
 /// Every connection takes a descriptor, and the store needs some always: what the system allows, not less.

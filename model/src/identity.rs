@@ -1,8 +1,8 @@
 //! Names and places.
 //!
-//! A device id or metric name is UTF-8, 1 to 255 bytes, without control characters. A
-//! device's *slot* decides which shard keeps it; the hash is fixed for ever, so its golden
-//! vectors are tests.
+//! A device id or metric name is UTF-8, 1 to 255 bytes, without control characters. Device ids are
+//! unique at their gateway only, so the *slot* of both decides which shard keeps a device; the hash
+//! is fixed for ever, and its golden vectors are tests.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -37,9 +37,28 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
     }
 }
 
-/// The slot of a device: the top 14 bits of `xxh3_64` (seed 0) of its id's bytes.
-pub fn slot(device: &str) -> u16 {
-    (xxh3_64(device.as_bytes()) >> (u64::BITS - SLOT_BITS)) as u16
+/// The slot of a gateway's device: the top 14 bits of `xxh3_64` (seed 0) of both names, each behind
+/// its length in one byte. A gateway itself is at the slot of its device without a name.
+pub fn slot(gateway: &str, device: &str) -> u16 {
+    let mut bytes = [0; 2 * (1 + NAME_BYTES_MAX)];
+    let mut end = 0;
+    for name in [gateway, device] {
+        debug_assert!(name.len() <= NAME_BYTES_MAX, "names are checked");
+        let name = &name.as_bytes()[..name.len().min(NAME_BYTES_MAX)];
+        bytes[end] = name.len() as u8;
+        bytes[end + 1..][..name.len()].copy_from_slice(name);
+        end += 1 + name.len();
+    }
+    top_bits(xxh3_64(&bytes[..end]))
+}
+
+/// The slot of a device in clouds that were founded before gateways counted: that of its id alone.
+pub fn slot_of_device(device: &str) -> u16 {
+    top_bits(xxh3_64(device.as_bytes()))
+}
+
+fn top_bits(hash: u64) -> u16 {
+    (hash >> (u64::BITS - SLOT_BITS)) as u16
 }
 
 #[cfg(test)]
@@ -60,7 +79,29 @@ mod tests {
     fn slots_follow_the_golden_vectors() {
         assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2);
         assert_eq!(xxh3_64(b"dev-1"), 0x61bc_331d_d76d_7aa0);
-        assert_eq!(slot(""), 0x2d06_8005_38d3_94c2_u64.wrapping_shr(50) as u16);
-        assert!(slot("dev-1") < SLOTS);
+        assert_eq!([slot_of_device(""), slot_of_device("dev-1")], [2_881, 6_255]);
+        // By another implementation of the hash (Python's xxhash).
+        let golden = [
+            ("", "", 3_273),
+            ("g", "", 5_602),
+            ("", "g", 15_337),
+            ("site-1", "temp", 6_327),
+            ("site-2", "temp", 4_236),
+            ("ab", "c", 12_673),
+            ("a", "bc", 7_099),
+        ];
+        assert_eq!(golden.map(|(gateway, device, _)| slot(gateway, device)), golden.map(|(.., slot)| slot));
+        let longest = "ü".repeat(127) + "x";
+        assert_eq!(slot(&longest, &longest), 1_006);
+    }
+
+    #[test]
+    fn one_name_at_many_gateways_is_spread_evenly() {
+        let mut counts = [0_u32; 10];
+        for site in 0..10_000 {
+            counts[usize::from(slot(&format!("site-{site}"), "temp")) * 10 / usize::from(SLOTS)] += 1;
+        }
+        // Within 2 % of all, wherever the borders of shards are.
+        assert!(counts.iter().all(|&count| count.abs_diff(1_000) < 200), "{counts:?}");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tests::cloud::{Cloud, agree, cloud, drained};
 use tests::{Gateway, Plan, eventually, gateway, own_clock};
+use xtask::postgres::postgres;
 
 fn plan(cloud: &Cloud) -> Plan {
     gateway()
@@ -221,4 +222,184 @@ fn a_shard_that_is_put_back_into_the_middle_of_a_move_loses_nothing() {
         assert_eq!(cloud.count(), 500, "put back to {at}, after {later}");
         println!("put back to {at}, after {later:?}: all is there");
     }
+}
+
+/// Only the map is put back to a time before slots moved, and then it is lost: the shards know who has what.
+#[test]
+fn a_map_that_is_put_back_or_lost_is_made_anew_from_the_shards() {
+    let mut cloud = cloud().start();
+    let gateway = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s, 10));
+    arrives(&cloud, 500);
+    cloud.stop();
+    let data = cloud.directory.path().join("cloud");
+    let map = data.join("map.db");
+    let before = std::fs::read(&map).unwrap();
+    cloud.start();
+    cloud.verb(&["shards", "add", "third", "sqlite:third.db", "--weight", "2"]);
+    cloud.verb(&["rebalance"]);
+    drained(&gateway);
+    let owners = |cloud: &Cloud| -> Vec<(String, u64)> {
+        let row = |row: serde_json::Value| (row["name"].as_str().unwrap().to_owned(), row["slots"].as_u64().unwrap());
+        cloud.rows("/v1/shards").into_iter().map(row).collect()
+    };
+    let moved = owners(&cloud);
+    cloud.stop();
+
+    // A map from before the third shard knows nothing of it: a shard is missing, and nothing is changed.
+    let newest = std::fs::read(&map).unwrap();
+    std::fs::write(&map, before).unwrap();
+    let said = offline_error(&cloud, &["doctor"]);
+    assert!(said.contains("the map is older than shard shard-000") && said.contains("doctor --repair"), "{said}");
+    let shards = r#"cloud.shards=["sqlite:shard-000.db", "sqlite:shard-001.db", "third=sqlite:third.db"]"#;
+    std::fs::remove_file(&map).unwrap();
+    let said = offline_error(&cloud, &["run"]);
+    assert!(said.contains("there is no map, but shard shard-000 belongs to cloud"), "{said}");
+    let said = offline_error(&cloud, &["doctor", "--repair"]);
+    assert!(said.contains("nobody has 8192 of 16384 slots: name all shards"), "{said}");
+    assert!(!map.exists() || std::fs::read(&map).unwrap() != newest);
+    let said = cloud.offline(&["--set", shards, "doctor", "--repair"]);
+    assert!(said.contains("was made anew from 3 shards: 16384 slots"), "{said}");
+    cloud.start();
+    assert_eq!(owners(&cloud), moved);
+    arrives(&cloud, 500);
+    post(&gateway, "d1", start_s + 100, 10);
+    arrives(&cloud, 510);
+
+    // An older map that knows all shards.
+    cloud.stop();
+    let before = std::fs::read(&map).unwrap();
+    cloud.start();
+    cloud.verb(&["shards", "drain", "third"]);
+    cloud.verb(&["rebalance"]);
+    cloud.stop();
+    std::fs::write(&map, before).unwrap();
+    let said = offline_error(&cloud, &["doctor"]);
+    assert!(said.contains("the map is older than shard"), "{said}");
+    let said = cloud.offline(&["doctor", "--repair"]);
+    assert!(said.contains("was made anew from 3 shards: 8192 slots"), "{said}");
+    let said = cloud.offline(&["doctor", "--repair"]);
+    assert!(said.contains("nothing was changed"), "{said}");
+    cloud.start();
+    post(&gateway, "d2", start_s + 100, 10);
+    arrives(&cloud, 520);
+    drained(&gateway);
+    agree(&gateway, &cloud);
+    cloud.stop();
+    let said = cloud.offline(&["doctor"]);
+    assert!(said.ends_with("nothing is wrong\n"), "{said}");
+}
+
+/// What a verb of a cloud that does not run says when it refuses.
+fn offline_error(cloud: &Cloud, arguments: &[&str]) -> String {
+    let mut command = std::process::Command::new(tests::binary("tidegate-cloud"));
+    let data = cloud.directory.path().join("cloud");
+    command.arg("--set").arg(format!("cloud.data_dir={}", data.display()));
+    command.args(["--set", "cloud.listen=127.0.0.1:0", "--set", "http.listen=127.0.0.1:0"]);
+    let output = command.args(arguments).output().unwrap();
+    assert!(!output.status.success(), "{}", tests::both(&output));
+    tests::both(&output)
+}
+
+/// A database belongs to one cloud: another one that is given it touches nothing.
+#[test]
+fn a_database_of_another_cloud_is_refused() {
+    let server = postgres();
+    let url = server.database("own");
+    let shards = format!("[{url:?}]");
+    let mut first = cloud().set("cloud.shards", &shards).start();
+    let gateway = plan(&first).start();
+    post(&gateway, "d", tests::now_s() - 1_000, 10);
+    arrives(&first, 10);
+    let second = cloud().start();
+    let refused = second.try_verb(&["shards", "add", "mine", &url]);
+    assert!(refused.contains("a shard of another cloud"), "{refused}");
+    let output = std::process::Command::new(tests::binary("tidegate-cloud"))
+        .args(["--set", "cloud.listen=127.0.0.1:0", "--set", "http.listen=127.0.0.1:0", "--set"])
+        .arg(format!("cloud.data_dir={}", tempfile::tempdir().unwrap().path().join("cloud").display()))
+        .args(["--set", &format!("cloud.shards={shards}")])
+        .output()
+        .unwrap();
+    let said = tests::both(&output);
+    assert!(
+        !output.status.success() && said.contains("there is no map, but shard shard-000 belongs to cloud"),
+        "{said}"
+    );
+    post(&gateway, "d", tests::now_s() - 900, 10);
+    arrives(&first, 20);
+
+    // It moves to another host, and something else is put in its place.
+    let other = server.database("other");
+    let refused = first.try_verb(&["shards", "set", "shard-000", &other]);
+    assert!(refused.contains("it belongs to nobody yet"), "{refused}");
+    first.stop();
+    server.sql("postgres", "CREATE DATABASE moved TEMPLATE own");
+    first.start();
+    first.verb(&["shards", "set", "shard-000", &url.replace("/own", "/moved")]);
+    post(&gateway, "d", tests::now_s() - 800, 10);
+    arrives(&first, 30);
+    assert_eq!(server.sql("own", "SELECT count(*) FROM tidegate.summary"), "20");
+}
+
+/// A database that is made anew under a daemon that runs is noticed without a restart.
+#[test]
+fn a_database_that_is_made_anew_under_a_running_daemon_is_noticed() {
+    let server = postgres();
+    let shards = format!(r#"["sqlite:a.db", "b={}"]"#, server.database("b"));
+    let cloud = cloud().set("cloud.shards", &shards).start();
+    let gateway = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s, 10));
+    arrives(&cloud, 500);
+    drained(&gateway);
+    server.sql("postgres", "DROP DATABASE b WITH (FORCE)");
+    server.sql("postgres", "CREATE DATABASE b");
+    let begun = Instant::now();
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s + 20, 10));
+    while cloud.get("/v1/aggregates?stats=count&group_by=all")["rows"][0]["count"] != 1_000 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "what was there has not come again");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("{:.0} s later all is there", begun.elapsed().as_secs_f64());
+    drained(&gateway);
+    agree(&gateway, &cloud);
+}
+
+/// A server that hangs is no daemon that hangs: the others answer, and it is named.
+#[test]
+fn a_shard_that_hangs_is_named_and_the_others_answer() {
+    let server = postgres();
+    let shards = format!(r#"["sqlite:a.db", "b={}"]"#, server.database("b"));
+    let mut cloud = cloud().set("cloud.shards", &shards).set("query.timeout", "2s").start();
+    let gateway = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s, 10));
+    arrives(&cloud, 500);
+    drained(&gateway);
+    // Whatever touches these tables waits for a session that does nothing.
+    let locks = "BEGIN; LOCK TABLE tidegate.slot, tidegate.meta, tidegate.summary IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(600)";
+    let mut session = server.psql("b").args(["-c", locks]).spawn().unwrap();
+    eventually("the shard hangs", || {
+        let answer = cloud.get("/v1/aggregates?stats=count&group_by=all");
+        (answer["missing"][0]["shard"] == "b").then_some(())
+    });
+    let begun = Instant::now();
+    let rows = cloud.rows("/v1/shards");
+    let up: Vec<&serde_json::Value> = rows.iter().map(|row| &row["up"]).collect();
+    assert_eq!(up, [false, true], "{rows:?}");
+    assert!(rows[0]["error"].as_str().unwrap().contains("no answer within"), "{rows:?}");
+    let answer = cloud.get("/v1/aggregates?stats=count&group_by=all");
+    assert_eq!((&answer["partial"], &answer["missing"][0]["shard"]), (&true.into(), &"b".into()), "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    // It also stops and starts meanwhile.
+    cloud.stop();
+    cloud.start();
+    session.kill().unwrap();
+    session.wait().unwrap();
+    server.sql("b", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()");
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s + 20, 10));
+    arrives(&cloud, 1_000);
+    drained(&gateway);
+    agree(&gateway, &cloud);
 }

@@ -343,6 +343,7 @@ fn a_daemon_starts_and_serves_though_a_shard_is_down() {
     let shards = format!(r#"["sqlite:a.db", "far=postgres://nobody@127.0.0.1:{down}/none"]"#);
     let cloud = cloud().set("cloud.shards", &shards).start();
     let gateway = gateway()
+        .set("gateway.id", "gw-1")
         .set("window.length", "1s")
         .set("window.lateness", "0s")
         .set("uplink.batch", "1")
@@ -353,7 +354,7 @@ fn a_daemon_starts_and_serves_though_a_shard_is_down() {
     let body = json!({"readings": (0..6).map(reading).collect::<Vec<_>>()}).to_string();
     assert_eq!(gateway.post("/v1/readings", "application/json", body.as_bytes()).0, 200);
     let places: Vec<String> = (0..6)
-        .map(|n| cloud.get(&format!("/v1/placement?device=d{n}"))["shard"].as_str().unwrap().to_owned())
+        .map(|n| cloud.get(&format!("/v1/placement?device=d{n}&gateway=gw-1"))["shard"].as_str().unwrap().to_owned())
         .collect();
     assert!(places.iter().any(|place| place == "far") && places.iter().any(|place| place == "shard-000"), "{places:?}");
     let error = eventually("the gateway is told which shard is down", || {

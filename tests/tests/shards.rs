@@ -8,7 +8,6 @@ use cloud_sync::node::shard::{Fence, Labelled, Part, Question, Removal, Sender, 
 use cloud_sync::placement::Epoch;
 use cloud_sync::uplink::Held;
 use daemon::aggregates::{Filter, GroupBy, Range};
-use model::identity::slot;
 use model::time::window_start;
 use model::{Micros, Sketch, Summary, Value};
 use rand::rngs::StdRng;
@@ -31,6 +30,10 @@ const GATEWAY: &str = "g";
 
 fn device(number: usize) -> Arc<str> {
     format!("d{number}").into()
+}
+
+fn slot(device: &str) -> u16 {
+    model::identity::slot(GATEWAY, device)
 }
 
 fn fences(epoch: Epoch) -> Vec<(u16, Epoch)> {
@@ -258,9 +261,9 @@ async fn a_metric_goes(shard: &dyn Shard, other: &dyn Shard) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metric_that_is_removed_is_gone_from_both_engines() {
     let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str| Sqlite::open(&directory.path().join(name)).unwrap();
+    let file = |name: &str| Sqlite::open(&directory.path().join(name), None).unwrap();
     let server = postgres();
-    let database = |name: &str| Postgres::new(&server.database(name)).unwrap();
+    let database = |name: &str| Postgres::new(&server.database(name), None).unwrap();
     let [first, second] = [database("first"), database("second")];
     first.roll_up(BEGIN_US, 1).await.unwrap();
     second.roll_up(BEGIN_US, 1).await.unwrap();
@@ -301,9 +304,9 @@ async fn shorter_windows_stay(shard: &dyn Shard) {
 #[tokio::test(flavor = "multi_thread")]
 async fn shorter_windows_stay_in_both_engines() {
     let directory = tempfile::tempdir().unwrap();
-    shorter_windows_stay(&Sqlite::open(&directory.path().join("s")).unwrap()).await;
+    shorter_windows_stay(&Sqlite::open(&directory.path().join("s"), None).unwrap()).await;
     let server = postgres();
-    let shard = Postgres::new(&server.database("shorter")).unwrap();
+    let shard = Postgres::new(&server.database("shorter"), None).unwrap();
     shard.roll_up(BEGIN_US, 1).await.unwrap();
     shorter_windows_stay(&shard).await;
 }
@@ -344,9 +347,9 @@ async fn lengths_are_free_again(shard: &dyn Shard) {
 #[tokio::test(flavor = "multi_thread")]
 async fn lengths_of_windows_are_bounded_and_free_again_in_both_engines() {
     let directory = tempfile::tempdir().unwrap();
-    lengths_are_free_again(&Sqlite::open(&directory.path().join("s")).unwrap()).await;
+    lengths_are_free_again(&Sqlite::open(&directory.path().join("s"), None).unwrap()).await;
     let server = postgres();
-    let shard = Postgres::new(&server.database("lengths")).unwrap();
+    let shard = Postgres::new(&server.database("lengths"), None).unwrap();
     shard.roll_up(BEGIN_US, 1).await.unwrap();
     lengths_are_free_again(&shard).await;
 }
@@ -356,9 +359,9 @@ async fn lengths_of_windows_are_bounded_and_free_again_in_both_engines() {
 async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
     let directory = tempfile::tempdir().unwrap();
     let server = postgres();
-    let database = Postgres::new(&server.database("large")).unwrap();
+    let database = Postgres::new(&server.database("large"), None).unwrap();
     database.roll_up(BEGIN_US, 1).await.unwrap();
-    for shard in [&database as &dyn Shard, &Sqlite::open(&directory.path().join("s")).unwrap()] {
+    for shard in [&database as &dyn Shard, &Sqlite::open(&directory.path().join("s"), None).unwrap()] {
         open(shard).await;
         let name = device(0);
         let write = async |batch: u64, windows: std::ops::Range<i64>, revision: u64| {
@@ -390,7 +393,7 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
 async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all_that_is_in_it() {
     let server = postgres();
     let url = server.database("earlier");
-    let shard = Postgres::new(&url).unwrap();
+    let shard = Postgres::new(&url, None).unwrap();
     open(&shard).await;
     let name = device(0);
     let rows = (0..4).map(|hour| row(&name, MINUTE_US, BEGIN_US + hour * HOUR_US, BEGIN_US + hour)).collect();
@@ -413,13 +416,14 @@ async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all
         "earlier",
         &format!(
             "ALTER TABLE tidegate.device DROP COLUMN labels_incarnation, DROP COLUMN labels_batch;
-             DROP INDEX tidegate.rollup_received; DROP TABLE tidegate.removed; UPDATE tidegate.version SET version = 1;
+             DROP INDEX tidegate.rollup_received; DROP TABLE tidegate.removed; DROP TABLE tidegate.identity;
+             DROP INDEX tidegate.device_by_name, tidegate.device_by_gateway; UPDATE tidegate.version SET version = 1;
              INSERT INTO tidegate.meta VALUES ('retired_us', {retired_us});"
         ),
     );
-    let shard = Postgres::new(&url).unwrap();
+    let shard = Postgres::new(&url, None).unwrap();
     shard.roll_up(END_US, 100).await.unwrap();
-    assert_eq!(server.sql("earlier", "SELECT version FROM tidegate.version"), "3");
+    assert_eq!(server.sql("earlier", "SELECT version FROM tidegate.version"), "4");
     let sealed =
         format!("SELECT start_us FROM tidegate.rollup WHERE length_us = {HOUR_US} AND revision = 1 ORDER BY 1");
     assert_eq!(server.sql("earlier", &sealed), format!("{BEGIN_US}\n{}", BEGIN_US + HOUR_US), "received before");
@@ -545,9 +549,9 @@ async fn sqlite_and_postgresql_answer_as_a_plain_model_does() {
     let server = postgres();
     for round in 0..4 {
         let directory = tempfile::tempdir().unwrap();
-        let file = |name: &str| Arc::new(Sqlite::open(&directory.path().join(name)).unwrap()) as Arc<dyn Shard>;
+        let file = |name: &str| Arc::new(Sqlite::open(&directory.path().join(name), None).unwrap()) as Arc<dyn Shard>;
         let database = |name: &str| {
-            Arc::new(Postgres::new(&server.database(&format!("{name}_{round}"))).unwrap()) as Arc<dyn Shard>
+            Arc::new(Postgres::new(&server.database(&format!("{name}_{round}")), None).unwrap()) as Arc<dyn Shard>
         };
         let shards = match round {
             0 => [file("a"), file("b")],

@@ -18,6 +18,9 @@ fn bad_configuration_is_exit_code_2_with_every_problem_at_once() {
     assert!(said.contains("did you mean mqtt.listen?") && said.contains("window.length"), "{said}");
     let output = Command::new(binary("tidegate")).arg("--nonsense").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
+    let apart = ["--set", "gateway.data_dir=/nowhere", "check", "--set", "window.length=1m"];
+    let output = Command::new(binary("tidegate")).args(apart).output().unwrap();
+    assert!(output.status.code() == Some(2) && both(&output).contains("in one place"), "{}", both(&output));
 }
 
 #[test]

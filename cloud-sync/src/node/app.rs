@@ -15,7 +15,7 @@ use super::incoming::incoming;
 use super::intake::{Grpc, Intake, now_us};
 use super::metrics::Metrics;
 use super::mover::{Mover, SharedProgress};
-use super::router::{Router, RouterError};
+use super::router::{Router, RouterError, View};
 use super::shard::{Shard, ShardError};
 use super::witness::{Verdict, agree};
 use crate::wire::MESSAGE_MAX;
@@ -29,6 +29,7 @@ use daemon::seats::Seats;
 use daemon::sparse::Sparse;
 use daemon::supervise::supervisor;
 use daemon::tls::{Clients, Shown, TlsError};
+use futures_util::future::join_all;
 use model::Micros;
 use model::time::SECOND_US;
 use std::io;
@@ -47,6 +48,8 @@ const KEEPALIVE: Duration = Duration::from_secs(45);
 const GRACE: Duration = Duration::from_secs(5);
 /// What a push may send ahead of being read.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// How often shards are asked whether they are still what the map takes them for.
+const ATTEND_EVERY: Duration = Duration::from_secs(20);
 /// How often hours are rolled up and old rows retired.
 const TIDY_EVERY: Duration = Duration::from_secs(2);
 /// Rows that one look takes.
@@ -234,6 +237,7 @@ impl App {
         }
         tasks.push(supervisor.task("mover", mover.run()));
         tasks.push(supervisor.task("tidy", tidy(Arc::clone(&site), stop.clone())));
+        tasks.push(supervisor.task("shards", attend(Arc::clone(&site.router), stop.clone())));
         tasks.push(supervisor.task("map", follow(Arc::clone(&site.router), stop.clone())));
         let failure = tokio::select! {
             () = shutdown.cancelled() => None,
@@ -332,6 +336,22 @@ async fn follow(router: Arc<Router>, stop: CancellationToken) {
     }
 }
 
+/// Notices shards that have been put back, made anew or moved under this daemon.
+async fn attend(router: Arc<Router>, stop: CancellationToken) {
+    static SILENT: Sparse = Sparse::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ATTEND_EVERY) => {}
+        }
+        if let Err(e) = router.settle().await
+            && SILENT.may_say().is_some()
+        {
+            tracing::warn!("{e}; what belongs there waits");
+        }
+    }
+}
+
 /// Retires what is old by a clock that somebody has confirmed.
 async fn retire(site: &Site, name: &str, shard: &dyn Shard, keep_us: Micros) -> Result<usize, ShardError> {
     static WRONG: Sparse = Sparse::new();
@@ -353,9 +373,21 @@ async fn retire(site: &Site, name: &str, shard: &dyn Shard, keep_us: Micros) -> 
     shard.retire(now_us - keep_us, TIDY_ROWS).await
 }
 
+/// The most rows that one kind of work took.
+async fn tidy_one(site: &Site, view: &View, name: &str, keep_us: Option<Micros>) -> Result<usize, ShardError> {
+    let shard = view.shard(name)?;
+    let swept = shard.sweep(TIDY_ROWS).await?;
+    let rolled = shard.roll_up(now_us(), TIDY_ROWS).await?;
+    let retired = match keep_us {
+        Some(keep_us) => retire(site, name, &**shard, keep_us).await?,
+        None => 0,
+    };
+    Ok(swept.max(rolled).max(retired))
+}
+
 /// Rolls hours up and retires old rows, little by little.
 async fn tidy(site: Arc<Site>, stop: CancellationToken) {
-    let keep_us = site.config.retention.summaries.micros();
+    let keep_us = Some(site.config.retention.summaries.micros()).filter(|&keep_us| keep_us > 0);
     let mut pause = TIDY_EVERY;
     loop {
         tokio::select! {
@@ -363,22 +395,16 @@ async fn tidy(site: Arc<Site>, stop: CancellationToken) {
             () = tokio::time::sleep(pause) => {}
         }
         let view = site.router.view();
-        let mut most = 0;
-        for name in view.map.shards.keys() {
-            let Ok(shard) = view.shard(name) else { continue };
-            let swept = shard.sweep(TIDY_ROWS).await;
-            let rolled = shard.roll_up(now_us(), TIDY_ROWS).await;
-            let mut done = swept.and_then(|swept| rolled.map(|rolled| rolled.max(swept)));
-            // A copy that is being compared must not shrink on one side.
-            if let (Ok(rolled), true, true) = (&done, keep_us > 0, view.map.transits.is_empty()) {
-                let rolled = *rolled;
-                done = retire(&site, name, &**shard, keep_us).await.map(|retired| rolled.max(retired));
+        // A copy that is being compared must not shrink on one side.
+        let keep_us = keep_us.filter(|_| view.map.transits.is_empty());
+        let each = view.map.shards.keys().map(async |name| match tidy_one(&site, &view, name, keep_us).await {
+            Ok(rows) => rows,
+            Err(e) => {
+                tracing::debug!("shard {name} cannot be tidied now: {e}");
+                0
             }
-            match done {
-                Ok(rows) => most = most.max(rows),
-                Err(e) => tracing::debug!("shard {name} cannot be tidied now: {e}"),
-            }
-        }
+        });
+        let most = join_all(each).await.into_iter().max().unwrap_or(0);
         pause = if most < TIDY_ROWS { TIDY_EVERY } else { Duration::from_millis(50) };
     }
 }

@@ -141,16 +141,20 @@ impl Client {
         Ok(())
     }
 
-    /// `placement DEVICE`.
-    pub async fn placement(&self, device: &str) -> Result<()> {
-        let device = [("device", device)];
-        let query = reqwest::Url::parse_with_params("http://x/v1/placement", &device)?;
+    /// `placement DEVICE [--gateway ID]`.
+    pub async fn placement(&self, device: &str, gateway: Option<&str>) -> Result<()> {
+        let asked = [("device", Some(device)), ("gateway", gateway)];
+        let asked = asked.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let query = reqwest::Url::parse_with_params("http://x/v1/placement", asked)?;
         let answer = self.ask(&format!("{}?{}", query.path(), query.query().unwrap_or_default()), None).await?;
-        let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
-        print!("{}: slot {}, {}, epoch {}", text("device"), answer["slot"], text("shard"), answer["epoch"]);
-        match answer["moving_to"].as_str() {
-            Some(to) => println!(", moving to {to}"),
-            None => println!(),
+        for row in answer["rows"].as_array().into_iter().flatten() {
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            let (gateway, device, shard) = (text("gateway"), text("device"), text("shard"));
+            print!("{gateway} {device}: slot {}, {shard}, epoch {}", row["slot"], row["epoch"]);
+            match row["moving_to"].as_str() {
+                Some(to) => println!(", moving to {to}"),
+                None => println!(),
+            }
         }
         Ok(())
     }

@@ -1,14 +1,18 @@
 //! What is wrong with a cloud, in words.
 //!
 //! Arrives: the configuration of a daemon that does not run. Leaves: facts and problems, each with
-//! what to do. Always holds: nothing is changed.
+//! what to do. Always holds: nothing is changed, unless a map is to be made anew.
 
 use super::config::Config;
 use super::coordinator;
-use super::map::{Map, Member};
-use super::router::{behind, open_shard};
-use super::shard::{Fence, ShardError, State};
-use anyhow::Result;
+use super::intake::now_us;
+use super::map::{Map, Member, Placing};
+use super::rebuild::{Found, rebuild};
+use super::settle::behind;
+use super::shard::{Fence, Shard, ShardError, State, place};
+use anyhow::{Context, Result};
+use model::identity::SLOTS;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a shard may take until it answers at all; looking at all of it may take longer.
@@ -23,13 +27,64 @@ pub struct Findings {
     pub problems: Vec<String>,
 }
 
+/// Makes a map that is older than its shards, or lost, anew from what the shards know; returns what it did.
+///
+/// # Errors
+/// If a shard does not answer, or shards are missing: nothing has been changed then.
+pub async fn repair(config: &Config) -> Result<String> {
+    let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
+    let known = coordinator.read().await?;
+    let map = known.as_ref().map(|(_, text)| Map::of_text(text)).transpose()?;
+    let members = map.as_ref().map_or_else(|| config.shards(), |map| map.shards.clone());
+    let (mut found, mut placing) = (Vec::new(), Placing::GatewayAndDevice);
+    for (name, member) in members {
+        let shard = look_at(config, &member).with_context(|| format!("shard {name}"))?;
+        let answer = async {
+            let identity = shard.identity().await?;
+            Ok::<_, ShardError>((identity, shard.fences().await?, placing_of(&*shard).await?))
+        };
+        let (identity, fences, placed) = answer.await.with_context(|| format!("shard {name}"))?;
+        placing = placed.unwrap_or(placing);
+        match identity {
+            Some(identity) => found.push((Found { member, identity, fences }, shard)),
+            None if map.is_some() => {}
+            None => anyhow::bail!("what is at the place of shard {name} belongs to nobody: name the right place"),
+        }
+    }
+    let (found, shards): (Vec<Found>, Vec<Arc<dyn Shard>>) = found.into_iter().unzip();
+    let rebuilt = rebuild(map.as_ref(), &found, placing, now_us()).map_err(anyhow::Error::msg)?;
+    if rebuilt.slots.is_empty() {
+        return Ok("the map is as young as its shards: nothing was changed".into());
+    }
+    let version = known.map(|(version, _)| version);
+    let is_done = coordinator.swap(version, &rebuilt.map.to_text()).await?;
+    anyhow::ensure!(is_done, "another daemon has changed the map: try again");
+    for (found, shard) in found.iter().zip(&shards) {
+        // Who does not hear it now hears it from the daemon.
+        shard.set_fences(rebuilt.fences(found)).await.with_context(|| format!("shard {}", found.identity.shard))?;
+    }
+    let (cloud, slots) = (&rebuilt.map.cloud, rebuilt.slots.len());
+    Ok(format!("the map of cloud {cloud} was made anew from {} shards: {slots} slots", found.len()))
+}
+
+/// What decides the slots of the devices that a shard has.
+async fn placing_of(shard: &dyn Shard) -> Result<Option<Placing>, ShardError> {
+    for slot in shard.inhabited((0..SLOTS).collect()).await? {
+        let (devices, _) = shard.export_names(slot).await?;
+        if let Some(known) = devices.first() {
+            let all = [Placing::GatewayAndDevice, Placing::Device];
+            return Ok(all.into_iter().find(|placing| placing.slot(&known.gateway, &known.device) == slot));
+        }
+    }
+    Ok(None)
+}
+
 /// Looks at the map and at every shard.
 pub async fn examine(config: &Config) -> Result<Findings> {
     let mut findings = Findings::default();
     let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
     let Some((version, text)) = coordinator.read().await? else {
-        findings.facts.push("there is no map yet: the first start makes one".into());
-        return Ok(findings);
+        return without_map(config, findings).await;
     };
     let map = Map::of_text(&text)?;
     drop(coordinator);
@@ -51,6 +106,45 @@ pub async fn examine(config: &Config) -> Result<Findings> {
     Ok(findings)
 }
 
+/// There is none before the first start, or it is lost.
+async fn without_map(config: &Config, mut findings: Findings) -> Result<Findings> {
+    for (name, member) in config.shards() {
+        let shard = look_at(config, &member);
+        let of = match shard {
+            Ok(shard) => shard.identity().await,
+            Err(e) => Err(e),
+        };
+        match of {
+            Ok(Some(of)) => findings.problems.push(format!(
+                "there is no map, but shard {name} belongs to cloud {}: if the map is lost, make it anew with \
+                 `tidegate-cloud doctor --repair`",
+                of.cloud
+            )),
+            Ok(None) => findings.facts.push(format!("shard {name}: nobody's yet")),
+            Err(_) if !place::is_there(&member.url, &config.cloud.data_dir) => {
+                findings.facts.push(format!("shard {name}: not there yet"));
+            }
+            Err(e) => findings.problems.push(format!("shard {name}: {e}")),
+        }
+    }
+    if findings.problems.is_empty() {
+        findings.facts.push("there is no map yet: the first start makes one".into());
+    }
+    Ok(findings)
+}
+
+/// A shard as it is; whatever is not there is not made.
+fn look_at(config: &Config, member: &Member) -> Result<Arc<dyn Shard>, ShardError> {
+    if !place::is_there(&member.url, &config.cloud.data_dir) {
+        return Err(ShardError::Down(format!(
+            "there is no file {} in {}",
+            member.url,
+            config.cloud.data_dir.display()
+        )));
+    }
+    place::open(&member.url, &config.cloud.data_dir, config.cloud.coordinator != "sqlite", None)
+}
+
 async fn examine_shard(
     config: &Config,
     map: &Map,
@@ -58,10 +152,17 @@ async fn examine_shard(
     member: &Member,
     findings: &mut Findings,
 ) -> Result<(), ShardError> {
-    let shard = open_shard(name, member, &config.cloud.data_dir, config.cloud.coordinator != "sqlite");
-    let shard = shard.map_err(|e| ShardError::Down(e.to_string()))?;
+    let shard = look_at(config, member)?;
     let silent = |_| ShardError::Down(format!("no answer within {} s", PATIENCE.as_secs()));
     let known = tokio::time::timeout(PATIENCE, shard.fences()).await.map_err(silent)??;
+    if let Some(of) = shard.identity().await?.filter(|of| *of != map.identity(name)) {
+        findings.problems.push(format!(
+            "what is at the place of shard {name} is shard {} of cloud {}, and this is cloud {}: say where the shard is with \
+             `shards set`, or put its backup there",
+            of.shard, of.cloud, map.cloud
+        ));
+        return Ok(());
+    }
     let older = behind(map, name, &known).older.len();
     if older > 0 {
         findings.problems.push(format!(
@@ -74,8 +175,8 @@ async fn examine_shard(
     let ahead = known.iter().filter(ahead).count();
     if ahead > 0 {
         findings.problems.push(format!(
-            "the map is older than shard {name} in {ahead} slots: it has been restored without its shards; put the map of \
-             the same time back"
+            "the map is older than shard {name} in {ahead} slots: it has been restored without its shards; make it anew with \
+             `tidegate-cloud doctor --repair`"
         ));
     }
     let stray = |fence: &&Fence| {

@@ -3,9 +3,10 @@
 //! Always holds: it changes only by compare-and-set on its version, so two daemons never think
 //! that both have changed it; a slot's epoch rises with every change of its owners.
 
+use super::shard::Identity;
 use crate::placement::{Epoch, PlacementError, Shard, Slot, Table};
 use model::Micros;
-use model::identity::SLOTS;
+use model::identity::{SLOTS, slot, slot_of_device};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -40,9 +41,41 @@ pub struct Leftover {
     pub after_us: Micros,
 }
 
+/// What decides a device's slot; fixed when a cloud is founded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placing {
+    /// Its gateway and its id.
+    GatewayAndDevice,
+    /// Its id alone, in clouds that were founded by version 0.1.
+    Device,
+}
+
+impl Placing {
+    /// The slot of a gateway's device.
+    pub fn slot(self, gateway: &str, device: &str) -> u16 {
+        match self {
+            Placing::GatewayAndDevice => slot(gateway, device),
+            Placing::Device => slot_of_device(device),
+        }
+    }
+
+    /// The slot that a gateway itself is at.
+    pub fn slot_of_gateway(self, gateway: &str) -> u16 {
+        match self {
+            Placing::GatewayAndDevice => slot(gateway, ""),
+            Placing::Device => slot_of_device(gateway),
+        }
+    }
+}
+
 /// The document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map {
+    /// The cloud's id, random, of its founding; its shards know it too.
+    pub cloud: String,
+    /// What decides a device's slot.
+    pub placing: Placing,
     /// All shards, by name.
     pub shards: BTreeMap<Shard, Member>,
     /// The owners.
@@ -57,16 +90,38 @@ pub struct Map {
     pub retired: Vec<Shard>,
 }
 
+/// The document's version: one that is higher, or has another shape, is left alone.
+const FORMAT: u32 = 2;
+
 #[derive(Serialize, Deserialize)]
 struct Document {
+    /// Missing in the first version, which calls the owners `slots`, so that a daemon of that version leaves this alone.
+    #[serde(default = "first_format")]
+    format: u32,
+    /// Empty until a daemon of this version has written the map.
+    #[serde(default)]
+    cloud: String,
+    #[serde(default = "Document::placing")]
+    placing: Placing,
     shards: BTreeMap<Shard, Member>,
     /// Slots in a row with the same owner and epoch: how many, who, which.
-    slots: Vec<(usize, Shard, Epoch)>,
+    #[serde(alias = "slots")]
+    owners: Vec<(usize, Shard, Epoch)>,
     transits: Vec<Transit>,
     leftovers: Vec<Leftover>,
     rebalancing: bool,
     #[serde(default)]
     retired: Vec<Shard>,
+}
+
+fn first_format() -> u32 {
+    1
+}
+
+impl Document {
+    fn placing() -> Placing {
+        Placing::Device
+    }
 }
 
 /// Why a text is no map.
@@ -85,6 +140,8 @@ impl Map {
     pub fn new(shards: BTreeMap<Shard, Member>) -> Result<Self, PlacementError> {
         let table = Table::new(&weights(&shards))?;
         Ok(Map {
+            cloud: format!("{:016x}", rand::random::<u64>()),
+            placing: Placing::GatewayAndDevice,
             shards,
             table,
             transits: BTreeMap::new(),
@@ -92,6 +149,11 @@ impl Map {
             rebalancing: false,
             retired: Vec::new(),
         })
+    }
+
+    /// Who a shard has to be.
+    pub fn identity(&self, shard: &str) -> Identity {
+        Identity { cloud: self.cloud.clone(), shard: shard.to_owned() }
     }
 
     /// All shards that gateways need not be told of: those that there are, and those that were empty when they went.
@@ -112,16 +174,19 @@ impl Map {
 
     /// As text.
     pub fn to_text(&self) -> String {
-        let mut slots: Vec<(usize, Shard, Epoch)> = Vec::new();
+        let mut owners: Vec<(usize, Shard, Epoch)> = Vec::new();
         for slot in self.table.slots() {
-            match slots.last_mut() {
+            match owners.last_mut() {
                 Some((many, owner, epoch)) if *owner == slot.owner && *epoch == slot.epoch => *many += 1,
-                _ => slots.push((1, slot.owner.clone(), slot.epoch)),
+                _ => owners.push((1, slot.owner.clone(), slot.epoch)),
             }
         }
         let document = Document {
+            format: FORMAT,
+            cloud: self.cloud.clone(),
+            placing: self.placing,
             shards: self.shards.clone(),
-            slots,
+            owners,
             transits: self.transits.values().cloned().collect(),
             leftovers: self.leftovers.clone(),
             rebalancing: self.rebalancing,
@@ -133,12 +198,17 @@ impl Map {
     /// From text.
     pub fn of_text(text: &str) -> Result<Self, MapError> {
         let document: Document = serde_json::from_str(text).map_err(|e| MapError::Document(e.to_string()))?;
+        if document.format > FORMAT {
+            return Err(MapError::Document(format!("its format is {}, this build knows {FORMAT}", document.format)));
+        }
         let run = |(many, owner, epoch): (usize, Shard, Epoch)| {
             std::iter::repeat_n(Slot { owner, epoch }, many.min(usize::from(SLOTS) + 1))
         };
-        let slots: Vec<Slot> = document.slots.into_iter().flat_map(run).collect();
+        let slots: Vec<Slot> = document.owners.into_iter().flat_map(run).collect();
         let many = slots.len();
         Ok(Map {
+            cloud: document.cloud,
+            placing: document.placing,
             shards: document.shards,
             table: Table::of_slots(slots).ok_or(MapError::Slots(many))?,
             transits: document.transits.into_iter().map(|transit| (transit.slot, transit)).collect(),
@@ -167,5 +237,17 @@ mod tests {
         map.leftovers.push(Leftover { slot: 9, shard: "s1".into(), epoch: 3, after_us: 5 });
         assert_eq!(Map::of_text(&map.to_text()), Ok(map));
         assert!(Map::of_text("{}").is_err());
+        assert!(
+            Map::of_text(&Map::new((0..3).map(member).collect()).unwrap().to_text().replace(":2,", ":3,")).is_err()
+        );
+    }
+
+    #[test]
+    fn a_cloud_that_was_founded_by_the_first_version_keeps_its_slots() {
+        let text = r#"{"shards":{"s0":{"url":"sqlite:s0.db","weight":1}},"slots":[[16384,"s0",1]],"transits":[],
+            "leftovers":[],"rebalancing":false}"#;
+        let map = Map::of_text(text).unwrap();
+        assert_eq!((map.placing, map.placing.slot("any", "dev-1")), (Placing::Device, 6_255));
+        assert_eq!(Map::of_text(&map.to_text()), Ok(map), "also when it has been written again");
     }
 }

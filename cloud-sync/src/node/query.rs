@@ -1,17 +1,16 @@
 //! Questions over many shards.
 //!
-//! Of one device one shard is asked, of many all of them, side by side; what they merged by
+//! Of one device of one gateway one shard is asked, otherwise all of them, side by side; what they merged by
 //! themselves is merged here. Always holds: an answer is of one map, which every shard that
 //! answers has checked; a shard that does not answer is named, never left out in silence.
 
-use super::router::{Router, View};
+use super::router::Router;
 use super::shard::{Beat, Partial, Question as ShardQuestion, ShardError, add_cell, check_cells};
 use crate::placement::Epoch;
 use daemon::aggregates::answer::{Cell, Cells, Head, Sink};
 use daemon::aggregates::{Answer, GroupKey, Question, Starts};
 use model::Micros;
-use model::aggregate::{Window, is_glob};
-use model::identity::slot;
+use model::aggregate::Window;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,31 +42,6 @@ pub struct Missing {
     pub slots: usize,
 }
 
-/// Fenced slots by shard.
-type Targets = Vec<(String, Arc<Vec<(u16, Epoch)>>)>;
-
-/// The shards that a question over these devices goes to.
-pub fn targets(view: &View, devices: &[String]) -> Targets {
-    let all_named = !devices.is_empty() && devices.iter().all(|device| !is_glob(device));
-    let mut targets: BTreeMap<String, Vec<(u16, Epoch)>> = BTreeMap::new();
-    if all_named {
-        for device in devices {
-            let at = slot(device);
-            let owner = view.map.table.slot(at);
-            targets.entry(owner.owner.clone()).or_default().push((at, owner.epoch));
-        }
-    } else {
-        for (at, owner) in view.map.table.slots().iter().enumerate() {
-            targets.entry(owner.owner.clone()).or_default().push((at as u16, owner.epoch));
-        }
-    }
-    let fences = |(shard, mut fences): (String, Vec<(u16, Epoch)>)| {
-        fences.dedup();
-        (shard, Arc::new(fences))
-    };
-    targets.into_iter().map(fences).collect()
-}
-
 /// Answers a question; what is missing stands beside it.
 pub async fn aggregates(
     router: &Router,
@@ -88,7 +62,7 @@ pub async fn aggregates(
     };
     // Before the windows are read: what becomes complete meanwhile may not be among them.
     let (beats, silent) = beats(router, timeout).await?;
-    let (parts, mut missing) = scatter(router, &question.filter.devices, timeout, |shard, fences| {
+    let (parts, mut missing) = scatter(router, gateways, &question.filter.devices, timeout, |shard, fences| {
         let question = of_shard(fences);
         async move { shard.aggregate(question).await }
     })
@@ -143,7 +117,7 @@ fn answer(question: &Question, whole: Partial, complete_until_us: Micros) -> Ans
 
 /// All gateways, and the shards that did not tell.
 pub async fn beats(router: &Router, timeout: Duration) -> Result<(Vec<Beat>, Vec<Missing>), QueryError> {
-    let (parts, missing) = scatter(router, &[], timeout, |shard, _| async move { shard.beats().await }).await?;
+    let (parts, missing) = scatter(router, &[], &[], timeout, |shard, _| async move { shard.beats().await }).await?;
     let mut newest: BTreeMap<String, Beat> = BTreeMap::new();
     for beat in parts.into_iter().flatten() {
         if newest.get(&beat.gateway).is_none_or(|known| known.seen_us < beat.seen_us) {
@@ -153,9 +127,10 @@ pub async fn beats(router: &Router, timeout: Duration) -> Result<(Vec<Beat>, Vec
     Ok((newest.into_values().collect(), missing))
 }
 
-/// Asks all shards that own slots of these devices; once more, with a newer map, if one refuses.
+/// Asks all shards that own slots of these gateways' devices; once more, with a newer map, if one refuses.
 pub async fn scatter<T: Send + 'static, F>(
     router: &Router,
+    gateways: &[String],
     devices: &[String],
     timeout: Duration,
     ask: impl Fn(Arc<dyn super::shard::Shard>, Arc<Vec<(u16, Epoch)>>) -> F,
@@ -167,7 +142,7 @@ where
     for _ in 0..TRIES {
         let view = router.view();
         let (mut tasks, mut parts, mut missing, mut fenced) = (JoinSet::new(), Vec::new(), Vec::new(), false);
-        for (name, fences) in targets(&view, devices) {
+        for (name, fences) in view.targets(gateways, devices) {
             let slots = fences.len();
             match view.shard(&name) {
                 Ok(shard) => {

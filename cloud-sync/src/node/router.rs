@@ -7,19 +7,18 @@
 use super::config::Config;
 use super::coordinator::{self, Coordinator, CoordinatorError};
 use super::intake::now_us;
-use super::map::{Leftover, Map, MapError, Member};
+use super::map::{Leftover, Map, MapError, Member, Placing};
 use super::row::{Floor, Key, Row, Version};
-use super::shard::postgres::Postgres;
-use super::shard::sqlite::Sqlite;
-use super::shard::{Beat, Fence, Labelled, Removal, Sender, Shard, ShardError, State, Write};
+use super::shard::{Beat, Fence, Identity, Labelled, Removal, Sender, Shard, ShardError, State, Write, place};
 use crate::placement::{Epoch, PlacementError};
 use crate::uplink::Held;
 use crate::wire::Batch;
 use model::Micros;
-use model::identity::slot;
+use model::aggregate::is_glob;
+use model::identity::SLOTS;
 use model::time::window_start;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -43,6 +42,17 @@ pub enum RouterError {
     /// There are no shards.
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    /// There is no map, but a configured shard has one.
+    #[error(
+        "there is no map, but shard {name} belongs to cloud {cloud}: if the map of that cloud is lost, make it anew with \
+         `tidegate-cloud doctor --repair`; otherwise give this cloud shards of its own"
+    )]
+    Taken {
+        /// Which.
+        name: String,
+        /// Whose it is.
+        cloud: String,
+    },
     /// A shard cannot be opened.
     #[error("shard {name}: {error}")]
     Shard {
@@ -71,13 +81,46 @@ pub struct View {
     /// The document.
     pub map: Map,
     shards: HashMap<String, Arc<dyn Shard>>,
+    /// All slots, by owner.
+    all: Targets,
 }
 
+/// Slots with their epochs, by the shard that owns them.
+pub type Targets = Vec<(String, Arc<Vec<(u16, Epoch)>>)>;
+
 impl View {
+    fn new(version: u64, map: Map, shards: HashMap<String, Arc<dyn Shard>>) -> Self {
+        let all = by_owner(&map, 0..SLOTS);
+        View { version, map, shards, all }
+    }
+
+    /// What a question over these gateways and devices has to look at: globs, and nothing for all.
+    pub fn targets(&self, gateways: &[String], devices: &[String]) -> Targets {
+        let placing = self.map.placing;
+        let named = |names: &[String]| !names.is_empty() && names.iter().all(|name| !is_glob(name));
+        // The gateway does not count there.
+        let gateways = if placing == Placing::Device { &[String::new()] } else { gateways };
+        let is_placed = (placing == Placing::Device || named(gateways)) && named(devices);
+        if !is_placed || gateways.len() * devices.len() > usize::from(SLOTS) {
+            return self.all.clone();
+        }
+        let slots = gateways.iter().flat_map(|gateway| devices.iter().map(|device| placing.slot(gateway, device)));
+        by_owner(&self.map, slots.collect::<BTreeSet<u16>>())
+    }
+
     /// A shard by name.
     pub fn shard(&self, name: &str) -> Result<&Arc<dyn Shard>, ShardError> {
         self.shards.get(name).ok_or_else(|| ShardError::Down("it is not open".into()))
     }
+}
+
+fn by_owner(map: &Map, slots: impl IntoIterator<Item = u16>) -> Targets {
+    let mut by_owner: BTreeMap<&str, Vec<(u16, Epoch)>> = BTreeMap::new();
+    for slot in slots {
+        let owner = map.table.slot(slot);
+        by_owner.entry(&owner.owner).or_default().push((slot, owner.epoch));
+    }
+    by_owner.into_iter().map(|(shard, slots)| (shard.to_owned(), Arc::new(slots))).collect()
 }
 
 /// Routes.
@@ -95,17 +138,20 @@ impl Router {
     pub async fn open(config: &Config, coordinator: Arc<dyn Coordinator>) -> Result<Self, RouterError> {
         if coordinator.read().await?.is_none() {
             let map = match former_map(config).await? {
-                Some(map) => map,
-                None => Map::new(config.shards())?.to_text(),
+                Some(map) => Some(map),
+                None => found(config, &*coordinator).await?,
             };
-            // If another daemon is quicker, its map counts.
-            coordinator.swap(None, &map).await?;
+            if let Some(map) = map {
+                // If another daemon is quicker, its map counts.
+                coordinator.swap(None, &map).await?;
+            }
         }
+        name(&*coordinator).await?;
         let router = Router {
             coordinator,
             data_dir: config.cloud.data_dir.clone(),
             shared: config.cloud.coordinator != "sqlite",
-            view: RwLock::new(Arc::new(View { version: 0, map: Map::new(config.shards())?, shards: HashMap::new() })),
+            view: RwLock::new(Arc::new(View::new(0, Map::new(config.shards())?, HashMap::new()))),
             refreshing: Mutex::default(),
         };
         router.refresh().await?;
@@ -135,15 +181,14 @@ impl Router {
         let map = Map::of_text(&text)?;
         let mut shards = HashMap::new();
         for (name, member) in &map.shards {
-            let known = before.shards.get(name).filter(|_| before.map.shards.get(name) == Some(member));
             let same_place = before.map.shards.get(name).is_some_and(|known| known.url == member.url);
-            let shard = match known.or_else(|| before.shards.get(name).filter(|_| same_place)) {
+            let shard = match before.shards.get(name).filter(|_| same_place && before.map.cloud == map.cloud) {
                 Some(shard) => Arc::clone(shard),
-                None => self.open_shard(name, member)?,
+                None => self.open_shard(name, member, Some(map.identity(name)))?,
             };
             shards.insert(name.clone(), shard);
         }
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(View { version, map, shards });
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(View::new(version, map, shards));
         Ok(true)
     }
 
@@ -154,96 +199,27 @@ impl Router {
         Ok(done)
     }
 
-    /// Opens a shard by its URL.
-    pub fn open_shard(&self, name: &str, member: &Member) -> Result<Arc<dyn Shard>, RouterError> {
-        open_shard(name, member, &self.data_dir, self.shared)
+    /// Opens a shard by its URL, as it is or for its owner.
+    pub fn open_shard(
+        &self,
+        name: &str,
+        member: &Member,
+        owner: Option<Identity>,
+    ) -> Result<Arc<dyn Shard>, RouterError> {
+        place::open(&member.url, &self.data_dir, self.shared, owner)
+            .map_err(|error| RouterError::Shard { name: name.to_owned(), error })
     }
 
-    /// Makes shards know the slots that the map gives them. One that knows less than the map has
-    /// been restored, or is new: it takes what the gateways still have.
-    /// One that does not answer does not keep the others waiting.
-    pub async fn settle(&self) -> Result<(), RouterError> {
-        let mut failure = None;
-        for name in self.view().map.shards.keys() {
-            if let Err(error) = self.settle_one(name).await {
-                failure.get_or_insert(error);
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    async fn settle_one(&self, name: &str) -> Result<(), RouterError> {
-        let failed = |error| RouterError::Shard { name: name.to_owned(), error };
-        let view = self.view();
-        let shard = view.shard(name).map_err(failed)?;
-        let known = shard.fences().await.map_err(failed)?;
-        let Behind { mut fences, older } = behind(&view.map, name, &known);
-        if !older.is_empty() {
-            let back = self.give_back(&view, name, &older).await?;
-            fences.retain(|fence| !back.contains(&fence.slot));
-        }
-        if !older.is_empty() && !known.is_empty() {
-            tracing::warn!(
-                "shard {name} is older than the map: it has been restored; the gateways are asked for what it lacks"
-            );
-            shard.forget_batches().await.map_err(failed)?;
-        }
-        if fences.is_empty() { Ok(()) } else { shard.set_fences(fences).await.map_err(failed) }
-    }
-
-    /// Slots of a shard that has been restored go back to whoever has had them before, where that one still has all
-    /// that it handed over; they move again by and by. What came since, the gateways send once more.
-    async fn give_back(&self, view: &View, name: &str, slots: &[u16]) -> Result<BTreeSet<u16>, RouterError> {
-        let (mut map, mut back, now_us) = (view.map.clone(), Vec::new(), now_us());
-        for former in view.map.shards.keys().filter(|former| *former != name) {
-            let had = |left: &&Leftover| {
-                left.shard == *former
-                    && slots.contains(&left.slot)
-                    && left.epoch == view.map.table.slot(left.slot).epoch
-                    && left.after_us > now_us
-            };
-            let left: Vec<&Leftover> = view.map.leftovers.iter().filter(had).collect();
-            if left.is_empty() {
-                continue;
-            }
-            let failed = |error| RouterError::Shard { name: former.clone(), error };
-            let known = view.shard(former).map_err(failed)?.fences().await.map_err(failed)?;
-            let closed: HashSet<(u16, Epoch)> = known
-                .iter()
-                .filter(|fence| fence.state == State::Closed)
-                .map(|fence| (fence.slot, fence.epoch))
-                .collect();
-            for left in left.into_iter().filter(|left| closed.contains(&(left.slot, left.epoch))) {
-                let slot = map.table.slot_mut(left.slot);
-                slot.owner.clone_from(former);
-                slot.epoch += 1;
-                back.push(Fence { slot: left.slot, epoch: slot.epoch, state: State::Closed });
-            }
-        }
-        if back.is_empty() {
-            return Ok(BTreeSet::new());
-        }
-        let slots: BTreeSet<u16> = back.iter().map(|fence| fence.slot).collect();
-        map.leftovers.retain(|left| !slots.contains(&left.slot));
-        map.leftovers.extend(back.iter().map(|fence| Leftover {
-            slot: fence.slot,
-            shard: name.to_owned(),
-            epoch: fence.epoch,
-            after_us: now_us,
-        }));
-        map.rebalancing = true;
-        if !self.change(view, &map).await? {
-            // Another daemon was quicker: looked at again.
-            return Ok(slots);
-        }
-        tracing::warn!("{} slots of shard {name} go back to the shards that still have them whole", slots.len());
-        view.shard(name)
-            .cloned()
-            .map_err(|error| RouterError::Shard { name: name.to_owned(), error })?
-            .set_fences(back)
-            .await
-            .map_err(|error| RouterError::Shard { name: name.to_owned(), error })?;
-        Ok(slots)
+    /// Opens a shard anew: another file is at its place now.
+    pub(super) async fn reopen(&self, name: &str) -> Result<(), RouterError> {
+        let _only = self.refreshing.lock().await;
+        let before = self.view();
+        let Some(member) = before.map.shards.get(name) else { return Ok(()) };
+        let mut shards = before.shards.clone();
+        shards.insert(name.to_owned(), self.open_shard(name, member, Some(before.map.identity(name)))?);
+        let view = View::new(before.version, before.map.clone(), shards);
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+        Ok(())
     }
 
     /// Stops what is on its way: owners stay who they are. It works at any step, also without the new owner, since
@@ -295,7 +271,7 @@ impl Router {
         expected: &HashMap<String, Held>,
         received_us: Micros,
     ) -> Result<Vec<(String, Held)>, PushFailure> {
-        let parts = Parts::of(sender, batch, received_us);
+        let parts = Parts::of(self.view().map.placing, sender, batch, received_us);
         let mut last = String::new();
         for _ in 0..TRIES {
             let view = self.view();
@@ -332,7 +308,7 @@ impl Router {
 
     /// Notes a gateway that is there; returns what all shards hold of it.
     pub async fn beat(&self, sender: &Sender, beat: Beat) -> Result<Vec<(String, Held)>, PushFailure> {
-        let at = slot(&sender.gateway);
+        let at = self.view().map.placing.slot_of_gateway(&sender.gateway);
         for try_number in 0..TRIES {
             let view = self.view();
             let owner = view.map.table.slot(at);
@@ -374,82 +350,6 @@ async fn held(view: &View, sender: &Sender) -> Vec<(String, Held)> {
     held
 }
 
-/// Where a shard knows less than the map.
-pub struct Behind {
-    /// What it is to be told.
-    pub fences: Vec<Fence>,
-    /// The slots in which it is older, and not only short of the last step of a move.
-    pub older: Vec<u16>,
-}
-
-/// What a shard that knows these fences does not know of the map.
-pub fn behind(map: &Map, shard: &str, known: &[Fence]) -> Behind {
-    let known: HashMap<u16, &Fence> = known.iter().map(|fence| (fence.slot, fence)).collect();
-    let mut behind = Behind { fences: Vec::new(), older: Vec::new() };
-    for (slot, epoch) in map.slots_of(shard) {
-        let known = known.get(&slot);
-        if map.transits.contains_key(&slot) || known.is_some_and(|fence| fence.epoch >= epoch) {
-            continue;
-        }
-        let arrived = known.is_some_and(|fence| fence.state == State::Arrived && fence.epoch + 1 == epoch);
-        if !arrived {
-            behind.older.push(slot);
-        }
-        behind.fences.push(Fence { slot, epoch, state: State::Open });
-    }
-    behind
-}
-
-/// Opens a shard by its URL; files are relative to `data_dir`, and only for daemons that share
-/// their map with no other.
-pub fn open_shard(name: &str, member: &Member, data_dir: &Path, shared: bool) -> Result<Arc<dyn Shard>, RouterError> {
-    let failed = |error| RouterError::Shard { name: name.to_owned(), error };
-    match member.url.split_once(':') {
-        Some(("sqlite", _)) if shared => Err(failed(ShardError::Down(
-            "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to PostgreSQL first, with \
-             cloud.coordinator = \"sqlite\""
-                .into(),
-        ))),
-        Some(("sqlite", file)) => {
-            let below = below(file).map_err(|what| failed(ShardError::Down(what)))?;
-            Ok(Arc::new(Sqlite::open(&data_dir.join(below)).map_err(failed)?))
-        }
-        Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::new(&member.url).map_err(failed)?)),
-        _ => Err(failed(ShardError::Down(format!(
-            "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
-            hidden(&member.url)
-        )))),
-    }
-}
-
-/// A file's path, which leads nowhere but below the data directory.
-fn below(file: &str) -> Result<&Path, String> {
-    let path = Path::new(file);
-    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-    if file.is_empty() || file.contains('\0') || !plain {
-        return Err(format!(
-            "sqlite:{file} is not below cloud.data_dir: give a file's name, without \"..\" or a leading \"/\""
-        ));
-    }
-    Ok(path)
-}
-
-/// A URL as it may be shown: without what lets others in. One that cannot be understood shows its scheme only.
-pub(super) fn hidden(url: &str) -> String {
-    let Some((scheme, _)) = url.split_once(':').filter(|(scheme, _)| *scheme != "sqlite") else {
-        return url.to_owned();
-    };
-    let Ok(mut shown) = reqwest::Url::parse(url) else { return format!("{scheme}://...") };
-    let _ = shown.set_password(None);
-    let pairs: Vec<(String, String)> =
-        shown.query_pairs().into_owned().filter(|(key, _)| !key.contains("pass") && !key.contains("key")).collect();
-    shown.set_query(None);
-    if !pairs.is_empty() {
-        shown.query_pairs_mut().extend_pairs(pairs);
-    }
-    shown.to_string()
-}
-
 /// The map of the data directory, when a coordinator for several daemons takes over.
 async fn former_map(config: &Config) -> Result<Option<String>, RouterError> {
     if config.cloud.coordinator == "sqlite" || !coordinator::Sqlite::is_in(&config.cloud.data_dir) {
@@ -458,6 +358,37 @@ async fn former_map(config: &Config) -> Result<Option<String>, RouterError> {
     let former = coordinator::Sqlite::open(&config.cloud.data_dir)?.read().await?;
     tracing::info!("the map of {} is taken over", config.cloud.data_dir.display());
     Ok(former.map(|(_, map)| map))
+}
+
+/// A first map, unless a configured shard belongs to a cloud already: then that one's map is lost, or this is another.
+async fn found(config: &Config, coordinator: &dyn Coordinator) -> Result<Option<String>, RouterError> {
+    let is_there = |member: &Member| place::is_there(&member.url, &config.cloud.data_dir);
+    for (name, member) in config.shards().into_iter().filter(|(_, member)| is_there(member)) {
+        let failed = |error| RouterError::Shard { name: name.clone(), error };
+        let shared = config.cloud.coordinator != "sqlite";
+        let shard = place::open(&member.url, &config.cloud.data_dir, shared, None).map_err(failed)?;
+        // One that does not answer now says so when it does.
+        let Ok(Some(of)) = shard.identity().await else { continue };
+        if coordinator.read().await?.is_some() {
+            // It is the one that another daemon has founded meanwhile.
+            return Ok(None);
+        }
+        return Err(RouterError::Taken { name, cloud: of.cloud });
+    }
+    Ok(Some(Map::new(config.shards())?.to_text()))
+}
+
+/// Gives the cloud an id if it was founded before clouds had any.
+async fn name(coordinator: &dyn Coordinator) -> Result<(), RouterError> {
+    while let Some((version, text)) = coordinator.read().await? {
+        let mut map = Map::of_text(&text)?;
+        if !map.cloud.is_empty() {
+            break;
+        }
+        map.cloud = format!("{:016x}", rand::random::<u64>());
+        coordinator.swap(Some(version), &map.to_text()).await?;
+    }
+    Ok(())
 }
 
 /// What a batch has for slots.
@@ -469,7 +400,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(sender: &Sender, batch: &Batch, received_us: Micros) -> Self {
+    fn of(placing: Placing, sender: &Sender, batch: &Batch, received_us: Micros) -> Self {
+        let slot = |device: &str| placing.slot(&sender.gateway, device);
         let slots: Vec<u16> = batch.devices.iter().map(|device| slot(&device.id)).collect();
         let labels = batch.devices.iter().zip(&slots).filter_map(|(device, &slot)| {
             Some(Labelled { slot, device: Arc::clone(&device.id), labels: device.labels.clone()? })

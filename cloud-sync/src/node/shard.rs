@@ -5,8 +5,12 @@
 //! touches at the epochs that the caller believes in; whoever acts on an older map changes and
 //! learns nothing.
 
+/// How long a shard may take.
+mod deadline;
 /// Rows to answers, whatever engine they come from.
 mod merge;
+/// Where a shard is, by its URL.
+pub mod place;
 /// PostgreSQL: a database.
 pub mod postgres;
 /// SQLite: one file.
@@ -18,6 +22,7 @@ use crate::uplink::Held;
 use crate::wire::HeldWindow;
 use async_trait::async_trait;
 use daemon::aggregates::{Filter, GroupBy, GroupKey, Range};
+use model::identity::SLOTS;
 use model::time::window_start;
 use model::{Micros, Summary};
 use serde::{Deserialize, Serialize};
@@ -87,6 +92,34 @@ pub enum ShardError {
     /// More than one question may take.
     #[error("{0}")]
     TooMuch(String),
+}
+
+/// Whose a shard is; it is written into the shard itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The cloud's id, random, of its founding.
+    pub cloud: String,
+    /// The shard's name in its map.
+    pub shard: String,
+}
+
+impl Identity {
+    /// Why a shard that is `found`'s may not be used as this one's.
+    fn check(&self, found: &Identity) -> Result<(), ShardError> {
+        if self == found {
+            return Ok(());
+        }
+        let what = if self.cloud == found.cloud {
+            format!("it is shard {:?} of this cloud, not {:?}: two names for one place?", found.shard, self.shard)
+        } else {
+            format!(
+                "it belongs to another cloud, {}, as its shard {:?}; give this one a place of its own, or, if the map of \
+                 that cloud is lost, stop the daemons and make it anew with `tidegate-cloud doctor --repair`",
+                found.cloud, found.shard
+            )
+        };
+        Err(ShardError::Down(what))
+    }
 }
 
 /// Who sends.
@@ -352,15 +385,58 @@ fn tell_sealed(windows: usize) {
     }
 }
 
-/// Checks that slots may be read at epochs.
-fn check_readable(known: &BTreeMap<u16, Fence>, wanted: &[(u16, Epoch)]) -> Result<(), ShardError> {
-    let readable = |state| matches!(state, State::Open | State::Fenced);
-    let is_wrong = |(slot, epoch): &&(u16, Epoch)| {
-        known.get(slot).is_none_or(|fence| fence.epoch != *epoch || !readable(fence.state))
-    };
-    match wanted.iter().find(is_wrong) {
-        None => Ok(()),
-        Some((slot, _)) => Err(ShardError::fenced(*slot, known.get(slot))),
+/// What is known of each slot.
+#[derive(Debug)]
+struct Fenced(Vec<Option<Fence>>);
+
+impl Default for Fenced {
+    fn default() -> Self {
+        Fenced(vec![None; usize::from(SLOTS)])
+    }
+}
+
+impl Fenced {
+    fn of(fences: impl IntoIterator<Item = Fence>) -> Self {
+        let mut fenced = Fenced::default();
+        for fence in fences {
+            if let Some(place) = fenced.0.get_mut(usize::from(fence.slot)) {
+                *place = Some(fence);
+            }
+        }
+        fenced
+    }
+
+    /// Checks that slots may be read at epochs.
+    fn check(&self, wanted: &[(u16, Epoch)]) -> Result<(), ShardError> {
+        let readable = |state| matches!(state, State::Open | State::Fenced);
+        let of = |slot: u16| self.0.get(usize::from(slot)).and_then(Option::as_ref);
+        let is_wrong = |(slot, epoch): &&(u16, Epoch)| {
+            of(*slot).is_none_or(|fence| fence.epoch != *epoch || !readable(fence.state))
+        };
+        match wanted.iter().find(is_wrong) {
+            None => Ok(()),
+            Some((slot, _)) => Err(ShardError::fenced(*slot, of(*slot))),
+        }
+    }
+}
+
+/// Some of all slots.
+struct Slots(Vec<bool>);
+
+impl Slots {
+    fn of(fences: &[(u16, Epoch)]) -> Self {
+        let mut slots = vec![false; usize::from(SLOTS)];
+        for (slot, _) in fences {
+            if let Some(place) = slots.get_mut(usize::from(*slot)) {
+                *place = true;
+            }
+        }
+        Slots(slots)
+    }
+
+    /// True if a device of this number is in one of them.
+    fn hold(&self, device: i64) -> bool {
+        self.0.get(usize::from(slot_of(device))).is_some_and(|&is_in| is_in)
     }
 }
 
@@ -404,6 +480,13 @@ pub trait Shard: Send + Sync + 'static {
         limit: usize,
         fences: Arc<Vec<(u16, Epoch)>>,
     ) -> Result<Vec<HeldWindow>, ShardError>;
+
+    /// Whose it is; `None` if it is nobody's yet.
+    async fn identity(&self) -> Result<Option<Identity>, ShardError>;
+
+    /// Makes the tables of a shard that has been made anew, and checks again whose it is; false if what is at
+    /// its place now has to be opened anew.
+    async fn attend(&self) -> Result<bool, ShardError>;
 
     /// All slots that it has ever known.
     async fn fences(&self) -> Result<Vec<Fence>, ShardError>;

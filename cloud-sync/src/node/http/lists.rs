@@ -64,7 +64,7 @@ pub(super) async fn devices(State(site): State<Shared>, asked: Asked) -> Result<
         let (patterns, after) = (patterns.clone(), after.clone());
         async move { shard.devices(patterns, after, limit + 1, fences).await }
     };
-    let (parts, missing) = query::scatter(&site.router, &patterns, site.config.query.timeout.0, asked).await?;
+    let (parts, missing) = query::scatter(&site.router, &[], &patterns, site.config.query.timeout.0, asked).await?;
     let mut known: Vec<Known> = parts.into_iter().flatten().collect();
     known.sort_by(|a, b| (&a.device, &a.gateway).cmp(&(&b.device, &b.gateway)));
     let more = known.len() > limit;
@@ -100,7 +100,7 @@ pub(super) async fn summaries(State(site): State<Shared>, asked: Asked) -> Resul
         let (gateway, after) = (gateway.clone(), after.clone());
         async move { shard.windows(gateway, after, limit + 1, fences).await }
     };
-    let (parts, missing) = query::scatter(&site.router, &[], site.config.query.timeout.0, asked).await?;
+    let (parts, missing) = query::scatter(&site.router, &[], &[], site.config.query.timeout.0, asked).await?;
     notes(&missing, true)?;
     let mut windows: Vec<HeldWindow> = parts.into_iter().flatten().collect();
     windows.sort_by(|a, b| (&a.device, a.length_us, a.start_us).cmp(&(&b.device, b.length_us, b.start_us)));

@@ -1,22 +1,31 @@
 //! `/v1/shards`, `/v1/placement`, `/v1/moves`.
 
 use super::Shared;
-use crate::node::map::{Map, Member};
-use crate::node::mover;
-use crate::node::router::{View, behind, hidden};
-use crate::node::shard::State as SlotState;
+use crate::node::map::{Map, Member, Placing};
+use crate::node::router::View;
+use crate::node::settle::behind;
+use crate::node::shard::place::hidden;
+use crate::node::shard::{Identity, Shard, ShardError, State as SlotState};
+use crate::node::{mover, query};
 use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use daemon::http::params::Params;
 use daemon::http::reply::{Problem, json};
+use futures_util::future::join_all;
 use model::check_name;
-use model::identity::{SLOTS, slot};
+use model::identity::SLOTS;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::sync::PoisonError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// How long a shard may take to say how large it is.
+const SIZE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Gateways with a device of one name that are listed.
+const GATEWAYS_MAX: usize = 1_000;
 
 fn unavailable(e: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string())
@@ -28,12 +37,13 @@ pub(super) async fn shards(State(site): State<Shared>, RawQuery(query): RawQuery
     site.router.refresh().await.map_err(unavailable)?;
     let view = site.router.view();
     let counts = view.map.table.counts();
+    // One that hangs keeps nobody from seeing the others.
+    let sizes = view.map.shards.keys().map(async |name| {
+        let size = tokio::time::timeout(SIZE_TIMEOUT, async { view.shard(name)?.size().await }).await;
+        size.unwrap_or_else(|_| Err(ShardError::Down(format!("no answer within {} s", SIZE_TIMEOUT.as_secs()))))
+    });
     let mut rows = Vec::new();
-    for (name, member) in &view.map.shards {
-        let size = match view.shard(name) {
-            Ok(shard) => shard.size().await,
-            Err(e) => Err(e),
-        };
+    for ((name, member), size) in view.map.shards.iter().zip(join_all(sizes).await) {
         let slots = counts.get(name).copied().unwrap_or(0);
         rows.push(json!({
             "name": name, "url": hidden(&member.url), "weight": member.weight, "slots": slots,
@@ -75,9 +85,12 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
         let (before, after) = (view.map.shards.get(&change.name), map.shards.get(&change.name));
         if let Some(member) = after.filter(|after| before.is_none_or(|before| before.url != after.url)) {
             // It must be there before the map names it, and be what the map takes it for.
-            let shard = router.open_shard(&change.name, member).map_err(|e| Problem::bad_request(e.to_string()))?;
-            let asked = shard.fences().await;
-            let known = asked.map_err(|e| Problem::bad_request(format!("shard {}: {e}", change.name)))?;
+            let shard =
+                router.open_shard(&change.name, member, None).map_err(|e| Problem::bad_request(e.to_string()))?;
+            let refused = |e: ShardError| Problem::bad_request(format!("shard {}: {e}", change.name));
+            let (of, known) = (shard.identity().await.map_err(refused)?, shard.fences().await.map_err(refused)?);
+            check_identity(before.is_some(), of.as_ref(), &view.map.identity(&change.name))
+                .map_err(Problem::bad_request)?;
             if before.is_none() && known.iter().any(|fence| fence.state != SlotState::Closed) {
                 return Err(Problem::bad_request(
                     "a shard with slots is at that place already: give another place, or use `shards set` if that shard has moved",
@@ -102,6 +115,25 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
         }
     }
     Err(unavailable("the map keeps changing: try again"))
+}
+
+/// What is at a place must be nobody's to be added, and the shard itself to be set.
+fn check_identity(is_there: bool, of: Option<&Identity>, wanted: &Identity) -> Result<(), String> {
+    let Identity { cloud, shard } = wanted;
+    match of {
+        Some(of) if of == wanted => Ok(()),
+        Some(of) if of.cloud == *cloud => {
+            Err(format!("shard {:?} is at that place, not {shard:?}: give another place, or name that one", of.shard))
+        }
+        Some(of) => {
+            Err(format!("a shard of another cloud ({}) is at that place: give a place that nobody uses", of.cloud))
+        }
+        None if is_there => Err(format!(
+            "what is at that place is not shard {shard}: it belongs to nobody yet. Put the shard's data there first, or do \
+             without it with `shards give-up`"
+        )),
+        None => Ok(()),
+    }
 }
 
 fn changed(view: &View, change: &Change) -> Result<Map, String> {
@@ -173,19 +205,60 @@ fn given_up(mut map: Map, name: &str) -> Result<Map, String> {
     Ok(map)
 }
 
-/// `GET /v1/placement?device=`: the slot of a device and who owns it.
+/// `GET /v1/placement?device=&gateway=`: the slot of a device and who owns it; without `gateway`, at each gateway that
+/// has sent a device of that name.
 pub(super) async fn placement(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
-    let params = Params::read(query.as_deref(), &["device"])?;
+    let params = Params::read(query.as_deref(), &["device", "gateway"])?;
     let device = params.one("device").ok_or_else(|| Problem::bad_request("device: which one?"))?;
     check_name(device).map_err(|e| Problem::bad_request(format!("device: {e}")))?;
+    let mut gateways = match params.one("gateway") {
+        Some(gateway) => {
+            check_name(gateway).map_err(|e| Problem::bad_request(format!("gateway: {e}")))?;
+            vec![gateway.to_owned()]
+        }
+        None => gateways_with(&site, device).await?,
+    };
     let view = site.router.view();
-    let at = slot(device);
-    let owner = view.map.table.slot(at);
-    let moving_to = view.map.transits.get(&at).map(|transit| transit.to.clone());
-    Ok(json(&json!({
-        "device": device, "slot": at, "shard": owner.owner, "epoch": owner.epoch, "moving_to": moving_to,
-        "map_version": view.version,
-    })))
+    if gateways.is_empty() && view.map.placing == Placing::Device {
+        // It does not matter whose it will be.
+        gateways.push(String::new());
+    }
+    if gateways.is_empty() {
+        let detail = format!("no gateway has sent a device {device:?}: give gateway= to see where it would be");
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+    }
+    let row = |gateway: &String| {
+        let at = view.map.placing.slot(gateway, device);
+        let owner = view.map.table.slot(at);
+        json!({
+            "gateway": gateway, "device": device, "slot": at, "shard": owner.owner, "epoch": owner.epoch,
+            "moving_to": view.map.transits.get(&at).map(|transit| &transit.to),
+        })
+    };
+    let rows: Vec<Value> = gateways.iter().map(row).collect();
+    // The only one also stands by itself.
+    let mut body = if let [only] = &rows[..] { only.clone() } else { json!({"device": device}) };
+    body["rows"] = json!(rows);
+    body["map_version"] = json!(view.version);
+    Ok(json(&body))
+}
+
+/// Gateways with a device of exactly this name, as far as shards answer.
+async fn gateways_with(site: &Shared, device: &str) -> Result<Vec<String>, Problem> {
+    let named = vec![device.to_owned()];
+    let asked = |shard: Arc<dyn Shard>, fences| {
+        let named = named.clone();
+        async move { shard.devices(named, None, GATEWAYS_MAX, fences).await }
+    };
+    let found = query::scatter(&site.router, &[], &named, site.config.query.timeout.0, asked).await;
+    let (parts, _) = found.map_err(unavailable)?;
+    let gateways: BTreeSet<String> = parts
+        .into_iter()
+        .flatten()
+        .filter(|known| &*known.device == device)
+        .map(|known| known.gateway.to_string())
+        .collect();
+    Ok(gateways.into_iter().take(GATEWAYS_MAX).collect())
 }
 
 /// What a plan moves, by pair of shards.

@@ -29,7 +29,8 @@ mod senders;
 /// Whole slots, as moves see them.
 mod slots;
 
-use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
+use super::deadline::{ANSWER, LONG, WRITE, within};
+use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
 use crate::causes;
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
@@ -44,7 +45,7 @@ use rustls::pki_types::pem::PemObject;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio_postgres::config::{Host, SslMode};
@@ -59,8 +60,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A shard in a PostgreSQL database.
 pub struct Postgres {
     pool: Pool,
-    /// The tables are there and of this version.
-    migrated: OnceCell<()>,
+    owner: Option<Identity>,
+    /// The tables are there and of this version, and the owner's.
+    ready: Mutex<Arc<OnceCell<()>>>,
     fences: Fences,
 }
 
@@ -145,13 +147,15 @@ fn without_root(url: &str) -> (String, Option<String>) {
 impl Postgres {
     /// A shard in a database. Its tables are made or brought up to date when it is first reached: a
     /// server that is down must not keep a daemon from serving the others.
-    pub fn new(url: &str) -> Result<Self, ShardError> {
-        Ok(Postgres { pool: pool(url)?, migrated: OnceCell::new(), fences: Fences::default() })
+    /// It becomes `owner`'s then if it is nobody's.
+    pub fn new(url: &str, owner: Option<Identity>) -> Result<Self, ShardError> {
+        Ok(Postgres { pool: pool(url)?, owner, ready: Mutex::default(), fences: Fences::default() })
     }
 
     async fn connection(&self) -> Result<deadpool_postgres::Client, ShardError> {
         let mut pooled = self.pool.get().await.map_err(down)?;
-        self.migrated.get_or_try_init(|| schema::migrate(&mut pooled)).await?;
+        let ready = Arc::clone(&self.ready.lock().unwrap_or_else(PoisonError::into_inner));
+        ready.get_or_try_init(|| schema::migrate(&mut pooled, self.owner.as_ref())).await?;
         Ok(pooled)
     }
 }
@@ -159,50 +163,65 @@ impl Postgres {
 #[async_trait]
 impl Shard for Postgres {
     async fn write(&self, write: Write) -> Result<Held, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        let held = push::write(&transaction, &write).await?;
-        transaction.commit().await?;
-        Ok(held)
+        within(WRITE, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            let held = push::write(&transaction, &write).await?;
+            transaction.commit().await?;
+            Ok(held)
+        })
+        .await
     }
 
     async fn held(&self, gateway: &str, incarnation: u64) -> Result<Held, ShardError> {
-        let client = self.connection().await?;
-        let rows = client.query(senders::SENDER, &[&gateway]).await?;
-        Ok(rows.first().map_or_else(Held::default, |row| {
-            let (known, held) = senders::sender_of(gateway, row);
-            held_of(&known, held, incarnation)
-        }))
+        within(ANSWER, async {
+            let client = self.connection().await?;
+            let rows = client.query(senders::SENDER, &[&gateway]).await?;
+            Ok(rows.first().map_or_else(Held::default, |row| {
+                let (known, held) = senders::sender_of(gateway, row);
+                held_of(&known, held, incarnation)
+            }))
+        })
+        .await
     }
 
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        senders::beat(&transaction, &beat, &sender, fence).await?;
-        Ok(transaction.commit().await?)
+        within(ANSWER, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            senders::beat(&transaction, &beat, &sender, fence).await?;
+            Ok(transaction.commit().await?)
+        })
+        .await
     }
 
     async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
-        let client = self.connection().await?;
-        client.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
-        if wholly {
-            client.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?;
-        }
-        Ok(())
+        within(ANSWER, async {
+            let client = self.connection().await?;
+            client.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
+            if wholly {
+                client.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {
-        senders::beats(&**self.connection().await?).await
+        within(ANSWER, async { senders::beats(&**self.connection().await?).await }).await
     }
 
     async fn aggregate(&self, question: Question) -> Result<Partial, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let snapshot = schema::snapshot(client).await?;
-        self.fences.check(&snapshot, &question.fences).await?;
-        answer::aggregate(&snapshot, &question).await
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let snapshot = schema::snapshot(client).await?;
+            self.fences.check(&snapshot, &question.fences).await?;
+            answer::aggregate(&snapshot, &question).await
+        })
+        .await
     }
 
     async fn devices(
@@ -212,11 +231,14 @@ impl Shard for Postgres {
         limit: usize,
         fences: Arc<Vec<(u16, Epoch)>>,
     ) -> Result<Vec<Known>, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let snapshot = schema::snapshot(client).await?;
-        self.fences.check(&snapshot, &fences).await?;
-        answer::devices(&snapshot, &patterns, after, limit, &fences).await
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let snapshot = schema::snapshot(client).await?;
+            self.fences.check(&snapshot, &fences).await?;
+            answer::devices(&snapshot, &patterns, after, limit, &fences).await
+        })
+        .await
     }
 
     async fn windows(
@@ -226,47 +248,68 @@ impl Shard for Postgres {
         limit: usize,
         fences: Arc<Vec<(u16, Epoch)>>,
     ) -> Result<Vec<HeldWindow>, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let snapshot = schema::snapshot(client).await?;
-        self.fences.check(&snapshot, &fences).await?;
-        answer::windows(&snapshot, &gateway, after, limit, &fences).await
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let snapshot = schema::snapshot(client).await?;
+            self.fences.check(&snapshot, &fences).await?;
+            answer::windows(&snapshot, &gateway, after, limit, &fences).await
+        })
+        .await
+    }
+
+    async fn identity(&self) -> Result<Option<Identity>, ShardError> {
+        within(ANSWER, async { Ok(schema::identity(&**self.connection().await?).await?) }).await
+    }
+
+    async fn attend(&self) -> Result<bool, ShardError> {
+        // Whoever comes until it is known waits for it.
+        *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        drop(self.connection().await?);
+        Ok(true)
     }
 
     async fn fences(&self) -> Result<Vec<Fence>, ShardError> {
-        Ok(fences::fences(&**self.connection().await?).await?.into_values().collect())
+        within(ANSWER, async { Ok(fences::fences(&**self.connection().await?).await?.into_values().collect()) }).await
     }
 
     async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        fences::set_fences(&transaction, &fences).await?;
-        Ok(transaction.commit().await?)
+        within(WRITE, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            fences::set_fences(&transaction, &fences).await?;
+            Ok(transaction.commit().await?)
+        })
+        .await
     }
 
     async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        slots::export(&**self.connection().await?, slot, part, after.as_ref(), limit).await
+        within(LONG, async { slots::export(&**self.connection().await?, slot, part, after.as_ref(), limit).await })
+            .await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
-        devices::inhabited(&**self.connection().await?, &slots).await
+        within(LONG, async { devices::inhabited(&**self.connection().await?, &slots).await }).await
     }
 
     async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
-        devices::export_names(&**self.connection().await?, slot).await
+        within(LONG, async { devices::export_names(&**self.connection().await?, slot).await }).await
     }
 
     async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        fences::lock_and_check(&transaction, &fences, true).await?;
-        match part {
-            Part::Windows => rows::put_rows(&transaction, &rows).await?,
-            Part::Sealed => retire::import_sealed(&transaction, &rows).await?,
-        }
-        Ok(transaction.commit().await?)
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            fences::lock_and_check(&transaction, &fences, true).await?;
+            match part {
+                Part::Windows => rows::put_rows(&transaction, &rows).await?,
+                Part::Sealed => retire::import_sealed(&transaction, &rows).await?,
+            }
+            Ok(transaction.commit().await?)
+        })
+        .await
     }
 
     async fn import_names(
@@ -276,75 +319,99 @@ impl Shard for Postgres {
         beats: Vec<Beat>,
         epoch: Epoch,
     ) -> Result<(), ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        fences::lock_and_check(&transaction, &[(slot, epoch)], true).await?;
-        devices::import_names(&transaction, slot, &known, &beats).await?;
-        Ok(transaction.commit().await?)
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            fences::lock_and_check(&transaction, &[(slot, epoch)], true).await?;
+            devices::import_names(&transaction, slot, &known, &beats).await?;
+            Ok(transaction.commit().await?)
+        })
+        .await
     }
 
     async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
-        slots::digests(&**self.connection().await?, slot).await
+        within(LONG, async { slots::digests(&**self.connection().await?, slot).await }).await
     }
 
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        let rows = slots::delete(&transaction, fence, limit).await?;
-        transaction.commit().await?;
-        Ok(rows)
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            let rows = slots::delete(&transaction, fence, limit).await?;
+            transaction.commit().await?;
+            Ok(rows)
+        })
+        .await
     }
 
     async fn forget_batches(&self) -> Result<(), ShardError> {
-        self.connection().await?.execute("UPDATE tidegate.sender SET highest = 0, recent = 0", &[]).await?;
-        Ok(())
+        within(WRITE, async {
+            self.connection().await?.execute("UPDATE tidegate.sender SET highest = 0, recent = 0", &[]).await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn check(&self) -> Result<Vec<String>, ShardError> {
-        // Looking after pages is the server's business; rows without a device are ours.
-        let orphans = "SELECT count(*) FROM tidegate.summary s
+        within(LONG, async {
+            // Looking after pages is the server's business; rows without a device are ours.
+            let orphans = "SELECT count(*) FROM tidegate.summary s
             WHERE NOT EXISTS (SELECT 1 FROM tidegate.device d WHERE d.id = s.device)";
-        let orphans: i64 = self.connection().await?.query_one(orphans, &[]).await?.get(0);
-        let what = format!("{orphans} rows belong to no device; restore it from a backup");
-        Ok((orphans > 0).then_some(what).into_iter().collect())
+            let orphans: i64 = self.connection().await?.query_one(orphans, &[]).await?.get(0);
+            let what = format!("{orphans} rows belong to no device; restore it from a backup");
+            Ok((orphans > 0).then_some(what).into_iter().collect())
+        })
+        .await
     }
 
     async fn size(&self) -> Result<(u64, u64), ShardError> {
-        schema::size(&**self.connection().await?).await
+        within(LONG, async { schema::size(&**self.connection().await?).await }).await
     }
 
     async fn clock_us(&self) -> Result<Option<Micros>, ShardError> {
-        let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-        Ok(Some(self.connection().await?.query_one(now, &[]).await?.get(0)))
+        within(ANSWER, async {
+            let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+            Ok(Some(self.connection().await?.query_one(now, &[]).await?.get(0)))
+        })
+        .await
     }
 
     async fn retire(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        let rows = retire::retire(&transaction, until_us, limit).await?;
-        transaction.commit().await?;
-        Ok(rows)
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            let rows = retire::retire(&transaction, until_us, limit).await?;
+            transaction.commit().await?;
+            Ok(rows)
+        })
+        .await
     }
 
     async fn sweep(&self, limit: usize) -> Result<usize, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        let transaction = client.transaction().await?;
-        let rows = removal::sweep(&transaction, limit).await?;
-        transaction.commit().await?;
-        Ok(rows)
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            let transaction = client.transaction().await?;
+            let rows = removal::sweep(&transaction, limit).await?;
+            transaction.commit().await?;
+            Ok(rows)
+        })
+        .await
     }
 
     async fn roll_up(&self, until_us: Micros, limit: usize) -> Result<usize, ShardError> {
-        let mut pooled = self.connection().await?;
-        let client: &mut Client = &mut pooled;
-        schema::add_partitions(client, until_us).await?;
-        let transaction = client.transaction().await?;
-        let hours = rollup::roll_up(&transaction, until_us, limit).await?;
-        transaction.commit().await?;
-        Ok(hours)
+        within(LONG, async {
+            let mut pooled = self.connection().await?;
+            let client: &mut Client = &mut pooled;
+            schema::add_partitions(client, until_us).await?;
+            let transaction = client.transaction().await?;
+            let hours = rollup::roll_up(&transaction, until_us, limit).await?;
+            transaction.commit().await?;
+            Ok(hours)
+        })
+        .await
     }
 }

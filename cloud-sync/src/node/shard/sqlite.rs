@@ -26,7 +26,8 @@ mod senders;
 /// Whole slots, as moves see them.
 mod slots;
 
-use super::{Beat, Fence, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
+use super::deadline::{LONG, within};
+use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -36,6 +37,7 @@ use fences::Fences;
 use model::Micros;
 use rusqlite::Connection;
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -59,6 +61,8 @@ pub struct Sqlite {
     jobs: SyncSender<Job>,
     readers: Arc<Mutex<Vec<Connection>>>,
     fences: Arc<Fences>,
+    /// Which file it is, whatever comes to be called so later.
+    file: FileId,
 }
 
 fn down(e: impl std::fmt::Display) -> ShardError {
@@ -72,13 +76,17 @@ impl From<rusqlite::Error> for ShardError {
 }
 
 impl Sqlite {
-    /// Opens the file, created if there is none.
-    pub fn open(path: &Path) -> Result<Self, ShardError> {
+    /// Opens the file, created if there is none; it becomes `owner`'s if it is nobody's.
+    pub fn open(path: &Path, owner: Option<Identity>) -> Result<Self, ShardError> {
         let connection = schema::open(path)?;
+        if let Some(owner) = owner {
+            schema::own(&connection, &owner)?;
+        }
+        let file = file_id(path).map_err(down)?;
         let (jobs, waiting) = sync_channel(QUEUE);
         let name = path.file_stem().map_or("shard".into(), |stem| stem.to_string_lossy().into_owned());
         std::thread::Builder::new().name(name).spawn(move || write(connection, &waiting)).map_err(down)?;
-        Ok(Sqlite { path: path.to_owned(), jobs, readers: Arc::default(), fences: Arc::default() })
+        Ok(Sqlite { path: path.to_owned(), jobs, readers: Arc::default(), fences: Arc::default(), file })
     }
 
     /// Does something in a transaction of the writing thread; returns once it is on disk.
@@ -94,7 +102,10 @@ impl Sqlite {
             })
         });
         match self.jobs.try_send(job) {
-            Ok(()) => told.await.map_err(|_| down("the shard could not do it; see the log"))?,
+            Ok(()) => {
+                let failed = |_| down("the shard could not do it; see the log");
+                within(LONG, async { told.await.map_err(failed)? }).await
+            }
             Err(TrySendError::Full(_)) => Err(down("too much waits for the shard already")),
             Err(TrySendError::Disconnected(_)) => Err(down("the shard's thread has ended")),
         }
@@ -123,8 +134,15 @@ impl Sqlite {
             }
             answer
         });
-        reading.await.map_err(|_| down("the question ended in a panic; see the log"))?
+        within(LONG, async { reading.await.map_err(|_| down("the question ended in a panic; see the log"))? }).await
     }
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+fn file_id(path: &Path) -> std::io::Result<FileId> {
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 fn within_savepoint<T>(
@@ -222,6 +240,14 @@ impl Shard for Sqlite {
     ) -> Result<Vec<HeldWindow>, ShardError> {
         let own = Arc::clone(&fences);
         self.read(Some(fences), move |db| answer::windows(db, &gateway, after, limit, &own)).await
+    }
+
+    async fn identity(&self) -> Result<Option<Identity>, ShardError> {
+        self.read(None, |db| Ok(schema::identity(db)?)).await
+    }
+
+    async fn attend(&self) -> Result<bool, ShardError> {
+        Ok(file_id(&self.path).is_ok_and(|file| file == self.file))
     }
 
     async fn fences(&self) -> Result<Vec<Fence>, ShardError> {

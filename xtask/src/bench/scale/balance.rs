@@ -44,8 +44,8 @@ impl Placed {
         for gateway in (0..gateways).map(name) {
             for device in 0..devices {
                 id.clear();
-                let _ = write!(id, "{gateway}-sensor-{device:05}");
-                slots.push(slot(&id));
+                let _ = write!(id, "sensor-{device:05}");
+                slots.push(slot(&gateway, &id));
             }
         }
         Placed { devices, slots }

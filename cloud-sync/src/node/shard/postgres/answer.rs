@@ -4,13 +4,13 @@ use super::super::merge::{Asked, DAY_US, HOUR_US, Merger, Spans};
 use super::devices::labels_of;
 use super::rollup::{LONG, SHORT};
 use super::rows::{COLUMNS, metrics_of};
-use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError, slot_of};
+use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError, Slots};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
 use futures_util::{TryStreamExt, pin_mut};
 use model::Micros;
 use model::aggregate::{glob, is_glob};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{GenericClient, Row as SqlRow, Transaction};
 
@@ -96,7 +96,7 @@ pub(super) async fn aggregate(db: &Transaction<'_>, question: &Question) -> Resu
 
 /// The devices of the slots asked about that the filter lets through.
 async fn asked(db: &impl GenericClient, question: &Question) -> Result<HashMap<i64, Asked>, ShardError> {
-    let slots: BTreeSet<u16> = question.fences.iter().map(|(slot, _)| *slot).collect();
+    let slots = Slots::of(&question.fences);
     let named = &question.filter.devices;
     let all_named = !named.is_empty() && named.iter().all(|name| !is_glob(name));
     let rows = if all_named {
@@ -107,13 +107,34 @@ async fn asked(db: &impl GenericClient, question: &Question) -> Result<HashMap<i
     let mut asked = HashMap::new();
     for row in rows {
         let (id, name, gateway): (i64, String, String) = (row.get(0), row.get(1), row.get(2));
-        if slots.contains(&slot_of(id)) && question.wants(&name, &gateway) {
+        if slots.hold(id) && question.wants(&name, &gateway) {
             let labels = if question.wants_labels() { labels_of(&row, 3) } else { BTreeMap::new() };
             asked.insert(id, Asked { id, name: name.into(), gateway: gateway.into(), labels });
         }
     }
     Ok(asked)
 }
+
+/// The numbers of slots, as SQL compares them.
+fn numbers_of(fences: &[(u16, Epoch)]) -> Vec<i64> {
+    fences.iter().map(|(slot, _)| i64::from(*slot)).collect()
+}
+
+/// A page of devices in byte order, as everywhere else, with the end and the metrics of each one's latest window, and
+/// whether it is no more.
+const DEVICES: &str = "
+    SELECT d.name, d.gateway, d.labels::text, w.end_us, w.metric,
+        EXISTS (SELECT 1 FROM tidegate.removed r WHERE r.device = d.id AND r.metric = '')
+    FROM (SELECT id, name, gateway, labels FROM tidegate.device
+        WHERE (name COLLATE \"C\", gateway COLLATE \"C\") > ($1, $2) AND id >> 40 = ANY($3)
+            AND ($4::text[] IS NULL OR name = ANY($4))
+        ORDER BY name COLLATE \"C\", gateway COLLATE \"C\" LIMIT $5) d
+    LEFT JOIN LATERAL (
+        SELECT s.end_us, s.metric FROM tidegate.length l, LATERAL (
+            SELECT start_us + length_us AS end_us, metric FROM tidegate.summary
+            WHERE device = d.id AND length_us = l.length_us ORDER BY start_us DESC LIMIT 1) s
+        ORDER BY s.end_us DESC LIMIT 1) w ON true
+    ORDER BY d.name COLLATE \"C\", d.gateway COLLATE \"C\"";
 
 pub(super) async fn devices(
     db: &impl GenericClient,
@@ -122,51 +143,54 @@ pub(super) async fn devices(
     limit: usize,
     fences: &[(u16, Epoch)],
 ) -> Result<Vec<Known>, ShardError> {
-    let slots: BTreeSet<u16> = fences.iter().map(|(slot, _)| *slot).collect();
-    let (name, gateway) = after.unwrap_or_default();
-    // Byte order, as everywhere else.
-    let rows = db
-        .query(
-            "SELECT id, name, gateway, labels::text FROM tidegate.device
-             WHERE (name COLLATE \"C\", gateway COLLATE \"C\") > ($1, $2) ORDER BY name COLLATE \"C\", gateway COLLATE \"C\"",
-            &[&name, &gateway],
-        )
-        .await?;
-    let wanted = |row: &&SqlRow| {
-        let name: &str = row.get(1);
-        let matches = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, name));
-        matches && slots.contains(&slot_of(row.get(0)))
-    };
+    let slots = numbers_of(fences);
+    let all_named = !patterns.is_empty() && patterns.iter().all(|pattern| !is_glob(pattern));
+    let named = all_named.then_some(patterns);
+    let (mut name, mut gateway) = after.unwrap_or_default();
     let mut known = Vec::new();
-    for row in rows.iter().filter(wanted) {
-        let id: i64 = row.get(0);
-        let latest = db
-            .query_opt(
-                "SELECT start_us + length_us, metric FROM tidegate.summary WHERE device = $1
-                 ORDER BY start_us + length_us DESC LIMIT 1",
-                &[&id],
-            )
-            .await?;
-        let labels = labels_of(row, 3);
-        let removed = "SELECT 1 FROM tidegate.removed WHERE device = $1 AND metric = ''";
-        if latest.is_none() && labels.is_empty() && db.query_opt(removed, &[&id]).await?.is_some() {
-            continue;
+    loop {
+        let page = limit as i64;
+        let rows = db.query(DEVICES, &[&name, &gateway, &slots, &named, &page]).await?;
+        for row in &rows {
+            (name, gateway) = (row.get(0), row.get(1));
+            let labels = labels_of(row, 2);
+            let (last_us, is_removed): (Option<Micros>, bool) = (row.get(3), row.get(5));
+            let matches = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, &name));
+            if !matches || (last_us.is_none() && labels.is_empty() && is_removed) {
+                continue;
+            }
+            known.push(Known {
+                device: name.as_str().into(),
+                gateway: gateway.as_str().into(),
+                labels,
+                labels_version: LabelsVersion::default(),
+                metrics: row.get::<_, Option<Vec<String>>>(4).unwrap_or_default(),
+                last_us,
+                removed: Vec::new(),
+            });
+            if known.len() == limit {
+                return Ok(known);
+            }
         }
-        known.push(Known {
-            device: row.get::<_, String>(1).into(),
-            gateway: row.get::<_, String>(2).into(),
-            labels,
-            labels_version: LabelsVersion::default(),
-            metrics: latest.as_ref().map(|row| row.get(1)).unwrap_or_default(),
-            last_us: latest.as_ref().map(|row| row.get(0)),
-            removed: Vec::new(),
-        });
-        if known.len() == limit {
-            break;
+        if rows.len() < limit {
+            return Ok(known);
         }
     }
-    Ok(known)
 }
+
+/// Windows of a gateway's devices in byte order; of each device no more than the page holds.
+const WINDOWS: &str = "
+    SELECT d.name, s.length_us, s.start_us, s.incarnation, s.revision,
+        (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint, s.sealed
+    FROM (SELECT id, name FROM tidegate.device
+        WHERE gateway = $1 AND name COLLATE \"C\" >= $2 AND id >> 40 = ANY($6) ORDER BY name COLLATE \"C\") d,
+    LATERAL (
+        SELECT length_us, start_us, incarnation, revision, count, texts, false AS sealed FROM tidegate.summary
+            WHERE device = d.id AND (d.name <> $2 OR (length_us, start_us) > ($3, $4))
+        UNION ALL SELECT length_us, start_us, incarnation, revision, count, texts, true FROM tidegate.rollup
+            WHERE device = d.id AND revision = 1 AND (d.name <> $2 OR (length_us, start_us) > ($3, $4))
+        ORDER BY length_us, start_us LIMIT $5) s
+    ORDER BY d.name COLLATE \"C\", s.length_us, s.start_us LIMIT $5";
 
 pub(super) async fn windows(
     db: &impl GenericClient,
@@ -175,21 +199,9 @@ pub(super) async fn windows(
     limit: usize,
     fences: &[(u16, Epoch)],
 ) -> Result<Vec<HeldWindow>, ShardError> {
-    let slots: Vec<i64> = fences.iter().map(|(slot, _)| i64::from(*slot)).collect();
     let (name, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
-    let rows = db
-        .query(
-            "SELECT d.name, s.length_us, s.start_us, s.incarnation, s.revision,
-                (SELECT sum(n) FROM unnest(s.count || s.texts) n)::bigint, s.sealed
-             FROM tidegate.device d JOIN (
-                SELECT device, length_us, start_us, incarnation, revision, count, texts, false AS sealed FROM tidegate.summary
-                UNION ALL SELECT device, length_us, start_us, incarnation, revision, count, texts, true FROM tidegate.rollup
-                WHERE revision = 1) s ON s.device = d.id
-             WHERE d.gateway = $1 AND d.id >> 40 = ANY($6) AND (d.name COLLATE \"C\", s.length_us, s.start_us) > ($2, $3, $4)
-             ORDER BY d.name COLLATE \"C\", s.length_us, s.start_us LIMIT $5",
-            &[&gateway, &name, &length_us, &start_us, &(limit as i64), &slots],
-        )
-        .await?;
+    let rows =
+        db.query(WINDOWS, &[&gateway, &name, &length_us, &start_us, &(limit as i64), &numbers_of(fences)]).await?;
     let window = |row: &SqlRow| HeldWindow {
         device: row.get(0),
         length_us: row.get(1),

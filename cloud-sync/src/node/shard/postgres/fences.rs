@@ -4,7 +4,7 @@
 //! takes it alone; so nobody writes by a fence that is not there any more.
 
 use super::schema::LOCK;
-use crate::node::shard::{Fence, ShardError, State, check_readable, check_writable};
+use crate::node::shard::{Fence, Fenced, ShardError, State, check_writable};
 use crate::placement::Epoch;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use tokio_postgres::{GenericClient, Row as SqlRow};
 
 /// All slots that are known, read again only when they have changed.
 #[derive(Debug, Default)]
-pub(super) struct Fences(Mutex<(i64, Arc<BTreeMap<u16, Fence>>)>);
+pub(super) struct Fences(Mutex<(i64, Arc<Fenced>)>);
 
 impl Fences {
     /// Checks that the snapshot owns slots at epochs.
@@ -25,12 +25,12 @@ impl Fences {
         let known = match cached {
             Some(known) => known,
             None => {
-                let read = Arc::new(fences(db).await?);
+                let read = Arc::new(Fenced::of(fences(db).await?.into_values()));
                 *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (version, Arc::clone(&read));
                 read
             }
         };
-        check_readable(&known, wanted)
+        known.check(wanted)
     }
 }
 

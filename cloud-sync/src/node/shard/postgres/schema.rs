@@ -4,7 +4,7 @@
 //! tables; those of days for which there is none lie in the default one.
 
 use super::super::merge::DAY_US;
-use super::ShardError;
+use super::{Identity, ShardError};
 use model::Micros;
 use model::time::window_start;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, Transaction};
@@ -69,10 +69,16 @@ UPDATE tidegate.rollup SET revision = 1 WHERE length_us = 3600000000
 CREATE TABLE tidegate.removed (device bigint NOT NULL, metric text NOT NULL, incarnation bigint NOT NULL,
     revision bigint NOT NULL, received_us bigint NOT NULL, swept boolean NOT NULL, PRIMARY KEY (device, metric));
 CREATE INDEX removed_unswept ON tidegate.removed (device) WHERE NOT swept;
+", "
+-- Lists are read page by page, in byte order.
+CREATE INDEX device_by_name ON tidegate.device (name COLLATE \"C\", gateway COLLATE \"C\");
+CREATE INDEX device_by_gateway ON tidegate.device (gateway, name COLLATE \"C\");
+-- Which shard of which cloud this is.
+CREATE TABLE tidegate.identity (one boolean PRIMARY KEY DEFAULT true CHECK (one), cloud text NOT NULL, shard text NOT NULL);
 "];
 
-/// Makes the tables, or brings them up to date, in one transaction.
-pub(super) async fn migrate(client: &mut Client) -> Result<(), ShardError> {
+/// Makes the tables, or brings them up to date, in one transaction, and takes them for the owner if they are nobody's.
+pub(super) async fn migrate(client: &mut Client, owner: Option<&Identity>) -> Result<(), ShardError> {
     let transaction = client.transaction().await?;
     // It may take long over many rows.
     transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
@@ -95,12 +101,30 @@ pub(super) async fn migrate(client: &mut Client) -> Result<(), ShardError> {
     for step in &MIGRATIONS[found as usize..] {
         transaction.batch_execute(step).await?;
     }
+    if let Some(owner) = owner {
+        match identity(&transaction).await? {
+            Some(found) => owner.check(&found)?,
+            None => {
+                let take = "INSERT INTO tidegate.identity (cloud, shard) VALUES ($1, $2)";
+                transaction.execute(take, &[&owner.cloud, &owner.shard]).await?;
+            }
+        }
+    }
+    if found == known {
+        return Ok(transaction.commit().await?);
+    }
     if found == 0 {
         transaction.execute("INSERT INTO tidegate.version VALUES ($1)", &[&known]).await?;
     } else {
         transaction.execute("UPDATE tidegate.version SET version = $1", &[&known]).await?;
     }
     Ok(transaction.commit().await?)
+}
+
+/// Whose the shard is.
+pub(super) async fn identity(db: &impl GenericClient) -> Result<Option<Identity>, tokio_postgres::Error> {
+    let row = db.query_opt("SELECT cloud, shard FROM tidegate.identity", &[]).await?;
+    Ok(row.map(|row| Identity { cloud: row.get(0), shard: row.get(1) }))
 }
 
 fn name(day: i64) -> String {

@@ -2,14 +2,14 @@
 
 use super::rows::{COLUMNS, take_metrics};
 use crate::node::shard::merge::{Asked, DAY_US, HOUR_US, Merger, Spans, fits};
-use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError, slot_of};
+use crate::node::shard::{Known, LabelsVersion, Partial, Question, ShardError, Slots};
 use crate::placement::Epoch;
 use crate::wire::HeldWindow;
 use daemon::aggregates::Range;
 use model::Micros;
 use model::aggregate::{glob, is_glob};
 use model::time::window_start;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn aggregate(db: &Connection, question: &Question) -> Result<Partial, ShardError> {
@@ -25,27 +25,29 @@ pub(super) fn aggregate(db: &Connection, question: &Question) -> Result<Partial,
 
 /// The devices of the slots asked about that the filter lets through.
 fn asked(db: &Connection, question: &Question) -> Result<Vec<Asked>, ShardError> {
-    let slots: BTreeSet<u16> = question.fences.iter().map(|(slot, _)| *slot).collect();
-    let by_name = match question.filter.devices.as_slice() {
-        [name] if !is_glob(name) => Some(name.as_str()),
-        _ => None,
-    };
-    let mut query = db.prepare_cached(match by_name {
-        Some(_) => "SELECT id, name, gateway, labels FROM device WHERE name = ?1",
-        None => "SELECT id, name, gateway, labels FROM device WHERE ?1 IS NULL",
-    })?;
-    let mut rows = query.query(params![by_name])?;
+    let slots = Slots::of(&question.fences);
+    let mut query = db.prepare_cached(&format!("SELECT id, name, gateway, labels FROM device WHERE {NAMED}"))?;
+    let mut rows = query.query([named(&question.filter.devices)])?;
     let mut asked = Vec::new();
     while let Some(row) = rows.next()? {
         let id: i64 = row.get(0)?;
         let (name, gateway): (String, String) = (row.get(1)?, row.get(2)?);
-        if slots.contains(&slot_of(id)) && question.wants(&name, &gateway) {
+        if slots.hold(id) && question.wants(&name, &gateway) {
             let labels = if question.wants_labels() { row.get::<_, String>(3)? } else { "{}".into() };
             let labels = serde_json::from_str(&labels).unwrap_or_default();
             asked.push(Asked { id, name: name.into(), gateway: gateway.into(), labels });
         }
     }
     Ok(asked)
+}
+
+/// That a device is among the names in `?1`, or all of them where that is NULL.
+const NAMED: &str = "(?1 IS NULL OR name IN (SELECT value FROM json_each(?1)))";
+
+/// For [`NAMED`]: nothing unless no pattern may name others.
+fn named(patterns: &[String]) -> Option<String> {
+    let all = !patterns.is_empty() && patterns.iter().all(|pattern| !is_glob(pattern));
+    all.then(|| serde_json::to_string(patterns).unwrap_or_else(|_| "[]".into()))
 }
 
 struct Task<'a> {
@@ -145,43 +147,43 @@ pub(super) fn devices(
     limit: usize,
     fences: &[(u16, Epoch)],
 ) -> Result<Vec<Known>, ShardError> {
-    let slots: BTreeSet<u16> = fences.iter().map(|(slot, _)| *slot).collect();
+    let slots = Slots::of(fences);
     let (name, gateway) = after.unwrap_or_default();
-    let mut query = db.prepare_cached(
-        "SELECT id, name, gateway, labels FROM device WHERE (name, gateway) > (?1, ?2) ORDER BY name, gateway",
-    )?;
-    let mut rows = query.query([&name, &gateway])?;
+    let mut lengths = db.prepare_cached("SELECT length_us FROM length")?;
+    let lengths: Vec<Micros> = lengths.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut query = db.prepare_cached(&format!(
+        "SELECT id, name, gateway, labels FROM device WHERE {NAMED} AND (name, gateway) > (?2, ?3) ORDER BY name, gateway"
+    ))?;
+    let mut rows = query.query(params![named(patterns), name, gateway])?;
     let mut known = Vec::new();
     while let Some(row) = rows.next()? {
         let (id, name): (i64, String) = (row.get(0)?, row.get(1)?);
         let matches = patterns.is_empty() || patterns.iter().any(|pattern| glob(pattern, &name));
-        if !matches || !slots.contains(&slot_of(id)) {
+        if !matches || !slots.hold(id) {
             continue;
         }
         let mut latest = db.prepare_cached(
-            "SELECT max(start_us) + length_us, metric FROM summary WHERE device = ?1 AND length_us = ?2",
+            "SELECT start_us + length_us, metric FROM summary WHERE device = ?1 AND length_us = ?2
+             ORDER BY start_us DESC LIMIT 1",
         )?;
-        let mut newest: (Option<Micros>, Option<String>) = (None, None);
-        let mut lengths = db.prepare_cached("SELECT length_us FROM length")?;
-        let lengths: Vec<Micros> = lengths.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-        for length_us in lengths {
-            let found = latest.query_row([id, length_us], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            if found.0 > newest.0 {
-                newest = found;
-            }
+        let mut newest: Option<(Micros, String)> = None;
+        for length_us in &lengths {
+            let found = latest.query_row([id, *length_us], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+            newest = newest.max(found);
         }
         let labels: BTreeMap<String, String> = serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default();
         let mut removed = db.prepare_cached("SELECT 1 FROM removed WHERE device = ?1 AND metric = ''")?;
-        if newest.0.is_none() && labels.is_empty() && removed.exists([id])? {
+        if newest.is_none() && labels.is_empty() && removed.exists([id])? {
             continue;
         }
+        let (last_us, metrics) = newest.unzip();
         known.push(Known {
             device: name.into(),
             gateway: row.get::<_, String>(2)?.into(),
             labels,
             labels_version: LabelsVersion::default(),
-            metrics: newest.1.and_then(|metrics| serde_json::from_str(&metrics).ok()).unwrap_or_default(),
-            last_us: newest.0,
+            metrics: metrics.and_then(|metrics| serde_json::from_str(&metrics).ok()).unwrap_or_default(),
+            last_us,
             removed: Vec::new(),
         });
         if known.len() == limit {
@@ -198,33 +200,45 @@ pub(super) fn windows(
     limit: usize,
     fences: &[(u16, Epoch)],
 ) -> Result<Vec<HeldWindow>, ShardError> {
-    let slots: BTreeSet<u16> = fences.iter().map(|(slot, _)| *slot).collect();
-    let (name, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
-    let mut query = db.prepare_cached(
-        "SELECT d.id, d.name, s.length_us, s.start_us, s.incarnation, s.revision,
-            (SELECT sum(value) FROM json_each(s.count)) + (SELECT sum(value) FROM json_each(s.texts)), s.sealed
-         FROM device d JOIN (SELECT device, length_us, start_us, incarnation, revision, count, texts, false sealed FROM summary
-            UNION ALL SELECT device, length_us, start_us, incarnation, revision, count, texts, true FROM rollup
-            WHERE revision = 1) s ON s.device = d.id
-         WHERE d.gateway = ?1 AND (d.name, s.length_us, s.start_us) > (?2, ?3, ?4)
-         ORDER BY d.name, s.length_us, s.start_us",
+    let slots = Slots::of(fences);
+    let (first, length_us, start_us) = after.unwrap_or((String::new(), 0, Micros::MIN));
+    let mut devices =
+        db.prepare_cached("SELECT id, name FROM device WHERE gateway = ?1 AND name >= ?2 ORDER BY name")?;
+    let mut devices = devices.query([gateway, &first])?;
+    let mut of_device = db.prepare_cached(
+        "SELECT length_us, start_us, incarnation, revision, count, texts, false FROM summary
+            WHERE device = ?1 AND (length_us, start_us) > (?2, ?3)
+         UNION ALL SELECT length_us, start_us, incarnation, revision, count, texts, true FROM rollup
+            WHERE device = ?1 AND (length_us, start_us) > (?2, ?3) AND revision = 1
+         ORDER BY length_us, start_us LIMIT ?4",
     )?;
-    let mut rows = query.query(params![gateway, name, length_us, start_us])?;
     let mut windows = Vec::new();
-    while let Some(row) = rows.next()? {
-        if !slots.contains(&slot_of(row.get(0)?)) {
+    while let Some(device) = devices.next()? {
+        let (id, name): (i64, String) = (device.get(0)?, device.get(1)?);
+        if !slots.hold(id) {
             continue;
         }
-        windows.push(HeldWindow {
-            device: row.get(1)?,
-            length_us: row.get(2)?,
-            start_us: row.get(3)?,
-            incarnation: row.get::<_, i64>(4)? as u64,
-            revision: row.get::<_, i64>(5)? as u64,
-            readings: row.get::<_, i64>(6)? as u64,
-            sealed: row.get(7)?,
-        });
-        if windows.len() == limit {
+        let (length_us, start_us) = if name == first { (length_us, start_us) } else { (0, Micros::MIN) };
+        let left = (limit - windows.len()) as i64;
+        let found = of_device.query_map(params![id, length_us, start_us, left], |row| {
+            let readings = |at: usize| -> rusqlite::Result<u64> {
+                let counts: Vec<u64> = serde_json::from_str(&row.get::<_, String>(at)?).unwrap_or_default();
+                Ok(counts.iter().sum())
+            };
+            Ok(HeldWindow {
+                device: name.clone(),
+                length_us: row.get(0)?,
+                start_us: row.get(1)?,
+                incarnation: row.get::<_, i64>(2)? as u64,
+                revision: row.get::<_, i64>(3)? as u64,
+                readings: readings(4)? + readings(5)?,
+                sealed: row.get(6)?,
+            })
+        })?;
+        for window in found {
+            windows.push(window?);
+        }
+        if windows.len() >= limit {
             break;
         }
     }

@@ -1,6 +1,6 @@
 //! What a shard may do with each slot, and at which epoch.
 
-use crate::node::shard::{Fence, ShardError, State, check_readable, check_writable};
+use crate::node::shard::{Fence, Fenced, ShardError, State, check_writable};
 use crate::placement::Epoch;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// All slots that are known, read again only when they have changed.
 #[derive(Debug, Default)]
-pub(super) struct Fences(Mutex<(i64, Arc<BTreeMap<u16, Fence>>)>);
+pub(super) struct Fences(Mutex<(i64, Arc<Fenced>)>);
 
 impl Fences {
     /// Checks that the snapshot owns slots at epochs.
@@ -18,11 +18,11 @@ impl Fences {
         let known = {
             let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if known.0 != version {
-                *known = (version, Arc::new(fences(db)?));
+                *known = (version, Arc::new(Fenced::of(fences(db)?.into_values())));
             }
             Arc::clone(&known.1)
         };
-        check_readable(&known, wanted)
+        known.check(wanted)
     }
 }
 

@@ -1,15 +1,15 @@
 //! Tables, settings and versions of the file.
 
 use super::Sqlite;
-use crate::node::shard::ShardError;
-use rusqlite::{Connection, OpenFlags};
+use crate::node::shard::{Identity, ShardError};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use std::path::Path;
 
 /// "TIDC": tells the file from other SQLite files.
 const APPLICATION_ID: i32 = 0x5449_4443;
 const VERSION: i32 = MIGRATIONS.len() as i32;
 /// What each version added to the one before; the first makes a shard out of an empty file.
-const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 const VERSION_1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -73,6 +73,11 @@ CREATE TABLE removed (device INTEGER NOT NULL, metric TEXT NOT NULL, incarnation
 CREATE INDEX removed_unswept ON removed (device) WHERE swept = 0;
 ";
 
+const VERSION_4: &str = "
+-- Lists are read page by page.
+CREATE INDEX device_by_gateway ON device (gateway, name);
+";
+
 pub(super) fn open(path: &Path) -> Result<Connection, ShardError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)
@@ -108,6 +113,25 @@ pub(super) fn open(path: &Path) -> Result<Connection, ShardError> {
     )?;
     db.set_prepared_statement_cache_capacity(64);
     Ok(db)
+}
+
+/// Whose the shard is.
+pub(super) fn identity(db: &Connection) -> rusqlite::Result<Option<Identity>> {
+    let fact = |key: &str| {
+        db.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get::<_, String>(0)).optional()
+    };
+    let (cloud, shard) = (fact("cloud")?, fact("shard")?);
+    Ok(cloud.zip(shard).map(|(cloud, shard)| Identity { cloud, shard }))
+}
+
+/// Takes a shard that is nobody's; an error if it is somebody else's.
+pub(super) fn own(db: &Connection, owner: &Identity) -> Result<(), ShardError> {
+    if let Some(found) = identity(db)? {
+        return owner.check(&found);
+    }
+    let facts = "INSERT INTO meta VALUES ('cloud', ?1), ('shard', ?2)";
+    db.execute(facts, [&owner.cloud, &owner.shard])?;
+    Ok(())
 }
 
 pub(super) fn open_reader(path: &Path) -> Result<Connection, ShardError> {

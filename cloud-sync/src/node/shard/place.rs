@@ -1,0 +1,64 @@
+//! Where a shard is, by its URL.
+
+use super::postgres::Postgres;
+use super::sqlite::Sqlite;
+use super::{Identity, Shard, ShardError};
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+/// Opens a shard by its URL; files are relative to `data_dir`, and only for daemons that share
+/// their map with no other.
+///
+/// A shard that is nobody's becomes `owner`'s, one that is somebody else's is refused at every use; without an
+/// owner it is taken as it is.
+pub fn open(url: &str, data_dir: &Path, shared: bool, owner: Option<Identity>) -> Result<Arc<dyn Shard>, ShardError> {
+    match url.split_once(':') {
+        Some(("sqlite", _)) if shared => Err(ShardError::Down(
+            "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to PostgreSQL first, with \
+             cloud.coordinator = \"sqlite\""
+                .into(),
+        )),
+        Some(("sqlite", file)) => {
+            let below = below(file).map_err(ShardError::Down)?;
+            Ok(Arc::new(Sqlite::open(&data_dir.join(below), owner)?))
+        }
+        Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::new(url, owner)?)),
+        _ => Err(ShardError::Down(format!(
+            "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
+            hidden(url)
+        ))),
+    }
+}
+
+/// False for a file that is not there yet, and would be made by being opened.
+pub fn is_there(url: &str, data_dir: &Path) -> bool {
+    url.split_once(':').is_none_or(|(scheme, file)| scheme != "sqlite" || data_dir.join(file).exists())
+}
+
+/// A file's path, which leads nowhere but below the data directory.
+fn below(file: &str) -> Result<&Path, String> {
+    let path = Path::new(file);
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    if file.is_empty() || file.contains('\0') || !plain {
+        return Err(format!(
+            "sqlite:{file} is not below cloud.data_dir: give a file's name, without \"..\" or a leading \"/\""
+        ));
+    }
+    Ok(path)
+}
+
+/// A URL as it may be shown: without what lets others in. One that cannot be understood shows its scheme only.
+pub fn hidden(url: &str) -> String {
+    let Some((scheme, _)) = url.split_once(':').filter(|(scheme, _)| *scheme != "sqlite") else {
+        return url.to_owned();
+    };
+    let Ok(mut shown) = reqwest::Url::parse(url) else { return format!("{scheme}://...") };
+    let _ = shown.set_password(None);
+    let pairs: Vec<(String, String)> =
+        shown.query_pairs().into_owned().filter(|(key, _)| !key.contains("pass") && !key.contains("key")).collect();
+    shown.set_query(None);
+    if !pairs.is_empty() {
+        shown.query_pairs_mut().extend_pairs(pairs);
+    }
+    shown.to_string()
+}

@@ -403,3 +403,78 @@ fn a_shard_that_hangs_is_named_and_the_others_answer() {
     drained(&gateway);
     agree(&gateway, &cloud);
 }
+
+/// A copy of a gateway's directory, as it is now.
+fn twin(gateway: &mut Gateway) -> Arc<tempfile::TempDir> {
+    assert!(gateway.stop().success());
+    let twin = tempfile::tempdir().unwrap();
+    let data = twin.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    copy(&gateway.directory.path().join("data"), &data);
+    gateway.start();
+    Arc::new(twin)
+}
+
+fn is_refused(gateway: &Gateway) -> bool {
+    let error = gateway.get("/v1/status")["uplink"]["last_error"].clone();
+    error.as_str().is_some_and(|error| error.contains("two stores send under the id"))
+}
+
+/// Two clones that have been started equally often: the cloud takes neither, until somebody says which one counts.
+#[test]
+fn of_two_clones_neither_is_taken_until_one_is_accepted() {
+    let cloud = cloud().start();
+    let mut first = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    post(&first, "d", start_s, 10);
+    arrives(&cloud, 10);
+    drained(&first);
+    let directory = twin(&mut first);
+    post(&first, "d", start_s + 20, 10);
+    arrives(&cloud, 20);
+    let second = plan(&cloud).start_in(directory);
+    post(&second, "e", start_s + 40, 10);
+    eventually("the copy is refused", || is_refused(&second).then_some(()));
+    post(&first, "d", start_s + 60, 10);
+    eventually("and so is the other", || is_refused(&first).then_some(()));
+    assert_eq!(cloud.count(), 20);
+    let listed = cloud.verb(&["gateways", "list"]);
+    assert!(listed.contains("DISPUTED"), "{listed}");
+    drop(second);
+    cloud.verb(&["gateways", "accept", "site-7"]);
+    arrives(&cloud, 30);
+    drained(&first);
+    agree(&first, &cloud);
+    assert!(!cloud.verb(&["gateways", "list"]).contains("DISPUTED"));
+}
+
+/// A clone that was started more often passes for the original that was started again; that the original still
+/// sends is noticed by and by.
+#[test]
+fn a_clone_that_was_started_more_often_is_noticed_when_the_original_sends_on() {
+    let cloud = cloud().start();
+    let mut first = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    post(&first, "d", start_s, 10);
+    arrives(&cloud, 10);
+    drained(&first);
+    let directory = twin(&mut first);
+    let mut second = plan(&cloud).set("uplink.endpoints", "[]").start_in(directory);
+    (0..3).for_each(|_| {
+        assert!(second.stop().success());
+        second.start();
+    });
+    let directory = Arc::clone(&second.directory);
+    drop(second);
+    let second = plan(&cloud).start_in(directory);
+    post(&second, "e", start_s + 40, 10);
+    arrives(&cloud, 20);
+    let begun = Instant::now();
+    while !(is_refused(&first) && is_refused(&second)) {
+        post(&first, "d", start_s + 60 + begun.elapsed().as_secs() as i64, 1);
+        post(&second, "e", start_s + 60 + begun.elapsed().as_secs() as i64, 1);
+        assert!(begun.elapsed() < Duration::from_secs(150), "they are not noticed");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    println!("noticed after {:.0} s", begun.elapsed().as_secs_f64());
+}

@@ -417,6 +417,7 @@ async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all
         &format!(
             "ALTER TABLE tidegate.device DROP COLUMN labels_incarnation, DROP COLUMN labels_batch;
              DROP INDEX tidegate.rollup_received; DROP TABLE tidegate.removed; DROP TABLE tidegate.identity;
+             ALTER TABLE tidegate.sender DROP COLUMN since_us, DROP COLUMN disputed;
              DROP INDEX tidegate.device_by_name, tidegate.device_by_gateway; UPDATE tidegate.version SET version = 1;
              INSERT INTO tidegate.meta VALUES ('retired_us', {retired_us});"
         ),

@@ -116,7 +116,11 @@ impl Client {
         println!("{:<24} {:<30} {:>8}  {:<12} clock", "gateway", "last seen", "backlog", "version");
         for row in answer["rows"].as_array().into_iter().flatten() {
             let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
-            let silent = if row["silent"] == true { "  SILENT" } else { "" };
+            let silent = match (&row["disputed"], &row["silent"]) {
+                (Value::Bool(true), _) => "  DISPUTED: two stores send under this id",
+                (_, Value::Bool(true)) => "  SILENT",
+                _ => "",
+            };
             let offset_s = row["clock_offset_s"].as_f64().unwrap_or(0.0);
             println!(
                 "{:<24} {:<30} {:>8}  {:<12} {offset_s:+.1} s{silent}",

@@ -113,6 +113,7 @@ impl Intake {
                 complete_us: heartbeat.complete_us,
                 version: from.version,
                 incarnation: from.incarnation,
+                disputed: false,
             };
             let held = self.router.beat(&sender, beat).await.map_err(|failure| refusal(&failure))?;
             let members = self.router.view().map.members();

@@ -13,6 +13,7 @@ use super::shard::{Beat, Fence, Identity, Labelled, Removal, Sender, Shard, Shar
 use crate::placement::{Epoch, PlacementError};
 use crate::uplink::Held;
 use crate::wire::Batch;
+use futures_util::future::join_all;
 use model::Micros;
 use model::aggregate::is_glob;
 use model::identity::SLOTS;
@@ -297,6 +298,9 @@ impl Router {
                     return Err(PushFailure::Lacking(vec![(shard, held)]));
                 }
                 Err(ShardFailure { error: ShardError::Refused(text), .. }) => return Err(PushFailure::Refused(text)),
+                Err(ShardFailure { error: error @ ShardError::Disputed(_), .. }) => {
+                    return Err(self.dispute(&sender.gateway, &error).await);
+                }
                 Err(ShardFailure { shard, error }) => {
                     return Err(PushFailure::Unavailable(format!("shard {shard}: {error}")));
                 }
@@ -304,6 +308,16 @@ impl Router {
             }
         }
         Err(PushFailure::Unavailable(last))
+    }
+
+    /// Two stores send under one id: no shard takes either any more.
+    async fn dispute(&self, gateway: &str, why: &ShardError) -> PushFailure {
+        let view = self.view();
+        let told = join_all(view.shards.values().map(|shard| shard.dispute(gateway))).await;
+        // One that does not answer finds it out by itself.
+        told.iter().filter_map(|told| told.as_ref().err()).for_each(|e| tracing::warn!("gateway {gateway}: {e}"));
+        tracing::error!("gateway {gateway}: {why}");
+        PushFailure::Refused(why.to_string())
     }
 
     /// Notes a gateway that is there; returns what all shards hold of it.
@@ -325,6 +339,7 @@ impl Router {
             match failure {
                 None => return Ok(held(&view, sender).await),
                 Some((_, ShardError::Refused(text))) => return Err(PushFailure::Refused(text)),
+                Some((_, error @ ShardError::Disputed(_))) => return Err(self.dispute(&sender.gateway, &error).await),
                 Some((_, ShardError::Fenced { .. })) if try_number + 1 < TRIES => {
                     let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
                     if !known {

@@ -23,7 +23,7 @@ use crate::wire::HeldWindow;
 use async_trait::async_trait;
 use daemon::aggregates::{Filter, GroupBy, GroupKey, Range};
 use model::identity::SLOTS;
-use model::time::window_start;
+use model::time::{SECOND_US, window_start};
 use model::{Micros, Summary};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -83,9 +83,12 @@ pub enum ShardError {
     /// It does not hold batches that were acknowledged.
     #[error("it has been restored from a backup")]
     Lacking(Held),
-    /// Another store sends under this gateway's id.
+    /// Another store sends under this gateway's id, or has sent a newer state.
     #[error("{0}")]
     Refused(String),
+    /// Two stores send under this gateway's id at one time: both are to be refused.
+    #[error("{}", disputed(.0))]
+    Disputed(String),
     /// The engine does not answer, or says no.
     #[error("{0}")]
     Down(String),
@@ -137,10 +140,18 @@ pub struct Sender {
 
 impl Sender {
     /// Why a sender is refused whom another, known one stands against.
-    pub fn check(&self, known: &Sender) -> Result<(), ShardError> {
-        let (ours, theirs) = ((self.incarnation, self.starts), (known.incarnation, known.starts));
-        if ours > theirs || (ours == theirs && self.session == known.session) {
+    fn check(&self, known: &KnownSender, now_us: Micros) -> Result<(), ShardError> {
+        if known.disputed {
+            return Err(ShardError::Refused(disputed(&self.gateway)));
+        }
+        let of = &known.sender;
+        let (ours, theirs) = ((self.incarnation, self.starts), (of.incarnation, of.starts));
+        if ours > theirs || (ours == theirs && self.session == of.session) {
             return Ok(());
+        }
+        // What a store sent before it was started again may still be under way for a while.
+        if ours == theirs || now_us - known.since_us > STRAY_US {
+            return Err(ShardError::Disputed(self.gateway.to_string()));
         }
         Err(ShardError::Refused(format!(
             "another gateway sends under the id {:?}: either this store is a copy of it, or an older one. Stop one of the \
@@ -150,9 +161,33 @@ impl Sender {
     }
 }
 
-/// What is held of a sender: batches are numbered anew in every life of a store, so that those of another say nothing.
-fn held_of(known: &Sender, held: Held, incarnation: u64) -> Held {
-    if known.incarnation == incarnation { held } else { Held::default() }
+/// How long a push of a store that was started again meanwhile may be under way.
+const STRAY_US: Micros = 60 * SECOND_US;
+
+fn disputed(gateway: &str) -> String {
+    format!(
+        "two stores send under the id {gateway:?}, and the cloud takes neither: stop one of them, or give it another \
+         gateway.id; then say that whoever sends next counts, with `tidegate-cloud gateways accept {gateway}`"
+    )
+}
+
+/// Who sends, as a shard knows it.
+#[derive(Debug, Clone)]
+struct KnownSender {
+    sender: Sender,
+    /// Which of its batches are here.
+    held: Held,
+    /// Since when it has been this session.
+    since_us: Micros,
+    /// Two have sent at one time.
+    disputed: bool,
+}
+
+impl KnownSender {
+    /// What is held: batches are numbered anew in every life of a store, so that those of another say nothing.
+    fn held_in(&self, incarnation: u64) -> Held {
+        if self.sender.incarnation == incarnation { self.held } else { Held::default() }
+    }
 }
 
 /// Labels of a device.
@@ -237,6 +272,9 @@ pub struct Beat {
     pub version: String,
     /// The life of its store.
     pub incarnation: u64,
+    /// Two stores send under its id.
+    #[serde(default)]
+    pub disputed: bool,
 }
 
 /// A question to one shard.
@@ -452,6 +490,9 @@ pub trait Shard: Send + Sync + 'static {
 
     /// Notes that a gateway is there; its slot is that of its id.
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError>;
+
+    /// Refuses whoever sends for a gateway from now on, until its sender is forgotten.
+    async fn dispute(&self, gateway: &str) -> Result<(), ShardError>;
 
     /// Forgets who sends for a gateway, so that whoever comes next is taken; with `wholly`, also that it was there.
     /// Its windows stay.

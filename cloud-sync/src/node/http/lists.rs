@@ -25,8 +25,17 @@ pub(super) async fn gateways(State(site): State<Shared>, asked: Asked) -> Result
     let silent = |beat: &Beat| now_us - beat.seen_us > SILENT_US;
     let oldest = |beat: &Beat| (beat.oldest_us > 0).then(|| time::format(beat.oldest_us));
     if form == Accept::Csv {
-        let head =
-            ["id", "last_seen", "silent", "backlog", "oldest_unsent", "clock_offset_s", "version", "incarnation"];
+        let head = [
+            "id",
+            "last_seen",
+            "silent",
+            "backlog",
+            "oldest_unsent",
+            "clock_offset_s",
+            "version",
+            "incarnation",
+            "disputed",
+        ];
         let line = |beat: &Beat| {
             vec![
                 beat.gateway.clone(),
@@ -37,6 +46,7 @@ pub(super) async fn gateways(State(site): State<Shared>, asked: Asked) -> Result
                 ((beat.now_us - beat.seen_us) as f64 / 1e6).to_string(),
                 beat.version.clone(),
                 beat.incarnation.to_string(),
+                beat.disputed.to_string(),
             ]
         };
         return Ok(csv(&head, beats.iter().map(line), None));
@@ -47,6 +57,7 @@ pub(super) async fn gateways(State(site): State<Shared>, asked: Asked) -> Result
             "backlog": beat.backlog, "oldest_unsent": oldest(beat),
             "clock_offset_s": (beat.now_us - beat.seen_us) as f64 / 1e6,
             "version": beat.version, "incarnation": beat.incarnation.to_string(),
+            "disputed": beat.disputed,
         })
     };
     let mut body = notes;

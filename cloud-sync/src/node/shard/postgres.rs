@@ -30,7 +30,7 @@ mod senders;
 mod slots;
 
 use super::deadline::{ANSWER, LONG, WRITE, within};
-use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
+use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::causes;
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
@@ -178,10 +178,7 @@ impl Shard for Postgres {
         within(ANSWER, async {
             let client = self.connection().await?;
             let rows = client.query(senders::SENDER, &[&gateway]).await?;
-            Ok(rows.first().map_or_else(Held::default, |row| {
-                let (known, held) = senders::sender_of(gateway, row);
-                held_of(&known, held, incarnation)
-            }))
+            Ok(rows.first().map_or_else(Held::default, |row| senders::sender_of(gateway, row).held_in(incarnation)))
         })
         .await
     }
@@ -197,16 +194,12 @@ impl Shard for Postgres {
         .await
     }
 
+    async fn dispute(&self, gateway: &str) -> Result<(), ShardError> {
+        within(ANSWER, async { senders::dispute(&**self.connection().await?, gateway).await }).await
+    }
+
     async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
-        within(ANSWER, async {
-            let client = self.connection().await?;
-            client.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
-            if wholly {
-                client.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?;
-            }
-            Ok(())
-        })
-        .await
+        within(ANSWER, async { senders::forget(&**self.connection().await?, gateway, wholly).await }).await
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {

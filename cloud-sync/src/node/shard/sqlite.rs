@@ -27,7 +27,7 @@ mod senders;
 mod slots;
 
 use super::deadline::{LONG, within};
-use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write, held_of};
+use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::node::row::{Key, Row};
 use crate::placement::Epoch;
 use crate::uplink::Held;
@@ -190,7 +190,7 @@ impl Shard for Sqlite {
         let gateway = gateway.to_owned();
         self.read(None, move |db| {
             let known = senders::sender(db, &gateway)?;
-            Ok(known.map_or_else(Held::default, |(known, held)| held_of(&known, held, incarnation)))
+            Ok(known.map_or_else(Held::default, |known| known.held_in(incarnation)))
         })
         .await
     }
@@ -199,16 +199,14 @@ impl Shard for Sqlite {
         self.change(move |db| senders::beat(db, &beat, &sender, fence)).await
     }
 
+    async fn dispute(&self, gateway: &str) -> Result<(), ShardError> {
+        let gateway = gateway.to_owned();
+        self.change(move |db| Ok(senders::dispute(db, &gateway)?)).await
+    }
+
     async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
         let gateway = gateway.to_owned();
-        self.change(move |db| {
-            db.execute("DELETE FROM sender WHERE gateway = ?1", [&gateway])?;
-            if wholly {
-                db.execute("DELETE FROM gateway WHERE id = ?1", [&gateway])?;
-            }
-            Ok(())
-        })
-        .await
+        self.change(move |db| Ok(senders::forget(db, &gateway, wholly)?)).await
     }
 
     async fn beats(&self) -> Result<Vec<Beat>, ShardError> {

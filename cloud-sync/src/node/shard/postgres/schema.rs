@@ -73,6 +73,9 @@ CREATE INDEX removed_unswept ON tidegate.removed (device) WHERE NOT swept;
 -- Lists are read page by page, in byte order.
 CREATE INDEX device_by_name ON tidegate.device (name COLLATE \"C\", gateway COLLATE \"C\");
 CREATE INDEX device_by_gateway ON tidegate.device (gateway, name COLLATE \"C\");
+-- Since when a sender has been this session, and whether two stores send at one time.
+ALTER TABLE tidegate.sender ADD COLUMN since_us bigint NOT NULL DEFAULT 0,
+    ADD COLUMN disputed boolean NOT NULL DEFAULT false;
 -- Which shard of which cloud this is.
 CREATE TABLE tidegate.identity (one boolean PRIMARY KEY DEFAULT true CHECK (one), cloud text NOT NULL, shard text NOT NULL);
 "];

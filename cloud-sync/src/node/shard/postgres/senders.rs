@@ -1,25 +1,28 @@
 //! Which batches of a gateway are here, who may send more, and what gateways say of themselves.
 
 use super::fences::lock_and_check;
-use crate::node::shard::{Beat, Sender, ShardError, held_of};
+use crate::node::intake::now_us;
+use crate::node::shard::{Beat, KnownSender, Sender, ShardError};
 use crate::placement::Epoch;
 use crate::uplink::Held;
 use tokio_postgres::{GenericClient, Row as SqlRow};
 
 pub(super) const SENDER: &str =
-    "SELECT incarnation, starts, session, highest, recent FROM tidegate.sender WHERE gateway = $1";
+    "SELECT incarnation, starts, session, highest, recent, since_us, disputed FROM tidegate.sender WHERE gateway = $1";
 
-pub(super) fn sender_of(gateway: &str, row: &SqlRow) -> (Sender, Held) {
+pub(super) fn sender_of(gateway: &str, row: &SqlRow) -> KnownSender {
     let number = |at: usize| row.get::<_, i64>(at) as u64;
     let sender = Sender { gateway: gateway.into(), incarnation: number(0), starts: number(1), session: number(2) };
-    (sender, Held { highest: number(3), recent: number(4) })
+    let held = Held { highest: number(3), recent: number(4) };
+    KnownSender { sender, held, since_us: row.get(5), disputed: row.get(6) }
 }
 
 pub(super) async fn put_sender(db: &impl GenericClient, sender: &Sender, held: Held) -> Result<(), ShardError> {
     db.execute(
-        "INSERT INTO tidegate.sender VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (gateway) DO UPDATE SET
+        "INSERT INTO tidegate.sender AS s VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (gateway) DO UPDATE SET
             incarnation = excluded.incarnation, starts = excluded.starts, session = excluded.session,
-            highest = excluded.highest, recent = excluded.recent",
+            highest = excluded.highest, recent = excluded.recent,
+            since_us = CASE WHEN s.session = excluded.session THEN s.since_us ELSE excluded.since_us END",
         &[
             &&*sender.gateway,
             &(sender.incarnation as i64),
@@ -27,6 +30,7 @@ pub(super) async fn put_sender(db: &impl GenericClient, sender: &Sender, held: H
             &(sender.session as i64),
             &(held.highest as i64),
             &(held.recent as i64),
+            &now_us(),
         ],
     )
     .await?;
@@ -39,9 +43,31 @@ pub(super) async fn known_sender(db: &impl GenericClient, from: &Sender) -> Resu
     db.execute("INSERT INTO tidegate.sender VALUES ($1, 0, 0, 0, 0, 0) ON CONFLICT (gateway) DO NOTHING", &[&gateway])
         .await?;
     let row = db.query_one(&format!("{SENDER} FOR UPDATE"), &[&gateway]).await?;
-    let (known, held) = sender_of(gateway, &row);
-    from.check(&known)?;
-    Ok(held_of(&known, held, from.incarnation))
+    let known = sender_of(gateway, &row);
+    from.check(&known, now_us())?;
+    Ok(known.held_in(from.incarnation))
+}
+
+pub(super) async fn dispute(db: &impl GenericClient, gateway: &str) -> Result<(), ShardError> {
+    let nobody = "INSERT INTO tidegate.sender VALUES ($1, 0, 0, 0, 0, 0, 0, true)
+        ON CONFLICT (gateway) DO UPDATE SET disputed = true";
+    db.execute(nobody, &[&gateway]).await?;
+    say_disputed(db, gateway, true).await
+}
+
+pub(super) async fn forget(db: &impl GenericClient, gateway: &str, wholly: bool) -> Result<(), ShardError> {
+    db.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
+    if !wholly {
+        return say_disputed(db, gateway, false).await;
+    }
+    db.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?;
+    Ok(())
+}
+
+async fn say_disputed(db: &impl GenericClient, gateway: &str, disputed: bool) -> Result<(), ShardError> {
+    let set = "UPDATE tidegate.gateway SET beat = jsonb_set(beat::jsonb, '{disputed}', to_jsonb($2::boolean))::text WHERE id = $1";
+    db.execute(set, &[&gateway, &disputed]).await?;
+    Ok(())
 }
 
 pub(super) async fn beat(

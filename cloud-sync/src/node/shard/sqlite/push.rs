@@ -5,16 +5,17 @@ use super::fences::check_all_writable;
 use super::removal::put_removed;
 use super::rows::put_rows;
 use super::senders::{put_sender, sender};
-use crate::node::shard::{ShardError, Write, held_of};
+use crate::node::intake::now_us;
+use crate::node::shard::{ShardError, Write};
 use crate::uplink::Held;
 use rusqlite::Connection;
 
 pub(super) fn write(db: &Connection, write: &Write) -> Result<Held, ShardError> {
     check_all_writable(db, &write.fences, false)?;
     let mut held = Held::default();
-    if let Some((known, kept)) = sender(db, &write.sender.gateway)? {
-        write.sender.check(&known)?;
-        held = held_of(&known, kept, write.sender.incarnation);
+    if let Some(known) = sender(db, &write.sender.gateway)? {
+        write.sender.check(&known, now_us())?;
+        held = known.held_in(write.sender.incarnation);
     }
     if write.expected.lowest_not_in(held).is_some() {
         return Err(ShardError::Lacking(held));

@@ -76,6 +76,9 @@ CREATE INDEX removed_unswept ON removed (device) WHERE swept = 0;
 const VERSION_4: &str = "
 -- Lists are read page by page.
 CREATE INDEX device_by_gateway ON device (gateway, name);
+-- Since when a sender has been this session, and whether two stores send at one time.
+ALTER TABLE sender ADD COLUMN since_us INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sender ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
 ";
 
 pub(super) fn open(path: &Path) -> Result<Connection, ShardError> {

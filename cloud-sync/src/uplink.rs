@@ -123,6 +123,13 @@ pub trait Source: Send + Sync + 'static {
     /// Makes everything that is kept a change once more.
     fn everything_again(&self) -> Result<(), SourceError>;
 
+    /// A later life for a store that began its life by a wrong clock, so that the cloud takes it for older than another;
+    /// `None` if it did not. What nothing has been acknowledged of may always begin its life now.
+    fn renew(&self, is_acknowledged: bool) -> Result<Option<u64>, SourceError> {
+        let _ = is_acknowledged;
+        Ok(None)
+    }
+
     /// Only late readings can change windows that end here or before, once no change waits.
     fn complete_us(&self) -> Micros;
 

@@ -55,7 +55,7 @@ use found::{begin_uplink, changed_levels, forget_uplink, identify, read_inbound,
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -146,6 +146,7 @@ impl App {
         let users = Users::read(&config.users_file())?;
         check_exposure(&config, &users).map_err(AppError::Exposed)?;
         let identity = identify(&store, &config, &clock)?;
+        let incarnation = Arc::new(AtomicU64::new(identity.incarnation));
         let stop = CancellationToken::new();
         let watch = clock.trust().map(|trust| watch_clock(trust, &store.connection, &stop)).transpose()?;
         let options = config.uplink().map_err(AppError::File)?;
@@ -218,7 +219,8 @@ impl App {
             live_max: config.http.max_live,
             uplink: uplink_status.clone(),
             about: About {
-                identity: identity.clone(),
+                id: identity.gateway.clone(),
+                incarnation: Arc::clone(&incarnation),
                 started_us: clock.now_us(),
                 addresses,
                 store: store.path.clone(),
@@ -255,6 +257,8 @@ impl App {
                     metrics: Arc::clone(&metrics),
                     lateness_us: config.window.lateness.micros(),
                     retain_us: config.uplink.retain_after_ack.micros(),
+                    incarnation: Arc::clone(&incarnation),
+                    is_new: identity.starts == 1,
                     stop: stop.clone(),
                 };
                 // What was there before there was an uplink is sent too.

@@ -144,7 +144,8 @@ pub(crate) fn site(admission: Arc<Admission>, live: &Arc<Live>) -> Arc<Site> {
         live_max: 1,
         uplink: None,
         about: About {
-            identity: Identity { gateway: "g".into(), incarnation: 1, starts: 1, session: 1, version: "0" },
+            id: "g".into(),
+            incarnation: Arc::default(),
             started_us: NOW_US,
             addresses: Vec::new(),
             store: "".into(),

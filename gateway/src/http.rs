@@ -44,7 +44,7 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{delete, get, post, put};
-use cloud_sync::uplink::{Identity, Status as UplinkStatus};
+use cloud_sync::uplink::Status as UplinkStatus;
 use daemon::auth::{Auth, Denied, Role, User};
 use daemon::http::reply::Problem;
 use daemon::http::web::Web;
@@ -52,7 +52,7 @@ use daemon::local::LocalToken;
 use daemon::memory::Memory;
 use daemon::seats::{Seats, address_name};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -62,8 +62,10 @@ use tokio_util::sync::CancellationToken;
 /// Facts about this gateway for `/v1/status`.
 #[derive(Debug, Clone)]
 pub struct About {
-    /// The gateway's id and the store's incarnation.
-    pub identity: Identity,
+    /// The gateway's id.
+    pub id: String,
+    /// The life of its store.
+    pub incarnation: Arc<AtomicU64>,
     /// When it started.
     pub started_us: i64,
     /// Bound addresses by listener.

@@ -220,6 +220,8 @@ pub enum Step {
     RetireRollups(Vec<i64>),
     /// Makes what is there already a change for the uplink.
     Changes(Vec<Change>),
+    /// The store begins its life at another time, as the cloud sees it.
+    Incarnation(u64),
     /// Whether all that was there already has become a change.
     Filling {
         /// It has.

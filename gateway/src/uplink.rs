@@ -11,7 +11,7 @@ use crate::archive::read::Raw;
 use crate::archive::rollup::Folded;
 use crate::archive::{DAY_US, day};
 use crate::catalog::{Catalog, Present, Series};
-use crate::clock::Clock;
+use crate::clock::{Clock, Quality};
 use crate::journal::changes::{self, Change, revision_of};
 use crate::journal::steps::read_summary;
 use crate::journal::{Intake, ReadError, Step, schema};
@@ -24,6 +24,7 @@ use rusqlite::{Connection, OptionalExtension};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,10 @@ pub struct Summaries {
     pub lateness_us: Micros,
     /// `uplink.retain_after_ack`.
     pub retain_us: Micros,
+    /// The life of the store.
+    pub incarnation: Arc<AtomicU64>,
+    /// It began in this run.
+    pub is_new: bool,
     /// The gateway stops.
     pub stop: CancellationToken,
 }
@@ -115,6 +120,23 @@ impl Source for Summaries {
         self.intake.commit(Step::Filling { done: false }, &self.stop).map_err(failed)?;
         std::thread::Builder::new().name("uplink-fill".into()).spawn(move || fill.run()).map_err(failed)?;
         Ok(())
+    }
+
+    fn renew(&self, is_acknowledged: bool) -> Result<Option<u64>, SourceError> {
+        let before = self.incarnation.load(Ordering::Relaxed);
+        let shift_us = self.clock.trust().map_or(0, |trust| trust.shift_us()) as u64;
+        let incarnation = match is_acknowledged {
+            false => self.clock.now_us() as u64,
+            // Began in this run, by the clock as it was then; an older store must not pass for a younger one.
+            true if self.is_new && shift_us > 0 => before + shift_us,
+            true => return Ok(None),
+        };
+        if self.clock.quality() == Quality::Unset || incarnation <= before {
+            return Ok(None);
+        }
+        self.intake.commit(Step::Incarnation(incarnation), &self.stop).map_err(failed)?;
+        self.incarnation.store(incarnation, Ordering::Relaxed);
+        Ok(Some(incarnation))
     }
 
     fn complete_us(&self) -> Micros {

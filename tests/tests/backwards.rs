@@ -478,3 +478,33 @@ fn a_clone_that_was_started_more_often_is_noticed_when_the_original_sends_on() {
     }
     println!("noticed after {:.0} s", begun.elapsed().as_secs_f64());
 }
+
+/// A card dies, and the fresh store's first start has a clock of a month ago, as every board without a battery clock
+/// has: it is taken as soon as the clock is right.
+#[test]
+fn a_fresh_store_whose_first_start_had_a_wrong_clock_is_taken_when_the_clock_is_right() {
+    let cloud = cloud().start();
+    let first = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    post(&first, "d", start_s, 10);
+    arrives(&cloud, 10);
+    drop(first);
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    drop(own_clock(directory.path()));
+    std::fs::write(directory.path().join("clock"), "-2592000").unwrap();
+    let fresh = plan(&cloud).own_clock().start_in(directory);
+    let life = fresh.get("/v1/status")["incarnation"].clone();
+    eventually("it is refused", || {
+        let error = fresh.get("/v1/status")["uplink"]["last_error"].clone();
+        error.as_str().filter(|error| error.contains("another gateway sends under the id")).map(drop)
+    });
+    fresh.set_clock(0);
+    // Some of it lies in a shard that has never heard of the first store.
+    (0..20).for_each(|n| post(&fresh, &format!("e{n}"), start_s + 100, 10));
+    arrives(&cloud, 210);
+    drained(&fresh);
+    eventually("it has a later life", || (fresh.get("/v1/status")["incarnation"] != life).then_some(()));
+    post(&fresh, "d", start_s + 200, 10);
+    arrives(&cloud, 220);
+    agree(&fresh, &cloud);
+}

@@ -149,8 +149,8 @@ impl Sender {
         if ours > theirs || (ours == theirs && self.session == of.session) {
             return Ok(());
         }
-        // What a store sent before it was started again may still be under way for a while.
-        if ours == theirs || now_us - known.since_us > STRAY_US {
+        // Copies are of one life. What a store sent before it was started again may still be under way for a while.
+        if self.incarnation == of.incarnation && (ours == theirs || now_us - known.since_us > STRAY_US) {
             return Err(ShardError::Disputed(self.gateway.to_string()));
         }
         Err(ShardError::Refused(format!(

@@ -26,6 +26,7 @@ const NUMBERS_SKIPPED: u64 = 1_000;
 const OUTAGE: Duration = Duration::from_secs(60);
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A refusal is not repeated sooner.
+const RENEW_EVERY: Duration = Duration::from_secs(20);
 const REFUSED_WAIT: Duration = Duration::from_secs(10);
 /// How long the last save may take.
 const GRACE: Duration = Duration::from_secs(5);
@@ -69,6 +70,9 @@ pub struct Uplink {
     /// What is on its way to disk: until it is there, the source does not know of it.
     being_saved: Vec<(u64, Range<u64>)>,
     save_at: Instant,
+    /// When a store that is refused may next ask whether it began its life by a wrong clock.
+    renew_at: Option<Instant>,
+    renewed_at: Instant,
 }
 
 /// What a task has come to.
@@ -76,6 +80,7 @@ enum Done {
     Read { changes: Range<u64>, is_backlog: bool, portion: Result<(Portion, Vec<u8>), SourceError> },
     Pushed(Box<Pushed>),
     Saved(Result<(), (SourceError, Saved)>),
+    Renewed(Result<Option<u64>, SourceError>),
 }
 
 struct Pushed {
@@ -139,6 +144,8 @@ impl Uplink {
             saving: false,
             being_saved: Vec::new(),
             save_at: now,
+            renew_at: None,
+            renewed_at: now,
         };
         uplink.live_at = uplink.next_moment(now);
         Ok(uplink)
@@ -180,6 +187,11 @@ impl Uplink {
         let now = Instant::now();
         if self.unsaved.is_some() && !self.saving && self.save_at <= now {
             self.save(tasks);
+        }
+        if self.renew_at.take_if(|at| *at <= now).is_some() {
+            self.renewed_at = now;
+            let (source, is_acknowledged) = (Arc::clone(&self.source), !self.shards.expected().is_empty());
+            tasks.spawn_blocking(move || Done::Renewed(source.renew(is_acknowledged)));
         }
         if self.not_before > now {
             return;
@@ -233,6 +245,12 @@ impl Uplink {
     fn settle(&mut self, done: Done, tasks: &mut JoinSet<Done>) {
         let now = Instant::now();
         match done {
+            Done::Renewed(Ok(Some(incarnation))) => {
+                tracing::info!("this store began its life by a wrong clock: the cloud is told a later time");
+                self.identity.incarnation = incarnation;
+            }
+            Done::Renewed(Ok(None)) => {}
+            Done::Renewed(Err(e)) => tracing::warn!("uplink: {e}"),
             Done::Read { changes, is_backlog, portion } => {
                 self.reading = false;
                 match portion {
@@ -377,6 +395,7 @@ impl Uplink {
                     }
                     PushError::Refused(_) => {
                         self.picker.succeeded(endpoint);
+                        self.renew_at.get_or_insert(now.max(self.renewed_at + RENEW_EVERY));
                         self.not_before = now + REFUSED_WAIT.mul_f64(rand::random_range(1.0..2.0));
                     }
                 }

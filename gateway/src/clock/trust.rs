@@ -73,6 +73,12 @@ impl Trust {
         self.known.store(state.corrections.len(), Ordering::Release);
     }
 
+    /// By how much the clock has been set forward since the start, all in all; 0 if it was not.
+    pub fn shift_us(&self) -> Micros {
+        let shift_us: Micros = self.state().corrections.iter().map(|correction| correction.shift_us).sum();
+        shift_us.max(0)
+    }
+
     /// True if something is held back from forwarding.
     pub fn holds_anything_back(&self) -> bool {
         let state = self.state();

@@ -14,6 +14,7 @@ use daemon::http::reply::{Problem, json, with_type};
 use model::time;
 use serde_json::{Map, json};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 /// `GET /v1/status`.
 pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {
@@ -48,8 +49,8 @@ pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery
     let written: Map<String, serde_json::Value> =
         metrics.written_by_cause().map(|(cause, bytes)| (cause.to_owned(), json!(bytes))).collect();
     Ok(json(&json!({
-        "id": site.about.identity.gateway,
-        "incarnation": site.about.identity.incarnation.to_string(),
+        "id": site.about.id,
+        "incarnation": site.about.incarnation.load(Ordering::Relaxed).to_string(),
         "version": env!("CARGO_PKG_VERSION"),
         "started": time::format(site.about.started_us),
         "uptime_s": (now_us - site.about.started_us) / time::SECOND_US,

@@ -39,6 +39,7 @@ pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> 
         Step::Barrier | Step::Snapshot | Step::Changes(_) => {}
         Step::Filling { done } => set_meta(db, "recording", if *done { "all" } else { "new" })?,
         Step::Uplink { saved, now_us, until_us } => return write_uplink(db, saved, *now_us, *until_us),
+        Step::Incarnation(incarnation) => set_meta(db, "incarnation", incarnation.to_string())?,
         Step::Begin { seq } => set_meta(db, "folding_seq", seq)?,
         Step::Chunks(chunks) => return write_chunks(db, chunks),
         Step::Count { seq } => set_meta(db, "archived_seq", seq)?,

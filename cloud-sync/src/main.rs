@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use cloud_sync::node::app::{self, App, AppError};
+use cloud_sync::node::backup;
 use cloud_sync::node::client::Client;
 use cloud_sync::node::config::Config;
 use cloud_sync::node::doctor;
@@ -11,6 +12,7 @@ use daemon::config::address;
 use daemon::lifecycle::{BAD_USE, Common, obey_signals, raise_file_limit};
 use daemon::local::LocalToken;
 use serde_json::json;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +28,7 @@ struct Arguments {
     url: Option<String>,
     /// A file with a bearer token for it.
     #[arg(long, global = true, value_name = "FILE")]
-    token_file: Option<std::path::PathBuf>,
+    token_file: Option<PathBuf>,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -74,6 +76,19 @@ enum Verb {
         /// Make a map that is older than its shards, or lost, anew from what the shards know.
         #[arg(long)]
         repair: bool,
+    },
+    /// Copy the map, all shards and the users into an empty directory, also while daemons run.
+    Backup {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// Put a backup back where there is no map; gateways send what has come since.
+    Restore {
+        /// The directory that `backup` has made.
+        directory: PathBuf,
+        /// Where a shard is from now on, if elsewhere; repeats.
+        #[arg(long = "place", value_name = "NAME=URL")]
+        places: Vec<String>,
     },
     /// Manage who may come in; a gateway's user is called as its id.
     User {
@@ -186,6 +201,21 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
         }
         Verb::Check => app::check(&config).map_err(Into::into).map(|()| println!("the configuration is good")),
         Verb::Doctor { repair } => runtime.block_on(examine(&config, repair)),
+        Verb::Backup { directory } => {
+            runtime.block_on(backup::backup(&config, &directory, |said| println!("{said}")))?;
+            println!("the cloud is in {}: keep it elsewhere", directory.display());
+            Ok(())
+        }
+        Verb::Restore { directory, places } => {
+            let place = |text: &String| {
+                let (name, url) = text.split_once('=').context("--place: write NAME=URL")?;
+                Ok((name.to_owned(), url.to_owned()))
+            };
+            let places = places.iter().map(place).collect::<anyhow::Result<_>>()?;
+            runtime.block_on(backup::restore(&config, &directory, &places, |said| println!("{said}")))?;
+            println!("restored: start the daemons; gateways send what has come since, as far as they keep it");
+            Ok(())
+        }
         Verb::User { verb } => verb.run(&config.users_file()),
         verb => {
             let own = arguments.url.is_none().then_some(&*config.cloud.data_dir);
@@ -229,7 +259,12 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
                     Verb::Rebalance { plan: true, .. } => client.plan().await,
                     Verb::Rebalance { no_wait, .. } => client.rebalance(!no_wait).await,
                     Verb::Placement { device, gateway } => client.placement(&device, gateway.as_deref()).await,
-                    Verb::Run | Verb::Check | Verb::Doctor { .. } | Verb::User { .. } => Ok(()),
+                    Verb::Run
+                    | Verb::Check
+                    | Verb::Doctor { .. }
+                    | Verb::Backup { .. }
+                    | Verb::Restore { .. }
+                    | Verb::User { .. } => Ok(()),
                 }
             })
         }

@@ -36,6 +36,8 @@ pub mod coordinator;
 pub mod row;
 
 /// Where rows live.
+/// Copies of a whole cloud, and the way back.
+pub mod backup;
 mod rebuild;
 mod settle;
 pub mod shard;

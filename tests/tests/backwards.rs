@@ -508,3 +508,48 @@ fn a_fresh_store_whose_first_start_had_a_wrong_clock_is_taken_when_the_clock_is_
     arrives(&cloud, 220);
     agree(&fresh, &cloud);
 }
+
+/// Everything is lost, and put back from yesterday's backup, one shard into another database.
+#[test]
+fn a_cloud_comes_back_from_its_backup_and_gets_what_came_since() {
+    let server = postgres();
+    let shards = format!(r#"["sqlite:a.db", "b={}"]"#, server.database("b"));
+    let mut cloud = cloud().set("cloud.shards", &shards).start();
+    let gateway = plan(&cloud).start();
+    let start_s = tests::now_s() - 10_000;
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s, 10));
+    arrives(&cloud, 500);
+    cloud.verb(&["shards", "weight", "b", "3"]);
+    cloud.verb(&["rebalance"]);
+    drained(&gateway);
+    let kept = tempfile::tempdir().unwrap();
+    let directory = kept.path().join("backup").display().to_string();
+    let said = cloud.offline(&["backup", &directory]);
+    assert!(said.contains("shard b: ") && said.contains("shard shard-000: "), "{said}");
+    let said = offline_error(&cloud, &["backup", &directory]);
+    assert!(said.contains("is not empty: choose another directory"), "{said}");
+    (0..50).for_each(|n| post(&gateway, &format!("d{n}"), start_s + 20, 10));
+    arrives(&cloud, 1_000);
+    drained(&gateway);
+
+    let said = offline_error(&cloud, &["restore", &directory]);
+    assert!(said.contains("in use by another tidegate-cloud"), "{said}");
+    cloud.kill();
+    std::fs::remove_dir_all(cloud.directory.path().join("cloud")).unwrap();
+    let place = format!("b={}", server.database("b2"));
+    let said = offline_error(&cloud, &["restore", &directory, "--place", "c=x"]);
+    assert!(said.contains("the backup has no shard c: it has b, shard-000"), "{said}");
+    let said = offline_error(&cloud, &["restore", &directory]);
+    assert!(said.contains("has a schema tidegate already"), "{said}");
+    let said = cloud.offline(&["restore", &directory, "--place", &place]);
+    assert!(said.contains("shard b: restored"), "{said}");
+    server.sql("postgres", "DROP DATABASE b WITH (FORCE)");
+    let said = cloud.offline(&["doctor"]);
+    assert!(said.ends_with("nothing is wrong\n"), "{said}");
+    let said = offline_error(&cloud, &["restore", &directory]);
+    assert!(said.contains("there is a map already"), "{said}");
+    cloud.start();
+    arrives(&cloud, 1_000);
+    drained(&gateway);
+    agree(&gateway, &cloud);
+}

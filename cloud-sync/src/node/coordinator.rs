@@ -44,6 +44,11 @@ pub trait Coordinator: Send + Sync + 'static {
     async fn changed(&self, version: u64);
 }
 
+/// The document with its version, without taking the map from a daemon that uses it.
+pub async fn look(url: &str, directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
+    if url == "sqlite" { Sqlite::look(directory) } else { open(url, directory).await?.read().await }
+}
+
 /// Opens the coordinator of a configuration: `sqlite`, `postgres://...` or `etcd://...`.
 pub async fn open(url: &str, directory: &Path) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
     match url.split_once("://").map(|(scheme, _)| scheme) {

@@ -2,7 +2,7 @@
 
 use super::{Coordinator, CoordinatorError};
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +26,16 @@ impl Sqlite {
     /// True if there is a map in a directory.
     pub fn is_in(directory: &Path) -> bool {
         directory.join(FILE).exists()
+    }
+
+    /// The document with its version, also while a daemon has it.
+    pub fn look(directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
+        if !Sqlite::is_in(directory) {
+            return Ok(None);
+        }
+        let db = Connection::open_with_flags(directory.join(FILE), OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+        db.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
+        read(&db)
     }
 
     /// Opens the map in a directory, which no other daemon may use.
@@ -54,13 +64,16 @@ impl Sqlite {
     }
 }
 
+fn read(db: &Connection) -> Result<Option<(u64, String)>, CoordinatorError> {
+    let row =
+        db.query_row("SELECT version, document FROM map", [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)));
+    row.optional().map_err(failed)
+}
+
 #[async_trait]
 impl Coordinator for Sqlite {
     async fn read(&self) -> Result<Option<(u64, String)>, CoordinatorError> {
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        let row = db
-            .query_row("SELECT version, document FROM map", [], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)));
-        row.optional().map_err(failed)
+        read(&self.db.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn swap(&self, version: Option<u64>, document: &str) -> Result<bool, CoordinatorError> {

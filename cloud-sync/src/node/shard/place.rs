@@ -3,7 +3,7 @@
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use super::{Identity, Shard, ShardError};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// Opens a shard by its URL; files are relative to `data_dir`, and only for daemons that share
@@ -32,7 +32,13 @@ pub fn open(url: &str, data_dir: &Path, shared: bool, owner: Option<Identity>) -
 
 /// False for a file that is not there yet, and would be made by being opened.
 pub fn is_there(url: &str, data_dir: &Path) -> bool {
-    url.split_once(':').is_none_or(|(scheme, file)| scheme != "sqlite" || data_dir.join(file).exists())
+    file(url, data_dir).is_none_or(|file| file.exists())
+}
+
+/// The file of an SQLite shard.
+pub fn file(url: &str, data_dir: &Path) -> Option<PathBuf> {
+    let (_, file) = url.split_once(':').filter(|(scheme, _)| *scheme == "sqlite")?;
+    below(file).ok().map(|file| data_dir.join(file))
 }
 
 /// A file's path, which leads nowhere but below the data directory.

@@ -29,7 +29,6 @@ use crate::listen::mqtt::retained::Retained;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::query::Engine;
-use cloud_sync::uplink::Identity;
 use daemon::auth::{Auth, Users};
 use daemon::http::web::Web;
 use daemon::memory::Memory;

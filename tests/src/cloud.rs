@@ -120,6 +120,13 @@ impl Cloud {
         super::output(command.args(arguments))
     }
 
+    /// The same for a verb that may refuse; what it said.
+    pub fn offline_outcome(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary("tidegate-cloud"));
+        command.arg("--set").arg(format!("cloud.data_dir={}", self.directory.path().join("cloud").display()));
+        both(&command.args(arguments).output().expect("tidegate-cloud starts"))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         self.log.lock().expect("the log").clone()

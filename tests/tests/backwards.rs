@@ -252,6 +252,8 @@ fn a_map_that_is_put_back_or_lost_is_made_anew_from_the_shards() {
     std::fs::write(&map, before).unwrap();
     let said = offline_error(&cloud, &["doctor"]);
     assert!(said.contains("the map is older than shard shard-000") && said.contains("doctor --repair"), "{said}");
+    let said = offline_error(&cloud, &["doctor", "--repair"]);
+    assert!(said.contains("nobody has 8192 of 16384 slots: name all shards"), "{said}");
     let shards = r#"cloud.shards=["sqlite:shard-000.db", "sqlite:shard-001.db", "third=sqlite:third.db"]"#;
     std::fs::remove_file(&map).unwrap();
     let said = offline_error(&cloud, &["run"]);

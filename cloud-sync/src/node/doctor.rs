@@ -12,6 +12,7 @@ use super::settle::behind;
 use super::shard::{Fence, Shard, ShardError, State, place};
 use anyhow::{Context, Result};
 use model::identity::SLOTS;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,11 @@ pub async fn repair(config: &Config) -> Result<String> {
     let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
     let known = coordinator.read().await?;
     let map = known.as_ref().map(|(_, text)| Map::of_text(text)).transpose()?;
-    let members = map.as_ref().map_or_else(|| config.shards(), |map| map.shards.clone());
+    let mut members = map.as_ref().map_or_else(BTreeMap::new, |map| map.shards.clone());
+    // Those of the configuration may have been added since.
+    let is_known = |member: &Member| map.as_ref().is_some_and(|map| map.shards.values().any(|of| of.url == member.url));
+    let more = config.shards().into_iter().filter(|(_, member)| !is_known(member));
+    members.extend(more.filter(|(_, member)| map.is_none() || place::is_there(&member.url, &config.cloud.data_dir)));
     let (mut found, mut placing) = (Vec::new(), Placing::GatewayAndDevice);
     for (name, member) in members {
         let shard = look_at(config, &member).with_context(|| format!("shard {name}"))?;

@@ -83,7 +83,7 @@ pub(super) fn rebuild(map: Option<&Map>, found: &[Found], placing: Placing, now_
             owners.push(of.clone());
             continue;
         }
-        let Some(owner) = owner(known).or_else(|| before.map(|(of, _)| of.owner.clone())) else {
+        let Some(owner) = owner(known) else {
             orphans += 1;
             continue;
         };
@@ -115,6 +115,11 @@ pub(super) fn rebuild(map: Option<&Map>, found: &[Found], placing: Placing, now_
     };
     if new.cloud != cloud {
         return Err(format!("the shards are cloud {cloud}'s, and the map is of {}: put the right one back", new.cloud));
+    }
+    for shard in found {
+        // One that was added after the map that was put back.
+        new.shards.entry(shard.identity.shard.clone()).or_insert_with(|| shard.member.clone());
+        new.retired.retain(|name| *name != shard.identity.shard);
     }
     new.table = Table::of_slots(owners).ok_or("not all slots have an owner")?;
     new.transits.retain(|slot, _| !changed.contains(slot));
@@ -181,6 +186,19 @@ mod tests {
         let rebuilt = rebuild(Some(&map), &shards, Placing::GatewayAndDevice, 5).unwrap();
         assert_eq!((rebuilt.slots.len(), &*rebuilt.map.table.slot(7).owner), (1, "b"));
         assert!(rebuilt.map.transits.contains_key(&5), "the mover knows how that ends");
+    }
+
+    #[test]
+    fn a_map_from_before_a_shard_was_added_is_not_enough_without_it() {
+        let weights = BTreeMap::from([("a".to_owned(), Member { url: "sqlite:a.db".into(), weight: 1 })]);
+        let mut map = Map::new(weights).unwrap();
+        map.cloud = "c".into();
+        let a = found("a", all(1, State::Open).map(|f| if f.slot < 7 { fence(f.slot, 3, State::Closed) } else { f }));
+        let error = rebuild(Some(&map), std::slice::from_ref(&a), Placing::GatewayAndDevice, 5).unwrap_err();
+        assert!(error.contains("nobody has 7 of 16384 slots"), "{error}");
+        let b = found("b", (0..7).map(|slot| fence(slot, 3, State::Open)));
+        let rebuilt = rebuild(Some(&map), &[a, b], Placing::GatewayAndDevice, 5).unwrap();
+        assert_eq!((&*rebuilt.map.table.slot(6).owner, rebuilt.map.shards.len()), ("b", 2));
     }
 
     #[test]

@@ -217,7 +217,9 @@ fn an_operator_can_always_get_out() {
     }
     cloud.start();
     let refused = cloud.try_verb(&["shards", "set", "shard-000", "sqlite:other.db"]);
-    assert!(refused.contains("is not shard shard-000: it belongs to nobody yet"), "{refused}");
+    assert!(refused.contains("there is no file sqlite:other.db"), "{refused}");
+    let refused = cloud.try_verb(&["gateways", "forget", "nobody"]);
+    assert!(refused.contains("there is no gateway"), "{refused}");
     cloud.verb(&["shards", "set", "shard-000", "sqlite:moved.db"]);
     post(&gateway, 50, start_s + 40, 10);
     eventually("it is written there", || (cloud.count() == 1_500).then_some(()));

@@ -4,7 +4,9 @@
 use cloud_sync::node::row::{Floor, Key, Row, Version};
 use cloud_sync::node::shard::postgres::Postgres;
 use cloud_sync::node::shard::sqlite::Sqlite;
-use cloud_sync::node::shard::{Fence, Labelled, Part, Question, Removal, Sender, Shard, ShardError, State, Write};
+use cloud_sync::node::shard::{
+    EVER, Fence, Labelled, Part, Question, Removal, Sender, Shard, ShardError, State, Write,
+};
 use cloud_sync::placement::Epoch;
 use cloud_sync::uplink::Held;
 use daemon::aggregates::{Filter, GroupBy, Range};
@@ -287,7 +289,7 @@ async fn shorter_windows_stay(shard: &dyn Shard) {
     let minutes = |hour_us: Micros| (0..60).map(move |n| of(MINUTE_US, hour_us + n * MINUTE_US, 2));
     write(1, hours.into_iter().flat_map(minutes).collect()).await;
     write(2, vec![of(HOUR_US, hours[0], 120), of(HOUR_US, hours[1], 121)]).await;
-    let left = shard.export(slot(&name), Part::Windows, None, 1_000).await.unwrap();
+    let left = shard.export(slot(&name), Part::Windows, EVER, None, 1_000).await.unwrap();
     let lengths = |hour_us: Micros| {
         let own = left.iter().filter(move |row| window_start(row.key.start_us, HOUR_US) == hour_us);
         own.map(|row| row.key.length_us).collect::<Vec<_>>()
@@ -298,7 +300,7 @@ async fn shorter_windows_stay(shard: &dyn Shard) {
     let mut newer = of(HOUR_US, hours[0], 120);
     newer.version.incarnation = 2;
     write(3, vec![newer]).await;
-    assert_eq!(shard.export(slot(&name), Part::Windows, None, 1_000).await.unwrap().len(), 2);
+    assert_eq!(shard.export(slot(&name), Part::Windows, EVER, None, 1_000).await.unwrap().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,7 +340,7 @@ async fn lengths_are_free_again(shard: &dyn Shard) {
     let mut instead = row(&name, *last, start_us, END_US);
     instead.version.incarnation = 2;
     write(3, vec![instead]).await.unwrap();
-    let left = shard.export(slot(&name), Part::Windows, None, 100).await.unwrap();
+    let left = shard.export(slot(&name), Part::Windows, EVER, None, 100).await.unwrap();
     let left: Vec<Micros> =
         left.into_iter().filter(|row| row.key.device == name).map(|row| row.key.length_us).collect();
     assert_eq!(left, [*last]);
@@ -378,7 +380,7 @@ async fn large_writes_of_new_and_known_windows_keep_the_higher_version() {
         write(2, 200..600, 1).await;
         write(3, 500..900, 2).await;
         write(4, 1_000..1_400, 1).await;
-        let rows = shard.export(slot(&name), Part::Windows, None, 2_000).await.unwrap();
+        let rows = shard.export(slot(&name), Part::Windows, EVER, None, 2_000).await.unwrap();
         let found: Vec<(i64, u64)> =
             rows.iter().map(|row| ((row.key.start_us - BEGIN_US) / MINUTE_US, row.metrics["m"].texts)).collect();
         let by = |range: std::ops::Range<i64>, batch: u64| range.map(move |n| (n, batch));
@@ -432,7 +434,7 @@ async fn a_postgresql_shard_of_an_earlier_version_is_brought_up_to_date_with_all
     assert_eq!(server.sql("earlier", versions), "{\"site\": \"north\"}|0|1", "labels older than any to come");
     let index = "SELECT to_regclass('tidegate.rollup_received') IS NOT NULL";
     assert_eq!(server.sql("earlier", index), "t");
-    assert_eq!(shard.export(slot(&name), Part::Windows, None, 100).await.unwrap().len(), 4, "nothing is lost");
+    assert_eq!(shard.export(slot(&name), Part::Windows, EVER, None, 100).await.unwrap().len(), 4, "nothing is lost");
 }
 
 /// All that a move does, as the mover does it.
@@ -448,13 +450,13 @@ async fn moved(from: &dyn Shard, to: &dyn Shard, epoch: Epoch) -> Result<(), Sha
         for part in [Part::Windows, Part::Sealed] {
             let mut after = None;
             loop {
-                let rows = from.export(slot, part, after, 7).await?;
+                let rows = from.export(slot, part, EVER, after, 7).await?;
                 let Some(last) = rows.last() else { break };
                 after = Some(last.key.clone());
                 to.import(rows, part, vec![(slot, epoch + 1)]).await?;
             }
         }
-        assert_eq!(from.digests(slot).await?, to.digests(slot).await?, "both copies of slot {slot}");
+        assert_eq!(from.digests(slot, EVER).await?, to.digests(slot, EVER).await?, "both copies of slot {slot}");
     }
     from.set_fences(set(epoch + 2, State::Closed).collect()).await?;
     to.set_fences(set(epoch + 2, State::Open).collect()).await?;

@@ -356,7 +356,7 @@ async fn attend(router: Arc<Router>, stop: CancellationToken) {
 async fn retire(site: &Site, name: &str, shard: &dyn Shard, keep_us: Micros) -> Result<usize, ShardError> {
     static WRONG: Sparse = Sparse::new();
     let now_us = now_us();
-    let doubt = match (site.intake.witnesses.verdict(Instant::now()), shard.clock_us().await?) {
+    let doubt = match (site.intake.witnesses.verdict(now_us, Instant::now()), shard.clock_us().await?) {
         (Verdict::Unknown, _) => return Ok(0),
         (Verdict::Wrong(ahead_us), _) => Some(format!("{} s ahead of most gateways", ahead_us / SECOND_US)),
         (Verdict::Right, Some(theirs_us)) if !agree(theirs_us, now_us) => {

@@ -113,6 +113,10 @@ impl Client {
     /// `gateways list`.
     pub async fn gateways(&self) -> Result<()> {
         let answer = self.ask("/v1/gateways", None).await?;
+        for missing in answer["missing"].as_array().into_iter().flatten() {
+            let text = |key: &str| missing[key].as_str().unwrap_or("?").to_owned();
+            println!("shard {} does not answer ({}): gateways of it are missing here", text("shard"), text("why"));
+        }
         println!("{:<24} {:<30} {:>8}  {:<12} clock", "gateway", "last seen", "backlog", "version");
         for row in answer["rows"].as_array().into_iter().flatten() {
             let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
@@ -198,22 +202,28 @@ impl Client {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} slots  {msg}  {elapsed}")
             .expect("the template is right");
         let bar = ProgressBar::new(total).with_style(style);
-        loop {
+        let left = loop {
             // A daemon that restarts meanwhile goes on.
             match self.ask("/v1/moves", None).await {
                 Ok(moves) => {
-                    bar.set_position(total.saturating_sub(moves["slots_to_go"].as_u64().unwrap_or(0)));
+                    let left = moves["slots_to_go"].as_u64().unwrap_or(0);
+                    bar.set_position(total.saturating_sub(left));
                     bar.set_message(moves["this_daemon"]["phase"].as_str().unwrap_or_default().to_owned());
                     if moves["rebalancing"] == false {
-                        break;
+                        break left;
                     }
                 }
                 Err(e) => bar.set_message(e.to_string()),
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
+        };
+        let moved = total.saturating_sub(left);
+        if left > 0 {
+            bar.abandon_with_message("stopped");
+            anyhow::bail!("{moved} slots have moved, and {left} are left: somebody has stopped it");
         }
         bar.finish_with_message("done");
-        println!("{total} slots have moved");
+        println!("{moved} slots have moved");
         Ok(())
     }
 }

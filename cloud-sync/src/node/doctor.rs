@@ -66,10 +66,16 @@ pub async fn repair(config: &Config) -> Result<String> {
     anyhow::ensure!(is_done, "another daemon has changed the map: try again");
     for (found, shard) in found.iter().zip(&shards) {
         // Who does not hear it now hears it from the daemon.
-        shard.set_fences(rebuilt.fences(found)).await.with_context(|| format!("shard {}", found.identity.shard))?;
+        let of = || format!("shard {}", found.identity.shard);
+        shard.set_fences(rebuilt.fences(found)).await.with_context(of)?;
+        // Who owns a slot now may lack what another had got of it.
+        shard.forget_batches().await.with_context(of)?;
     }
     let (cloud, slots) = (&rebuilt.map.cloud, rebuilt.slots.len());
-    Ok(format!("the map of cloud {cloud} was made anew from {} shards: {slots} slots", found.len()))
+    Ok(format!(
+        "the map of cloud {cloud} was made anew from {} shards: {slots} slots; gateways send again what they keep",
+        found.len()
+    ))
 }
 
 /// What decides the slots of the devices that a shard has.
@@ -101,7 +107,11 @@ pub async fn examine(config: &Config) -> Result<Findings> {
     for (name, member) in &map.shards {
         let before = findings.problems.len();
         if let Err(e) = examine_shard(config, &map, name, member, &mut findings).await {
-            let what = format!("shard {name}: {e}; its slots cannot be read or written until it is back");
+            let what = if place::is_there(&member.url, &config.cloud.data_dir) {
+                format!("shard {name}: {e}; its slots cannot be read or written until it is back")
+            } else {
+                format!("shard {name}: {e}; put it back before the daemon starts, which makes an empty one otherwise")
+            };
             findings.problems.push(what);
         }
         let wrong = findings.problems.len() - before;

@@ -72,7 +72,7 @@ impl Intake {
     /// For so many pushes at once.
     pub fn new(router: Arc<Router>, max_pushes: usize, in_flight: u32, metrics: Arc<Metrics>) -> Self {
         let (room, memory) = (Semaphore::new(max_pushes), Memory::new(MEMORY_MAX));
-        Intake { router, room, memory, in_flight, metrics, witnesses: Witnesses::default() }
+        Intake { router, room, memory, in_flight, metrics, witnesses: Witnesses::new(Instant::now()) }
     }
 
     /// Takes a push.
@@ -99,7 +99,7 @@ impl Intake {
         };
         let (ours_us, now) = (now_us(), Instant::now());
         if let Some(heartbeat) = &request.heartbeat {
-            self.witnesses.note(&sender.gateway, heartbeat.now_us, ours_us, now);
+            self.witnesses.note(&sender.gateway, heartbeat.now_us, now);
         }
         let received_us = self.witnesses.time_us(ours_us, now);
         if request.batch == 0 {

@@ -3,8 +3,8 @@
 //! One daemon, the one with the lease, carries out the plan, some slots of one pair of shards at
 //! a time: the new owner opens them as *importing*; the map gets both owners and the next epoch;
 //! the old owner learns that epoch, which fences off every router with an older map; rows are
-//! copied while routers write both; both sides are compared, and once more while the old owner
-//! takes no writes; it is closed, the map changes, the new owner is opened; after a grace period
+//! copied while routers write both; both sides are compared, and what has changed since once more
+//! while the old owner takes no writes; it is closed, the map changes, the new owner is opened; after a grace period
 //! the rest is deleted. Always holds: every step may be done again, by another daemon, after a
 //! crash before or behind it; locks only choose who tries, shards decide.
 
@@ -13,9 +13,13 @@ use super::intake::now_us;
 use super::map::{Leftover, Transit};
 use super::metrics::Metrics;
 use super::router::{Router, RouterError, View};
-use super::shard::{Fence, Part, Shard, ShardError, State};
+use super::shard::{EVER, Fence, Part, Shard, ShardError, State};
 use crate::placement::{Epoch, Move};
+use daemon::aggregates::Range;
 use daemon::config::Span;
+use futures_util::stream::{self, TryStreamExt};
+use model::Micros;
+use model::time::SECOND_US;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,8 +30,11 @@ const LEASE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How often both sides are compared before it is begun anew.
-const COMPARED_MAX: u32 = 5;
+/// Slots that are copied or compared at a time.
+const SIDE_BY_SIDE: usize = 8;
+const HOUR_US: Micros = 3_600 * SECOND_US;
+/// By how much clocks of daemons may differ that say when a push was received.
+const CLOCKS_US: Micros = 10 * 60 * SECOND_US;
 
 /// Why a move does not go on, for now.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +45,8 @@ enum MoveError {
     Coordinator(#[from] CoordinatorError),
     #[error("shard {shard}: {error}")]
     Shard { shard: String, error: ShardError },
-    #[error("both copies of slots {0:?} still differ")]
-    Differs(Vec<u16>),
+    #[error("both copies of slot {0} still differ")]
+    Differs(u16),
     #[error("the map has been changed by another daemon")]
     Overtaken,
     #[error("the lease has gone to another daemon")]
@@ -235,16 +242,17 @@ impl Mover {
             old.set_fences(lot.fences(State::Open, 0)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("copying").await;
             self.phase("copying");
-            for slot in old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))? {
-                self.copy(&lot, slot).await?;
-            }
+            let slots = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
+            self.each(&slots, |slot| self.copy(&lot, slot, EVER)).await?;
             pause_for_tests("comparing").await;
             self.phase("comparing");
-            self.compare(&lot).await?;
+            // What was received since may be in one of both only, for a moment, by whatever clock.
+            let since_us = now_us().saturating_sub(CLOCKS_US);
+            let doubtful = self.compare(&lot).await?;
             self.phase("cutting over");
             old.set_fences(lot.fences(State::Fenced, 0)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("fenced").await;
-            if let Err(e) = self.compare(&lot).await {
+            if let Err(e) = self.settle(&lot, since_us, doubtful).await {
                 old.set_fences(lot.fences(State::Open, 0)).await.map_err(|e| at(&lot.from, e))?;
                 return Err(e);
             }
@@ -293,54 +301,95 @@ impl Mover {
         lot.of(&lot.from)?.set_fences(opened).await.map_err(|e| at(&lot.from, e))
     }
 
-    async fn copy(&self, lot: &Lot<'_>, slot: u16) -> Result<(), MoveError> {
+    /// Does something with several slots at a time.
+    async fn each<F>(&self, slots: &[u16], work: impl Fn(u16) -> F) -> Result<(), MoveError>
+    where
+        F: Future<Output = Result<(), MoveError>>,
+    {
+        stream::iter(slots.iter().copied().map(Ok)).try_for_each_concurrent(SIDE_BY_SIDE, work).await
+    }
+
+    /// Copies names, and rows that start in a range.
+    async fn copy(&self, lot: &Lot<'_>, slot: u16, range: Range) -> Result<(), MoveError> {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
         let (known, beats) = old.export_names(slot).await.map_err(|e| at(&lot.from, e))?;
         new.import_names(slot, known, beats, lot.epoch(slot)).await.map_err(|e| at(&lot.to, e))?;
         for part in [Part::Windows, Part::Sealed] {
             let mut after = None;
             loop {
-                let rows = old.export(slot, part, after, self.rows).await.map_err(|e| at(&lot.from, e))?;
+                let rows = old.export(slot, part, range, after, self.rows).await.map_err(|e| at(&lot.from, e))?;
                 let Some(last) = rows.last() else { break };
                 after = Some(last.key.clone());
-                let many = rows.len() as u64;
+                let many = rows.len();
                 new.import(rows, part, vec![(slot, lot.epoch(slot))]).await.map_err(|e| at(&lot.to, e))?;
-                self.metrics.moved_rows.inc_by(many);
-                self.note(|progress| progress.rows += many);
+                self.metrics.moved_rows.inc_by(many as u64);
+                self.note(|progress| progress.rows += many as u64);
+                if many < self.rows {
+                    break;
+                }
                 self.still_leads().await?;
             }
         }
         Ok(())
     }
 
-    /// Compares both copies, hour by hour, and copies again what differs. The new one has nothing that
-    /// the old one has not, but for what was removed meanwhile: pushes are written there first.
-    async fn compare(&self, lot: &Lot<'_>) -> Result<(), MoveError> {
+    /// Compares both copies, hour by hour, while both are written, and copies once more what differs; returns where
+    /// they may still differ. The new one has nothing that the old one has not, but for what was removed
+    /// meanwhile: pushes are written there first.
+    async fn compare(&self, lot: &Lot<'_>) -> Result<BTreeMap<u16, Range>, MoveError> {
         let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
         let ours = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
         let theirs = new.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.to, e))?;
-        let mut differing: Vec<u16> = ours.into_iter().chain(theirs).collect::<BTreeSet<_>>().into_iter().collect();
-        for round in 0..COMPARED_MAX {
-            let mut still = Vec::new();
-            for &slot in &differing {
-                let ours = old.digests(slot).await.map_err(|e| at(&lot.from, e))?;
-                let theirs = new.digests(slot).await.map_err(|e| at(&lot.to, e))?;
-                if ours != theirs {
-                    still.push(slot);
-                }
+        let slots: Vec<u16> = ours.into_iter().chain(theirs).collect::<BTreeSet<_>>().into_iter().collect();
+        let doubtful = Mutex::new(BTreeMap::new());
+        self.each(&slots, async |slot| {
+            if let Some(range) = self.difference(lot, slot, EVER).await? {
+                self.copy(lot, slot, range).await?;
+                doubtful.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, range);
             }
-            if still.is_empty() {
+            self.still_leads().await
+        })
+        .await?;
+        Ok(doubtful.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes both copies equal while the old owner takes no writes: only what has changed since they were compared, or
+    /// differed then, is looked at.
+    async fn settle(&self, lot: &Lot<'_>, since_us: Micros, mut ranges: BTreeMap<u16, Range>) -> Result<(), MoveError> {
+        for shard in [&lot.from, &lot.to] {
+            let changed = lot.of(shard)?.changed(lot.slots.clone(), since_us).await.map_err(|e| at(shard, e))?;
+            for (slot, range) in changed {
+                let known = ranges.entry(slot).or_insert(range);
+                *known = Range { from_us: known.from_us.min(range.from_us), to_us: known.to_us.max(range.to_us) };
+            }
+        }
+        let slots: Vec<u16> = ranges.keys().copied().collect();
+        self.each(&slots, async |slot| {
+            let Some(range) = self.difference(lot, slot, whole_hours(ranges[&slot])).await? else { return Ok(()) };
+            self.copy(lot, slot, range).await?;
+            if self.difference(lot, slot, range).await?.is_none() {
                 return Ok(());
             }
-            for &slot in &still {
-                if round > 0 {
-                    self.empty(lot, slot).await?;
-                }
-                self.copy(lot, slot).await?;
+            self.empty(lot, slot).await?;
+            self.copy(lot, slot, EVER).await?;
+            match self.difference(lot, slot, EVER).await? {
+                None => Ok(()),
+                Some(_) => Err(MoveError::Differs(slot)),
             }
-            differing = still;
-        }
-        Err(MoveError::Differs(differing))
+        })
+        .await
+    }
+
+    /// The hours in which both copies of a slot differ, from the first to the last.
+    async fn difference(&self, lot: &Lot<'_>, slot: u16, range: Range) -> Result<Option<Range>, MoveError> {
+        let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
+        let (ours, theirs) = tokio::join!(old.digests(slot, range), new.digests(slot, range));
+        let (ours, theirs) = (ours.map_err(|e| at(&lot.from, e))?, theirs.map_err(|e| at(&lot.to, e))?);
+        let hours: BTreeSet<i64> = ours.keys().chain(theirs.keys()).copied().collect();
+        let mut differ = hours.into_iter().filter(|hour| ours.get(hour) != theirs.get(hour));
+        let Some(first) = differ.next() else { return Ok(None) };
+        let last = differ.next_back().unwrap_or(first);
+        Ok(Some(Range { from_us: first * HOUR_US, to_us: (last + 1) * HOUR_US }))
     }
 
     /// What was removed between being read and being written is only in the copy: it is made anew.
@@ -425,6 +474,11 @@ impl Mover {
     fn phase(&self, phase: &'static str) {
         self.note(|progress| progress.phase = phase);
     }
+}
+
+fn whole_hours(range: Range) -> Range {
+    let hour = |us: Micros| us.div_euclid(HOUR_US);
+    Range { from_us: hour(range.from_us) * HOUR_US, to_us: (hour(range.to_us - 1) + 1) * HOUR_US }
 }
 
 /// Tests stop a move where they want to kill it.

@@ -146,11 +146,10 @@ where
             let slots = fences.len();
             match view.shard(&name) {
                 Ok(shard) => {
-                    let asked = ask(Arc::clone(shard), fences);
+                    let (asked, patience) = (ask(Arc::clone(shard), fences), router.patience(&name, timeout));
                     tasks.spawn(async move {
-                        let answer = tokio::time::timeout(timeout, asked).await;
-                        let late = || ShardError::Down(format!("no answer within {timeout:?}"));
-                        (name, slots, answer.unwrap_or_else(|_| Err(late())))
+                        let answer = tokio::time::timeout(patience, asked).await;
+                        (name, slots, answer.map_err(|_| patience))
                     });
                 }
                 Err(e) => missing.push(Missing { shard: name, why: e.to_string(), slots }),
@@ -160,7 +159,9 @@ where
             let Ok((shard, slots, answer)) = done else {
                 return Err(QueryError::Unavailable("a question ended in a panic; see the log".into()));
             };
-            match answer {
+            router.heard(&shard, answer.is_ok());
+            let late = |patience| Err(ShardError::Down(format!("no answer within {patience:?}")));
+            match answer.unwrap_or_else(late) {
                 Ok(part) => parts.push(part),
                 Err(ShardError::TooMuch(text)) => return Err(QueryError::TooMuch(text)),
                 Err(error @ ShardError::Fenced { .. }) => {

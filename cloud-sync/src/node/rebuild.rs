@@ -114,7 +114,11 @@ pub(super) fn rebuild(map: Option<&Map>, found: &[Found], placing: Placing, now_
         },
     };
     if new.cloud != cloud {
-        return Err(format!("the shards are cloud {cloud}'s, and the map is of {}: put the right one back", new.cloud));
+        return Err(format!(
+            "the shards are cloud {cloud}'s, and the map is cloud {}'s: put the right map back, or, if this one was founded \
+             when the right one was lost, remove it and try again",
+            new.cloud
+        ));
     }
     for shard in found {
         // One that was added after the map that was put back.

@@ -21,7 +21,7 @@ use model::time::window_start;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
@@ -29,6 +29,9 @@ use tokio::task::JoinSet;
 const CANCEL_TRIES: u32 = 10;
 /// How often a push is tried again with a newer map before its sender is asked to.
 const TRIES: u32 = 40;
+/// For so long a shard that did not answer in time is asked with less patience, and with how much.
+const SILENT: Duration = Duration::from_secs(60);
+const SILENT_PATIENCE: Duration = Duration::from_secs(2);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why the map cannot be used.
@@ -131,6 +134,8 @@ pub struct Router {
     /// Other daemons may use the same map.
     shared: bool,
     view: RwLock<Arc<View>>,
+    /// Shards that did not answer a question in time, and when.
+    silent: std::sync::Mutex<HashMap<String, Instant>>,
     refreshing: Mutex<()>,
 }
 
@@ -153,6 +158,7 @@ impl Router {
             data_dir: config.cloud.data_dir.clone(),
             shared: config.cloud.coordinator != "sqlite",
             view: RwLock::new(Arc::new(View::new(0, Map::new(config.shards())?, HashMap::new()))),
+            silent: std::sync::Mutex::default(),
             refreshing: Mutex::default(),
         };
         router.refresh().await?;
@@ -167,6 +173,23 @@ impl Router {
     /// Where the map lives.
     pub fn coordinator(&self) -> &Arc<dyn Coordinator> {
         &self.coordinator
+    }
+
+    /// How long a question may wait for a shard: not for long once more for one that has just kept another waiting.
+    pub fn patience(&self, shard: &str, timeout: Duration) -> Duration {
+        let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_silent = silent.get(shard).is_some_and(|since| since.elapsed() < SILENT);
+        if is_silent { timeout.min(SILENT_PATIENCE) } else { timeout }
+    }
+
+    /// Notes whether a shard has answered in time.
+    pub fn heard(&self, shard: &str, in_time: bool) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_time {
+            silent.remove(shard);
+        } else {
+            silent.insert(shard.to_owned(), Instant::now());
+        }
     }
 
     /// Reads the map again; true if it is another one.
@@ -185,7 +208,12 @@ impl Router {
             let same_place = before.map.shards.get(name).is_some_and(|known| known.url == member.url);
             let shard = match before.shards.get(name).filter(|_| same_place && before.map.cloud == map.cloud) {
                 Some(shard) => Arc::clone(shard),
-                None => self.open_shard(name, member, Some(map.identity(name)))?,
+                None => {
+                    if version > 1 && !place::is_there(&member.url, &self.data_dir) {
+                        tracing::warn!("there is no file at the place of shard {name}: an empty one is made");
+                    }
+                    self.open_shard(name, member, Some(map.identity(name)))?
+                }
             };
             shards.insert(name.clone(), shard);
         }
@@ -299,7 +327,7 @@ impl Router {
                 }
                 Err(ShardFailure { error: ShardError::Refused(text), .. }) => return Err(PushFailure::Refused(text)),
                 Err(ShardFailure { error: error @ ShardError::Disputed(_), .. }) => {
-                    return Err(self.dispute(&sender.gateway, &error).await);
+                    return Err(self.dispute(sender, &error).await);
                 }
                 Err(ShardFailure { shard, error }) => {
                     return Err(PushFailure::Unavailable(format!("shard {shard}: {error}")));
@@ -311,9 +339,10 @@ impl Router {
     }
 
     /// Two stores send under one id: no shard takes either any more.
-    async fn dispute(&self, gateway: &str, why: &ShardError) -> PushFailure {
+    async fn dispute(&self, sender: &Sender, why: &ShardError) -> PushFailure {
+        let gateway: &str = &sender.gateway;
         let view = self.view();
-        let told = join_all(view.shards.values().map(|shard| shard.dispute(gateway))).await;
+        let told = join_all(view.shards.values().map(|shard| shard.dispute(gateway, sender.incarnation))).await;
         // One that does not answer finds it out by itself.
         told.iter().filter_map(|told| told.as_ref().err()).for_each(|e| tracing::warn!("gateway {gateway}: {e}"));
         tracing::error!("gateway {gateway}: {why}");
@@ -339,7 +368,7 @@ impl Router {
             match failure {
                 None => return Ok(held(&view, sender).await),
                 Some((_, ShardError::Refused(text))) => return Err(PushFailure::Refused(text)),
-                Some((_, error @ ShardError::Disputed(_))) => return Err(self.dispute(&sender.gateway, &error).await),
+                Some((_, error @ ShardError::Disputed(_))) => return Err(self.dispute(sender, &error).await),
                 Some((_, ShardError::Fenced { .. })) if try_number + 1 < TRIES => {
                     let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
                     if !known {

@@ -33,6 +33,14 @@ impl Router {
         let view = self.view();
         let shard = view.shard(name).map_err(failed)?;
         let known = shard.fences().await.map_err(failed)?;
+        let ahead = |fence: &&Fence| fence.epoch > view.map.table.slot(fence.slot).epoch + 1;
+        let ahead = known.iter().filter(ahead).count();
+        if ahead > 0 {
+            tracing::error!(
+                "the map is older than shard {name} in {ahead} slots, which nobody can write: stop the daemons and make the \
+                 map anew with `tidegate-cloud doctor --repair`"
+            );
+        }
         let Behind { mut fences, older } = behind(&view.map, name, &known);
         if !older.is_empty() {
             let back = self.give_back(&view, name, &older).await?;

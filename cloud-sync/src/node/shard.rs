@@ -141,10 +141,11 @@ pub struct Sender {
 impl Sender {
     /// Why a sender is refused whom another, known one stands against.
     fn check(&self, known: &KnownSender, now_us: Micros) -> Result<(), ShardError> {
-        if known.disputed {
+        let of = &known.sender;
+        // A later life, such as that of a backup that is used, ends a dispute over an earlier one.
+        if known.disputed && self.incarnation <= of.incarnation {
             return Err(ShardError::Refused(disputed(&self.gateway)));
         }
-        let of = &known.sender;
         let (ours, theirs) = ((self.incarnation, self.starts), (of.incarnation, of.starts));
         if ours > theirs || (ours == theirs && self.session == of.session) {
             return Ok(());
@@ -166,8 +167,8 @@ const STRAY_US: Micros = 60 * SECOND_US;
 
 fn disputed(gateway: &str) -> String {
     format!(
-        "two stores send under the id {gateway:?}, and the cloud takes neither: stop one of them, or give it another \
-         gateway.id; then say that whoever sends next counts, with `tidegate-cloud gateways accept {gateway}`"
+        "two stores send under the id {gateway:?}, and the cloud takes neither: stop one of them, or let it begin \
+         with a fresh store and another gateway.id; then say that whoever sends next counts, with `tidegate-cloud gateways accept {gateway}`"
     )
 }
 
@@ -252,6 +253,9 @@ impl Part {
         }
     }
 }
+
+/// All times.
+pub const EVER: Range = Range { from_us: Micros::MIN, to_us: Micros::MAX };
 
 /// What a gateway says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -491,12 +495,12 @@ pub trait Shard: Send + Sync + 'static {
     /// Notes that a gateway is there; its slot is that of its id.
     async fn beat(&self, beat: Beat, sender: Sender, fence: (u16, Epoch)) -> Result<(), ShardError>;
 
-    /// Refuses whoever sends for a gateway from now on, until its sender is forgotten.
-    async fn dispute(&self, gateway: &str) -> Result<(), ShardError>;
+    /// Refuses whoever sends for a gateway from this life or an earlier one, until its sender is forgotten.
+    async fn dispute(&self, gateway: &str, incarnation: u64) -> Result<(), ShardError>;
 
     /// Forgets who sends for a gateway, so that whoever comes next is taken; with `wholly`, also that it was there.
-    /// Its windows stay.
-    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError>;
+    /// Its windows stay. False if it was not known.
+    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<bool, ShardError>;
 
     /// All gateways that live here.
     async fn beats(&self) -> Result<Vec<Beat>, ShardError>;
@@ -535,8 +539,18 @@ pub trait Shard: Send + Sync + 'static {
     /// Sets slots; one that is known at a higher epoch is left, and is an error.
     async fn set_fences(&self, fences: Vec<Fence>) -> Result<(), ShardError>;
 
-    /// Rows of a slot behind `after`, in the order of their keys.
-    async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError>;
+    /// Rows of a slot that start in a range, behind `after`, in the order of their keys.
+    async fn export(
+        &self,
+        slot: u16,
+        part: Part,
+        range: Range,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Row>, ShardError>;
+
+    /// Where windows of slots start that were received at a time or later, by slot.
+    async fn changed(&self, slots: Vec<u16>, since_us: Micros) -> Result<BTreeMap<u16, Range>, ShardError>;
 
     /// Which slots, of some, have anything in them.
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError>;
@@ -557,9 +571,9 @@ pub trait Shard: Send + Sync + 'static {
         epoch: Epoch,
     ) -> Result<(), ShardError>;
 
-    /// Rows and the sum of their digests, by hour of window starts, of a slot; sealed hours are
+    /// Rows and the sum of their digests, by hour of window starts in a range, of a slot; sealed hours are
     /// rows too.
-    async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError>;
+    async fn digests(&self, slot: u16, range: Range) -> Result<BTreeMap<i64, (u64, u64)>, ShardError>;
 
     /// Deletes rows of a slot that is still what `fence` says, at most `limit`; how many there were.
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError>;

@@ -13,14 +13,30 @@ use std::time::{Duration, Instant};
 const AGREED_US: Micros = 300_000_000;
 /// What was heard longer ago says nothing any more.
 const HEARD: Duration = Duration::from_secs(3_600);
+/// For so long the middle one stays the middle one: every push asks.
+const MIDDLE: Duration = Duration::from_secs(1);
 /// No clock that somebody has set says less: 2026-01-01.
 const SET_FROM_US: Micros = 1_767_225_600_000_000;
+/// How far gateways may be ahead of a clock that somebody has set, and be believed.
+const AHEAD_MOST_US: Micros = 31 * 24 * 3_600_000_000;
 /// Gateways that are remembered.
 const GATEWAYS_MAX: usize = 10_000;
 
 /// What gateways say of the time.
+#[derive(Debug)]
+pub struct Witnesses {
+    /// Their clocks are compared with one that nobody sets: ours may leap between two words of theirs.
+    base: Instant,
+    heard: Mutex<Heard>,
+}
+
 #[derive(Debug, Default)]
-pub struct Witnesses(Mutex<HashMap<String, (Instant, Micros)>>);
+struct Heard {
+    /// When each was heard, and what its clock said at the base, by that.
+    gateways: HashMap<String, (Instant, Micros)>,
+    /// The middle one of those heard of late, as of when.
+    middle: Option<(Instant, Option<Micros>)>,
+}
 
 /// What they say of our clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,42 +55,61 @@ pub(super) fn agree(theirs_us: Micros, ours_us: Micros) -> bool {
 }
 
 impl Witnesses {
+    /// Nobody has said anything yet.
+    pub fn new(now: Instant) -> Self {
+        Witnesses { base: now, heard: Mutex::default() }
+    }
+
+    fn since_base_us(&self, now: Instant) -> Micros {
+        Micros::try_from(now.saturating_duration_since(self.base).as_micros()).unwrap_or(Micros::MAX)
+    }
+
     /// A gateway says what time it is.
-    pub fn note(&self, gateway: &str, theirs_us: Micros, ours_us: Micros, now: Instant) {
-        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if heard.len() >= GATEWAYS_MAX && !heard.contains_key(gateway) {
-            heard.retain(|_, (at, _)| now.saturating_duration_since(*at) < HEARD / 2);
-            if heard.len() >= GATEWAYS_MAX {
+    pub fn note(&self, gateway: &str, theirs_us: Micros, now: Instant) {
+        let at_base_us = theirs_us.saturating_sub(self.since_base_us(now));
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let gateways = &mut heard.gateways;
+        if gateways.len() >= GATEWAYS_MAX && !gateways.contains_key(gateway) {
+            gateways.retain(|_, (at, _)| now.saturating_duration_since(*at) < HEARD / 2);
+            if gateways.len() >= GATEWAYS_MAX {
                 return;
             }
         }
-        heard.insert(gateway.to_owned(), (now, ours_us.saturating_sub(theirs_us)));
+        if gateways.insert(gateway.to_owned(), (now, at_base_us)).is_none() {
+            heard.middle = None;
+        }
     }
 
-    /// The time, as far as anybody knows it: a machine whose clock nobody has set must not stamp what comes as being
-    /// of long ago, or it is retired as soon as somebody does.
+    /// The time by which what comes is stamped: the later one, if most gateways say another than we. A stamp of long
+    /// ago has it retired before its time as soon as clocks are right; one that is ahead only keeps it for longer.
     pub fn time_us(&self, ours_us: Micros, now: Instant) -> Micros {
-        // Every push asks; only a clock that nobody has set is worth asking all for.
-        if ours_us >= SET_FROM_US {
-            return ours_us;
-        }
-        match self.verdict(now) {
-            Verdict::Wrong(ahead_us) => ours_us.saturating_sub(ahead_us),
+        match self.verdict(ours_us, now) {
+            Verdict::Wrong(ahead_us) if ours_us < SET_FROM_US => ours_us.saturating_sub(ahead_us),
+            Verdict::Wrong(ahead_us) => ours_us.saturating_add((-ahead_us).clamp(0, AHEAD_MOST_US)),
             Verdict::Right | Verdict::Unknown => ours_us,
         }
     }
 
-    /// What those that were heard of late say.
-    pub fn verdict(&self, now: Instant) -> Verdict {
-        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = heard.values().filter(|(at, _)| now.saturating_duration_since(*at) < HEARD);
-        let mut ahead: Vec<Micros> = late.map(|(_, ahead_us)| *ahead_us).collect();
-        ahead.sort_unstable();
-        match ahead.get(ahead.len() / 2) {
-            None => Verdict::Unknown,
-            Some(&middle_us) if agree(0, middle_us) => Verdict::Right,
-            Some(&middle_us) => Verdict::Wrong(middle_us),
+    /// What those that were heard of late say of our clock.
+    pub fn verdict(&self, ours_us: Micros, now: Instant) -> Verdict {
+        let Some(at_base_us) = self.middle(now) else { return Verdict::Unknown };
+        let theirs_us = at_base_us.saturating_add(self.since_base_us(now));
+        if agree(theirs_us, ours_us) { Verdict::Right } else { Verdict::Wrong(ours_us.saturating_sub(theirs_us)) }
+    }
+
+    fn middle(&self, now: Instant) -> Option<Micros> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, middle)) = heard.middle
+            && now.saturating_duration_since(at) < MIDDLE
+        {
+            return middle;
         }
+        let late = heard.gateways.values().filter(|(at, _)| now.saturating_duration_since(*at) < HEARD);
+        let mut clocks: Vec<Micros> = late.map(|(_, at_base_us)| *at_base_us).collect();
+        let at = clocks.len() / 2;
+        let middle = (!clocks.is_empty()).then(|| *clocks.select_nth_unstable(at).1);
+        heard.middle = Some((now, middle));
+        middle
     }
 }
 
@@ -82,20 +117,37 @@ impl Witnesses {
 mod tests {
     use super::*;
 
+    const TIME_US: Micros = 1_800_000_000_000_000;
+
     #[test]
     fn most_of_those_heard_of_late_decide() {
-        let (witnesses, now) = (Witnesses::default(), Instant::now());
-        assert_eq!(witnesses.verdict(now), Verdict::Unknown);
-        witnesses.note("a gateway without a clock", 0, 1_000_000_000_000_000, now);
-        assert_eq!(witnesses.verdict(now), Verdict::Wrong(1_000_000_000_000_000));
-        witnesses.note("b", 1_000_000_000_000_000, 1_000_000_000_000_005, now);
-        witnesses.note("c", 1_000_000_000_000_000, 1_000_000_000_000_005, now);
-        assert_eq!(witnesses.verdict(now), Verdict::Right);
-        assert_eq!(witnesses.verdict(now + HEARD), Verdict::Unknown);
-        let unset = Witnesses::default();
-        unset.note("a", SET_FROM_US + 7, 5, now);
-        assert_eq!(unset.time_us(6, now), SET_FROM_US + 8);
-        assert_eq!(witnesses.time_us(9, now), 9);
+        let now = Instant::now();
+        let witnesses = Witnesses::new(now);
+        assert_eq!(witnesses.verdict(TIME_US, now), Verdict::Unknown);
+        witnesses.note("a gateway without a clock", 0, now);
+        assert_eq!(witnesses.verdict(TIME_US, now), Verdict::Wrong(TIME_US));
+        witnesses.note("b", TIME_US, now);
+        witnesses.note("c", TIME_US + 5, now);
+        assert_eq!(witnesses.verdict(TIME_US, now), Verdict::Right);
+        let later = now + HEARD;
+        assert_eq!(witnesses.verdict(TIME_US + 3_600_000_000, later), Verdict::Unknown);
         assert!(!agree(0, Micros::MAX) && !agree(Micros::MIN, Micros::MAX));
+    }
+
+    #[test]
+    fn a_leap_of_our_clock_is_seen_before_anybody_is_heard_again() {
+        let now = Instant::now();
+        let witnesses = Witnesses::new(now);
+        witnesses.note("a", TIME_US, now);
+        let later = now + Duration::from_secs(60);
+        let (right_us, day_us) = (TIME_US + 60_000_000, 86_400_000_000);
+        assert_eq!(witnesses.verdict(right_us, later), Verdict::Right);
+        for leap_us in [2 * day_us, -2 * day_us, -TIME_US] {
+            assert_eq!(witnesses.verdict(right_us + leap_us, later), Verdict::Wrong(leap_us));
+            let stamp_us = witnesses.time_us(right_us + leap_us, later);
+            assert_eq!(stamp_us, right_us + leap_us.max(0), "what comes is stamped by the later one");
+        }
+        let (year_us, stamp_us) = (365 * day_us, right_us - 365 * day_us + AHEAD_MOST_US);
+        assert_eq!(witnesses.time_us(right_us - year_us, later), stamp_us, "but not by any that is ahead");
     }
 }

@@ -134,16 +134,20 @@ pub(super) async fn accept(State(site): State<Shared>, Path(gateway): Path<Strin
 
 async fn forget_sender(site: &Shared, gateway: &str, wholly: bool) -> Result<Response, Problem> {
     let view = site.router.view();
+    let mut is_known = false;
     for name in view.map.shards.keys() {
         let shard = view.shard(name);
         let forgotten = match shard {
             Ok(shard) => shard.forget_sender(gateway, wholly).await,
             Err(e) => Err(e),
         };
-        forgotten.map_err(|e| {
+        is_known |= forgotten.map_err(|e| {
             let detail = format!("shard {name}: {e}; try again when it is back");
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
         })?;
+    }
+    if !is_known {
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no gateway {gateway:?}")));
     }
     tracing::info!("gateway {gateway}: {}", if wholly { "forgotten" } else { "whoever sends next is accepted" });
     Ok(json(&json!({"gateway": gateway})))

@@ -4,7 +4,7 @@ use super::Shared;
 use crate::node::map::{Map, Member, Placing};
 use crate::node::router::View;
 use crate::node::settle::behind;
-use crate::node::shard::place::hidden;
+use crate::node::shard::place::{hidden, is_there};
 use crate::node::shard::{Identity, Shard, ShardError, State as SlotState};
 use crate::node::{mover, query};
 use axum::Json;
@@ -85,6 +85,9 @@ pub(super) async fn change(State(site): State<Shared>, Json(change): Json<Change
         let (before, after) = (view.map.shards.get(&change.name), map.shards.get(&change.name));
         if let Some(member) = after.filter(|after| before.is_none_or(|before| before.url != after.url)) {
             // It must be there before the map names it, and be what the map takes it for.
+            if before.is_some() && !is_there(&member.url, &site.config.cloud.data_dir) {
+                return Err(Problem::bad_request(format!("there is no file {} in cloud.data_dir", member.url)));
+            }
             let shard =
                 router.open_shard(&change.name, member, None).map_err(|e| Problem::bad_request(e.to_string()))?;
             let refused = |e: ShardError| Problem::bad_request(format!("shard {}: {e}", change.name));

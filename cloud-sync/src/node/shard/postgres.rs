@@ -37,6 +37,7 @@ use crate::placement::Epoch;
 use crate::uplink::Held;
 use crate::wire::HeldWindow;
 use async_trait::async_trait;
+use daemon::aggregates::Range;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Timeouts};
 use fences::Fences;
 use model::Micros;
@@ -194,11 +195,11 @@ impl Shard for Postgres {
         .await
     }
 
-    async fn dispute(&self, gateway: &str) -> Result<(), ShardError> {
-        within(ANSWER, async { senders::dispute(&**self.connection().await?, gateway).await }).await
+    async fn dispute(&self, gateway: &str, incarnation: u64) -> Result<(), ShardError> {
+        within(ANSWER, async { senders::dispute(&**self.connection().await?, gateway, incarnation).await }).await
     }
 
-    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
+    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<bool, ShardError> {
         within(ANSWER, async { senders::forget(&**self.connection().await?, gateway, wholly).await }).await
     }
 
@@ -277,9 +278,22 @@ impl Shard for Postgres {
         .await
     }
 
-    async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        within(LONG, async { slots::export(&**self.connection().await?, slot, part, after.as_ref(), limit).await })
-            .await
+    async fn export(
+        &self,
+        slot: u16,
+        part: Part,
+        range: Range,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Row>, ShardError> {
+        within(LONG, async {
+            slots::export(&**self.connection().await?, slot, part, range, after.as_ref(), limit).await
+        })
+        .await
+    }
+
+    async fn changed(&self, slots: Vec<u16>, since_us: Micros) -> Result<BTreeMap<u16, Range>, ShardError> {
+        within(LONG, async { slots::changed(&**self.connection().await?, &slots, since_us).await }).await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
@@ -323,8 +337,8 @@ impl Shard for Postgres {
         .await
     }
 
-    async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
-        within(LONG, async { slots::digests(&**self.connection().await?, slot).await }).await
+    async fn digests(&self, slot: u16, range: Range) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
+        within(LONG, async { slots::digests(&**self.connection().await?, slot, range).await }).await
     }
 
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {

@@ -33,6 +33,7 @@ use crate::placement::Epoch;
 use crate::uplink::Held;
 use crate::wire::HeldWindow;
 use async_trait::async_trait;
+use daemon::aggregates::Range;
 use fences::Fences;
 use model::Micros;
 use rusqlite::Connection;
@@ -199,12 +200,12 @@ impl Shard for Sqlite {
         self.change(move |db| senders::beat(db, &beat, &sender, fence)).await
     }
 
-    async fn dispute(&self, gateway: &str) -> Result<(), ShardError> {
+    async fn dispute(&self, gateway: &str, incarnation: u64) -> Result<(), ShardError> {
         let gateway = gateway.to_owned();
-        self.change(move |db| Ok(senders::dispute(db, &gateway)?)).await
+        self.change(move |db| Ok(senders::dispute(db, &gateway, incarnation)?)).await
     }
 
-    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<(), ShardError> {
+    async fn forget_sender(&self, gateway: &str, wholly: bool) -> Result<bool, ShardError> {
         let gateway = gateway.to_owned();
         self.change(move |db| Ok(senders::forget(db, &gateway, wholly)?)).await
     }
@@ -256,8 +257,19 @@ impl Shard for Sqlite {
         self.change(move |db| fences::set_fences(db, &fences)).await
     }
 
-    async fn export(&self, slot: u16, part: Part, after: Option<Key>, limit: usize) -> Result<Vec<Row>, ShardError> {
-        self.read(None, move |db| slots::export(db, slot, part, after.as_ref(), limit)).await
+    async fn export(
+        &self,
+        slot: u16,
+        part: Part,
+        range: Range,
+        after: Option<Key>,
+        limit: usize,
+    ) -> Result<Vec<Row>, ShardError> {
+        self.read(None, move |db| slots::export(db, slot, part, range, after.as_ref(), limit)).await
+    }
+
+    async fn changed(&self, slots: Vec<u16>, since_us: Micros) -> Result<BTreeMap<u16, Range>, ShardError> {
+        self.read(None, move |db| Ok(slots::changed(db, &slots, since_us)?)).await
     }
 
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError> {
@@ -282,8 +294,8 @@ impl Shard for Sqlite {
         self.change(move |db| devices::import_names(db, slot, &known, &beats, epoch)).await
     }
 
-    async fn digests(&self, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
-        self.read(None, move |db| slots::digests(db, slot)).await
+    async fn digests(&self, slot: u16, range: Range) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
+        self.read(None, move |db| slots::digests(db, slot, range)).await
     }
 
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {

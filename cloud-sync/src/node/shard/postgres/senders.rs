@@ -22,6 +22,7 @@ pub(super) async fn put_sender(db: &impl GenericClient, sender: &Sender, held: H
         "INSERT INTO tidegate.sender AS s VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (gateway) DO UPDATE SET
             incarnation = excluded.incarnation, starts = excluded.starts, session = excluded.session,
             highest = excluded.highest, recent = excluded.recent,
+            disputed = s.disputed AND excluded.incarnation <= s.incarnation,
             since_us = CASE WHEN s.session = excluded.session THEN s.since_us ELSE excluded.since_us END",
         &[
             &&*sender.gateway,
@@ -48,26 +49,27 @@ pub(super) async fn known_sender(db: &impl GenericClient, from: &Sender) -> Resu
     Ok(known.held_in(from.incarnation))
 }
 
-pub(super) async fn dispute(db: &impl GenericClient, gateway: &str) -> Result<(), ShardError> {
-    let nobody = "INSERT INTO tidegate.sender VALUES ($1, 0, 0, 0, 0, 0, 0, true)
-        ON CONFLICT (gateway) DO UPDATE SET disputed = true";
-    db.execute(nobody, &[&gateway]).await?;
-    say_disputed(db, gateway, true).await
+pub(super) async fn dispute(db: &impl GenericClient, gateway: &str, incarnation: u64) -> Result<(), ShardError> {
+    // Also where nothing of it has come yet; a later life is in no dispute.
+    let sql = "INSERT INTO tidegate.sender AS s VALUES ($1, $2, 0, 0, 0, 0, 0, true)
+        ON CONFLICT (gateway) DO UPDATE SET disputed = true WHERE s.incarnation <= excluded.incarnation";
+    db.execute(sql, &[&gateway, &(incarnation as i64)]).await?;
+    say_disputed(db, gateway, true).await.map(drop)
 }
 
-pub(super) async fn forget(db: &impl GenericClient, gateway: &str, wholly: bool) -> Result<(), ShardError> {
-    db.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
-    if !wholly {
-        return say_disputed(db, gateway, false).await;
-    }
-    db.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?;
-    Ok(())
+pub(super) async fn forget(db: &impl GenericClient, gateway: &str, wholly: bool) -> Result<bool, ShardError> {
+    let senders = db.execute("DELETE FROM tidegate.sender WHERE gateway = $1", &[&gateway]).await?;
+    let gateways = if wholly {
+        db.execute("DELETE FROM tidegate.gateway WHERE id = $1", &[&gateway]).await?
+    } else {
+        say_disputed(db, gateway, false).await?
+    };
+    Ok(senders + gateways > 0)
 }
 
-async fn say_disputed(db: &impl GenericClient, gateway: &str, disputed: bool) -> Result<(), ShardError> {
+async fn say_disputed(db: &impl GenericClient, gateway: &str, disputed: bool) -> Result<u64, ShardError> {
     let set = "UPDATE tidegate.gateway SET beat = jsonb_set(beat::jsonb, '{disputed}', to_jsonb($2::boolean))::text WHERE id = $1";
-    db.execute(set, &[&gateway, &disputed]).await?;
-    Ok(())
+    Ok(db.execute(set, &[&gateway, &disputed]).await?)
 }
 
 pub(super) async fn beat(

@@ -6,6 +6,7 @@ use super::rows::{COLUMNS, metrics_of, version};
 use super::schema::LOCK;
 use crate::node::row::{Key, Row};
 use crate::node::shard::{Fence, Part, ShardError, numbers, of_table};
+use daemon::aggregates::Range;
 use futures_util::{TryStreamExt, pin_mut};
 use model::Micros;
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ pub(super) async fn export(
     db: &impl GenericClient,
     slot: u16,
     part: Part,
+    range: Range,
     after: Option<&Key>,
     limit: usize,
 ) -> Result<Vec<Row>, ShardError> {
@@ -35,9 +37,10 @@ pub(super) async fn export(
                 "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
                  FROM tidegate.{table} s JOIN tidegate.device d ON d.id = s.device
                  WHERE (s.device, s.length_us, s.start_us) > ($1, $2, $3) AND s.device < $4 AND {which}
+                    AND s.start_us >= $6 AND s.start_us < $7
                  ORDER BY s.device, s.length_us, s.start_us LIMIT $5"
             ),
-            &[&place.0, &place.1, &place.2, &behind, &(limit as i64)],
+            &[&place.0, &place.1, &place.2, &behind, &(limit as i64), &range.from_us, &range.to_us],
         )
         .await?;
     let of = |row: &SqlRow| -> Result<Row, ShardError> {
@@ -58,17 +61,38 @@ pub(super) async fn export(
     rows.iter().map(of).collect()
 }
 
-pub(super) async fn digests(db: &impl GenericClient, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
+pub(super) async fn changed(
+    db: &impl GenericClient,
+    slots: &[u16],
+    since_us: Micros,
+) -> Result<BTreeMap<u16, Range>, ShardError> {
+    let slots: Vec<i64> = slots.iter().map(|slot| i64::from(*slot)).collect();
+    let rows = db
+        .query(
+            "SELECT device >> 40, min(start_us), max(start_us) + 1 FROM tidegate.summary
+             WHERE received_us >= $1 AND device >> 40 = ANY($2) GROUP BY 1",
+            &[&since_us, &slots],
+        )
+        .await?;
+    let range = |row: &SqlRow| (row.get::<_, i64>(0) as u16, Range { from_us: row.get(1), to_us: row.get(2) });
+    Ok(rows.iter().map(range).collect())
+}
+
+pub(super) async fn digests(
+    db: &impl GenericClient,
+    slot: u16,
+    range: Range,
+) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
     let (first, behind) = numbers(slot);
     let rows = db
         .query_raw(
             "SELECT d.gateway, d.name, s.length_us, s.start_us, s.incarnation, s.revision
              FROM (SELECT device, length_us, start_us, incarnation, revision FROM tidegate.summary
-                    WHERE device >= $1 AND device < $2
+                    WHERE device >= $1 AND device < $2 AND start_us >= $3 AND start_us < $4
                 UNION ALL SELECT device, -length_us, start_us, incarnation, revision FROM tidegate.rollup
-                    WHERE device >= $1 AND device < $2 AND revision = 1) s
+                    WHERE device >= $1 AND device < $2 AND revision = 1 AND start_us >= $3 AND start_us < $4) s
              JOIN tidegate.device d ON d.id = s.device",
-            [first, behind],
+            [first, behind, range.from_us, range.to_us],
         )
         .await?;
     pin_mut!(rows);

@@ -26,6 +26,7 @@ pub(super) fn put_sender(db: &Connection, sender: &Sender, held: Held) -> rusqli
         "INSERT INTO sender AS s VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0) ON CONFLICT (gateway) DO UPDATE SET
             incarnation = excluded.incarnation, starts = excluded.starts, session = excluded.session,
             highest = excluded.highest, recent = excluded.recent,
+            disputed = CASE WHEN excluded.incarnation > s.incarnation THEN 0 ELSE s.disputed END,
             since_us = CASE WHEN s.session = excluded.session THEN s.since_us ELSE excluded.since_us END",
     )?
     .execute(params![
@@ -54,16 +55,18 @@ pub(super) fn beat(db: &Connection, beat: &Beat, from: &Sender, fence: (u16, Epo
     Ok(())
 }
 
-pub(super) fn dispute(db: &Connection, gateway: &str) -> rusqlite::Result<()> {
-    let nobody = "INSERT INTO sender VALUES (?1, 0, 0, 0, 0, 0, 0, 1) ON CONFLICT (gateway) DO UPDATE SET disputed = 1";
-    db.execute(nobody, [gateway])?;
+pub(super) fn dispute(db: &Connection, gateway: &str, incarnation: u64) -> rusqlite::Result<()> {
+    // Also where nothing of it has come yet; a later life is in no dispute.
+    let sql = "INSERT INTO sender AS s VALUES (?1, ?2, 0, 0, 0, 0, 0, 1)
+        ON CONFLICT (gateway) DO UPDATE SET disputed = 1 WHERE s.incarnation <= excluded.incarnation";
+    db.execute(sql, params![gateway, incarnation as i64])?;
     db.execute("UPDATE gateway SET beat = json_set(beat, '$.disputed', json('true')) WHERE id = ?1", [gateway])?;
     Ok(())
 }
 
-pub(super) fn forget(db: &Connection, gateway: &str, wholly: bool) -> rusqlite::Result<()> {
-    db.execute("DELETE FROM sender WHERE gateway = ?1", [gateway])?;
-    db.execute(
+pub(super) fn forget(db: &Connection, gateway: &str, wholly: bool) -> rusqlite::Result<bool> {
+    let senders = db.execute("DELETE FROM sender WHERE gateway = ?1", [gateway])?;
+    let gateways = db.execute(
         if wholly {
             "DELETE FROM gateway WHERE id = ?1"
         } else {
@@ -71,7 +74,7 @@ pub(super) fn forget(db: &Connection, gateway: &str, wholly: bool) -> rusqlite::
         },
         [gateway],
     )?;
-    Ok(())
+    Ok(senders + gateways > 0)
 }
 
 pub(super) fn put_beat(db: &Connection, beat: &Beat, slot: u16) -> rusqlite::Result<()> {

@@ -8,6 +8,8 @@ use crate::node::row::{Key, Row};
 use crate::node::shard::merge::HOUR_US;
 use crate::node::shard::{Fence, Part, ShardError, numbers, of_table};
 use crate::placement::Epoch;
+use daemon::aggregates::Range;
+use model::Micros;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeMap;
 
@@ -15,6 +17,7 @@ pub(super) fn export(
     db: &Connection,
     slot: u16,
     part: Part,
+    range: Range,
     after: Option<&Key>,
     limit: usize,
 ) -> Result<Vec<Row>, ShardError> {
@@ -33,9 +36,11 @@ pub(super) fn export(
         "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
          FROM {table} s JOIN device d ON d.id = s.device
          WHERE (s.device, s.length_us, s.start_us) > (?1, ?2, ?3) AND s.device < ?4 AND {which}
+            AND s.start_us >= ?6 AND s.start_us < ?7
          ORDER BY s.device, s.length_us, s.start_us LIMIT ?5"
     ))?;
-    let mut found = query.query(params![place.0, place.1, place.2, behind, limit as i64])?;
+    let values = params![place.0, place.1, place.2, behind, limit as i64, range.from_us, range.to_us];
+    let mut found = query.query(values)?;
     let mut rows = Vec::new();
     while let Some(row) = found.next()? {
         let metrics = take_metrics(row, 7, true)?;
@@ -65,15 +70,27 @@ pub(super) fn import(db: &Connection, rows: &[Row], part: Part, fences: &[(u16, 
     import_sealed(db, &ids, rows)
 }
 
-pub(super) fn digests(db: &Connection, slot: u16) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
+pub(super) fn changed(db: &Connection, slots: &[u16], since_us: Micros) -> rusqlite::Result<BTreeMap<u16, Range>> {
+    let mut query = db.prepare_cached(
+        "SELECT device >> 40, min(start_us), max(start_us) + 1 FROM summary WHERE received_us >= ?1 GROUP BY 1",
+    )?;
+    let rows = query
+        .query_map([since_us], |row| Ok((row.get(0)?, Range { from_us: row.get(1)?, to_us: row.get(2)? })))?
+        .collect::<rusqlite::Result<Vec<(u16, Range)>>>()?;
+    Ok(rows.into_iter().filter(|(slot, _)| slots.contains(slot)).collect())
+}
+
+pub(super) fn digests(db: &Connection, slot: u16, range: Range) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
     let (first, behind) = numbers(slot);
     let mut query = db.prepare_cached(
         "SELECT d.gateway, d.name, s.length_us, s.start_us, s.incarnation, s.revision
-         FROM (SELECT device, length_us, start_us, incarnation, revision FROM summary WHERE device >= ?1 AND device < ?2
-            UNION ALL SELECT device, -length_us, start_us, incarnation, revision FROM rollup
-            WHERE device >= ?1 AND device < ?2 AND revision = 1) s JOIN device d ON d.id = s.device",
+         FROM device d CROSS JOIN length l CROSS JOIN summary s ON s.device = d.id AND s.length_us = l.length_us
+            AND s.start_us >= ?3 AND s.start_us < ?4 WHERE d.id >= ?1 AND d.id < ?2
+         UNION ALL SELECT d.gateway, d.name, -r.length_us, r.start_us, r.incarnation, r.revision
+         FROM device d CROSS JOIN rollup r ON r.device = d.id AND r.revision = 1
+            AND r.start_us >= ?3 AND r.start_us < ?4 WHERE d.id >= ?1 AND d.id < ?2",
     )?;
-    let mut found = query.query([first, behind])?;
+    let mut found = query.query([first, behind, range.from_us, range.to_us])?;
     let mut digests: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
     while let Some(row) = found.next()? {
         let (gateway, device): (String, String) = (row.get(0)?, row.get(1)?);

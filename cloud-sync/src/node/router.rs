@@ -32,6 +32,7 @@ const TRIES: u32 = 40;
 /// For so long a shard that did not answer in time is asked with less patience, and with how much.
 const SILENT: Duration = Duration::from_secs(60);
 const SILENT_PATIENCE: Duration = Duration::from_secs(2);
+const HELD_PATIENCE: Duration = Duration::from_secs(3);
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why the map cannot be used.
@@ -382,16 +383,19 @@ impl Router {
     }
 }
 
-/// What all shards that answer hold of a sender.
+/// What all shards that answer soon hold of a sender: a heartbeat must not wait for one that hangs.
 async fn held(view: &View, sender: &Sender) -> Vec<(String, Held)> {
-    let mut held = Vec::new();
-    for (name, shard) in &view.shards {
-        match shard.held(&sender.gateway, sender.incarnation).await {
-            Ok(of) => held.push((name.clone(), of)),
-            Err(e) => tracing::debug!("shard {name} does not say what it holds of {}: {e}", sender.gateway),
+    let asked = view.shards.iter().map(async |(name, shard)| {
+        let held = tokio::time::timeout(HELD_PATIENCE, shard.held(&sender.gateway, sender.incarnation)).await;
+        match held.unwrap_or_else(|_| Err(ShardError::Down(format!("no answer within {HELD_PATIENCE:?}")))) {
+            Ok(of) => Some((name.clone(), of)),
+            Err(e) => {
+                tracing::debug!("shard {name} does not say what it holds of {}: {e}", sender.gateway);
+                None
+            }
         }
-    }
-    held
+    });
+    join_all(asked).await.into_iter().flatten().collect()
 }
 
 /// The map of the data directory, when a coordinator for several daemons takes over.

@@ -46,6 +46,7 @@ use rustls::pki_types::pem::PemObject;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -64,6 +65,7 @@ pub struct Postgres {
     owner: Option<Identity>,
     /// The tables are there and of this version, and the owner's.
     ready: Mutex<Arc<OnceCell<()>>>,
+    was_ready: AtomicBool,
     fences: Fences,
 }
 
@@ -150,13 +152,20 @@ impl Postgres {
     /// server that is down must not keep a daemon from serving the others.
     /// It becomes `owner`'s then if it is nobody's.
     pub fn new(url: &str, owner: Option<Identity>) -> Result<Self, ShardError> {
-        Ok(Postgres { pool: pool(url)?, owner, ready: Mutex::default(), fences: Fences::default() })
+        Ok(Postgres {
+            pool: pool(url)?,
+            owner,
+            ready: Mutex::default(),
+            was_ready: AtomicBool::new(false),
+            fences: Fences::default(),
+        })
     }
 
     async fn connection(&self) -> Result<deadpool_postgres::Client, ShardError> {
         let mut pooled = self.pool.get().await.map_err(down)?;
         let ready = Arc::clone(&self.ready.lock().unwrap_or_else(PoisonError::into_inner));
         ready.get_or_try_init(|| schema::migrate(&mut pooled, self.owner.as_ref())).await?;
+        self.was_ready.store(true, Ordering::Relaxed);
         Ok(pooled)
     }
 }
@@ -259,8 +268,9 @@ impl Shard for Postgres {
     async fn attend(&self) -> Result<bool, ShardError> {
         // Whoever comes until it is known waits for it.
         *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
-        drop(self.connection().await?);
-        Ok(true)
+        let attended = async { self.connection().await.map(|_| true) };
+        // Bringing tables up to date may take long; finding them so does not.
+        if self.was_ready.load(Ordering::Relaxed) { within(ANSWER, attended).await } else { attended.await }
     }
 
     async fn fences(&self) -> Result<Vec<Fence>, ShardError> {

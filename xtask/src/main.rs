@@ -69,6 +69,8 @@ enum BenchVerb {
 enum SoakVerb {
     /// Cut the power thousands of times, and kill.
     Power,
+    /// Everything that is known to have gone wrong in a cloud, and random walks through all of it.
+    Cloud(soak::Walks),
     /// Run the fuzz targets, and print a table.
     Fuzz(soak::Fuzzing),
 }
@@ -86,6 +88,7 @@ fn main() -> Result<()> {
         Verb::Bench { verb: BenchVerb::Replay(options) } => bench::replay::run(&options),
         Verb::Bench { verb: BenchVerb::Scale(options) } => bench::scale::run(&options),
         Verb::Soak { verb: None | Some(SoakVerb::Power) } => soak::power(),
+        Verb::Soak { verb: Some(SoakVerb::Cloud(options)) } => soak::cloud(&options),
         Verb::Soak { verb: Some(SoakVerb::Fuzz(options)) } => soak::fuzz(&options),
         Verb::Dist => dist(),
         Verb::Tidy => cargo(&["test", "--workspace", "--test", "tidy"]),

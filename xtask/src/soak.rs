@@ -17,6 +17,57 @@ pub(crate) fn power() -> Result<()> {
     Ok(())
 }
 
+/// How often, and how long.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Walks {
+    /// Random walks of a cloud, each with a seed of its own.
+    #[arg(long, default_value_t = 20)]
+    walks: u32,
+    /// What happens to it on each: kills, moves, parts put back, clocks that leap.
+    #[arg(long, default_value_t = 150)]
+    steps: u32,
+    /// The seed of the first walk; the others count up.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Everything that is known to have gone wrong in a cloud, each by itself, and then in random order; prints a table. What
+/// is lost, doubled or coarsened fails the test that looks for it.
+pub(crate) fn cloud(options: &Walks) -> Result<()> {
+    let faults = ["--test", "backwards", "--test", "moves", "--test", "daemons", "--test", "cloud"];
+    let mut failed = 0;
+    println!("{:<100} outcome", "what happens");
+    failed += outcomes(&[&["test", "--workspace", "--no-fail-fast"], &faults[..]].concat(), &[])?;
+    let first = options.seed.unwrap_or_else(|| u64::from(std::process::id()) << 20);
+    for seed in (first..).take(options.walks as usize) {
+        println!("TIDEGATE_TEST_SEED={seed}, {} steps", options.steps);
+        let environment =
+            [("TIDEGATE_TEST_SEED", seed.to_string()), ("TIDEGATE_TEST_STEPS", options.steps.to_string())];
+        failed += outcomes(&["test", "--workspace", "--test", "walk"], &environment)?;
+    }
+    ensure!(failed == 0, "{failed} failed");
+    Ok(())
+}
+
+/// Runs tests and prints a line for each; how many failed, with all that those said behind it.
+fn outcomes(arguments: &[&str], environment: &[(&str, String)]) -> Result<usize> {
+    let mut command = xtask::cargo::cargo();
+    command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+    let output = command.stderr(Stdio::inherit()).output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let line = |line: &str| -> Option<(String, bool)> {
+        let (name, outcome) = line.strip_prefix("test ")?.split_once(" ... ")?;
+        Some((name.replace('_', " "), outcome == "ok"))
+    };
+    let lines: Vec<(String, bool)> = said.lines().filter_map(line).collect();
+    lines.iter().for_each(|(name, ok)| println!("{name:<100} {}", if *ok { "ok" } else { "FAILED" }));
+    if !output.status.success() {
+        println!("{said}");
+    }
+    ensure!(!lines.is_empty(), "the tests did not run");
+    Ok(lines.iter().filter(|(_, ok)| !ok).count())
+}
+
 /// The largest input, also the largest that a device may send in one message.
 const INPUT_BYTES_MAX: usize = 2 << 20;
 /// What a target may take, the fuzzer's own corpus and counters included.

@@ -96,7 +96,10 @@ impl Client {
         );
         let daemon = &moves["this_daemon"];
         let phase = daemon["phase"].as_str().filter(|phase| !phase.is_empty()).unwrap_or("idle");
-        println!("this daemon: {phase}, {} slots moved, {} rows copied", daemon["slots_moved"], daemon["rows_copied"]);
+        println!(
+            "this daemon: {phase}, {} slots moved, {} rows copied, {} rows/s",
+            daemon["slots_moved"], daemon["rows_copied"], daemon["rows_per_s"]
+        );
         if let Some(error) = daemon["last_error"].as_str() {
             println!("last error: {error}");
         }

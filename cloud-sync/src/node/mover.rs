@@ -22,7 +22,7 @@ use model::Micros;
 use model::time::SECOND_US;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How long the lease holds without being kept.
@@ -56,7 +56,7 @@ enum MoveError {
 }
 
 /// How far the mover of this daemon has got.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
     /// This daemon has the lease.
     pub leads: bool,
@@ -66,8 +66,21 @@ pub struct Progress {
     pub slots: u64,
     /// Rows copied since the start.
     pub rows: u64,
+    /// Rows copied a second, of the slots that are on their way or were last.
+    pub rows_per_s: f64,
+    /// When copying those began, and how many rows had been copied then.
+    begun: Option<(Instant, u64)>,
     /// What went wrong last, until something goes right.
     pub last_error: Option<String>,
+}
+
+impl Progress {
+    fn copied(&mut self, rows: u64) {
+        self.rows += rows;
+        if let Some((at, before)) = self.begun {
+            self.rows_per_s = (self.rows - before) as f64 / at.elapsed().as_secs_f64().max(0.001);
+        }
+    }
 }
 
 /// Shared with those who ask.
@@ -242,6 +255,7 @@ impl Mover {
             old.set_fences(lot.fences(State::Open, 0)).await.map_err(|e| at(&lot.from, e))?;
             pause_for_tests("copying").await;
             self.phase("copying");
+            self.note(|progress| progress.begun = Some((Instant::now(), progress.rows)));
             let slots = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
             self.each(&slots, |slot| self.copy(&lot, slot, EVER)).await?;
             pause_for_tests("comparing").await;
@@ -323,7 +337,7 @@ impl Mover {
                 let many = rows.len();
                 new.import(rows, part, vec![(slot, lot.epoch(slot))]).await.map_err(|e| at(&lot.to, e))?;
                 self.metrics.moved_rows.inc_by(many as u64);
-                self.note(|progress| progress.rows += many as u64);
+                self.note(|progress| progress.copied(many as u64));
                 if many < self.rows {
                     break;
                 }

@@ -288,7 +288,7 @@ pub(super) async fn moves(State(site): State<Shared>, RawQuery(query): RawQuery)
         "plan": by_pair(&view)?, "leftovers": view.map.leftovers.len(),
         "this_daemon": {
             "leads": progress.leads, "phase": progress.phase, "slots_moved": progress.slots,
-            "rows_copied": progress.rows, "last_error": progress.last_error,
+            "rows_copied": progress.rows, "rows_per_s": progress.rows_per_s.round(), "last_error": progress.last_error,
         },
     })))
 }
@@ -312,6 +312,8 @@ pub(super) async fn rebalance(State(site): State<Shared>) -> Result<Response, Pr
 /// `DELETE /v1/moves`: stops moving; what is on its way stays where it was.
 pub(super) async fn cancel(State(site): State<Shared>) -> Result<Response, Problem> {
     let stopped = site.router.cancel().await.map_err(unavailable)?;
-    site.moves.lock().unwrap_or_else(PoisonError::into_inner).last_error = None;
+    let mut progress = site.moves.lock().unwrap_or_else(PoisonError::into_inner);
+    (progress.last_error, progress.phase) = (None, "");
+    drop(progress);
     Ok(json(&json!({"map_version": site.router.view().version, "stopped": stopped})))
 }

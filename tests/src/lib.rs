@@ -12,6 +12,9 @@ pub mod etcd;
 /// A disk whose power can be cut.
 pub mod powercut;
 
+/// Whether answers are what OpenAPI documents say.
+pub mod schema;
+
 use gateway::archive::levels::each_summary;
 use gateway::archive::rollup::Folded;
 use model::Summary;

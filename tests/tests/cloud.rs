@@ -370,3 +370,76 @@ fn a_daemon_starts_and_serves_though_a_shard_is_down() {
         (gateway.get("/v1/status")["uplink"]["backlog"].as_u64() > Some(0)).then_some(())
     });
 }
+
+/// Both daemons' documents describe what they answer, field by field.
+#[test]
+fn answers_are_what_the_openapi_documents_say() {
+    let cloud = cloud().start();
+    let gateway = gateway()
+        .set("window.length", "1s")
+        .set("window.lateness", "0s")
+        .set("gateway.id", "gw-1")
+        .forwarding_to(&[&cloud]);
+    let gateway = gateway.start();
+    let now_s = tests::now_s();
+    let readings: Vec<_> =
+        (0..3).map(|n| json!({"device": "d", "metric": "m", "value": n, "time": now_s - 60 + n})).collect();
+    let body = json!({"readings": readings}).to_string();
+    assert_eq!(gateway.post("/v1/readings", "application/json", body.as_bytes()).0, 200);
+    assert_ne!(gateway.post("/v1/readings", "application/json", b"{\"nonsense\"").0, 200);
+    eventually("they arrive", || (cloud.count() == 3).then_some(()));
+    drained(&gateway);
+    eventually("it is heard", || {
+        cloud.get("/v1/gateways")["rows"].as_array().filter(|rows| !rows.is_empty()).map(drop)
+    });
+
+    let mut wrong = Vec::new();
+    let document = cloud.get("/openapi.json");
+    for (path, query) in [
+        ("/v1/aggregates", "?window=1s&stats=count,mean,first,p95&limit=1"),
+        ("/v1/aggregates", "?group_by=gateway"),
+        ("/v1/devices", ""),
+        ("/v1/gateways", ""),
+        ("/v1/summaries", "?gateway=gw-1&limit=2"),
+        ("/v1/shards", ""),
+        ("/v1/placement", "?device=d"),
+        ("/v1/placement", "?device=d&gateway=gw-1"),
+        ("/v1/moves", ""),
+        ("/v1/status", ""),
+        ("/openapi.json", ""),
+    ] {
+        wrong.extend(tests::schema::violations(&document, path, "get", &cloud.get(&format!("{path}{query}"))));
+    }
+    let token = std::fs::read_to_string(cloud.directory.path().join("cloud/admin.token")).unwrap();
+    let bearer = format!("Bearer {}", token.trim());
+    let answer = |url: String, body: Option<serde_json::Value>| -> serde_json::Value {
+        let mut sent = match body {
+            Some(body) => ureq::post(url).header("authorization", &bearer).send_json(body),
+            None => ureq::delete(url).header("authorization", &bearer).call(),
+        }
+        .unwrap();
+        sent.body_mut().read_json().unwrap()
+    };
+    let more = json!({"name": "third", "url": "sqlite:third.db"});
+    for (path, resource, method, body) in [
+        ("/v1/shards", "/v1/shards", "post", Some(more)),
+        ("/v1/moves", "/v1/moves", "post", Some(json!({}))),
+        ("/v1/moves", "/v1/moves", "delete", None),
+        ("/v1/gateways/{gateway}/accept", "/v1/gateways/gw-1/accept", "post", Some(json!({}))),
+        ("/v1/gateways/{gateway}", "/v1/gateways/gw-1", "delete", None),
+    ] {
+        wrong.extend(tests::schema::violations(&document, path, method, &answer(cloud.url(resource), body)));
+    }
+    let document = gateway.get("/openapi.json");
+    for (path, query) in [
+        ("/v1/readings", "?limit=2"),
+        ("/v1/aggregates", "?window=1s&stats=count,mean,first,p95&limit=1"),
+        ("/v1/devices", ""),
+        ("/v1/rejects", ""),
+        ("/v1/status", ""),
+        ("/v1/sniff", ""),
+    ] {
+        wrong.extend(tests::schema::violations(&document, path, "get", &gateway.get(&format!("{path}{query}"))));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -84,6 +84,7 @@ fn routes() -> Router<Shared> {
         .route("/v1/gateways/{gateway}/accept", post(lists::accept))
         .route("/v1/status", get(status::status))
         .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(status::openapi))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
         .fallback(nothing_here)

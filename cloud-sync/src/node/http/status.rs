@@ -1,4 +1,4 @@
-//! `/v1/status`, health, metrics.
+//! `/v1/status`, health, metrics, `/openapi.json`.
 
 use super::Shared;
 use crate::node::intake::now_us;
@@ -6,7 +6,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use daemon::http::params::Params;
-use daemon::http::reply::{Problem, json};
+use daemon::http::reply::{Problem, json, with_type};
 use model::time;
 use serde_json::{Map, Value, json};
 
@@ -47,5 +47,32 @@ pub(super) async fn readyz(State(site): State<Shared>) -> Result<&'static str, P
     match site.router.refresh().await {
         Ok(_) => Ok("ready\n"),
         Err(e) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {e}"))),
+    }
+}
+
+/// `GET /openapi.json`.
+pub(super) async fn openapi() -> Response {
+    with_type(OPENAPI, "application/json")
+}
+
+/// The interface as OpenAPI 3.1.
+const OPENAPI: &str = include_str!("openapi.json");
+
+#[cfg(test)]
+mod tests {
+    use super::OPENAPI;
+    use serde_json::Value;
+
+    #[test]
+    fn the_openapi_document_lists_the_paths_that_are_served() {
+        let document: Value = serde_json::from_str(OPENAPI).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let source = include_str!("../http.rs");
+        let served = source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next());
+        let mut served: Vec<&str> = served.collect();
+        served.sort_unstable();
+        let mut listed: Vec<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, served);
     }
 }

@@ -344,7 +344,7 @@ async fn attend(router: Arc<Router>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(ATTEND_EVERY) => {}
         }
-        if let Err(e) = router.settle().await
+        if let Err(e) = router.attend().await
             && SILENT.may_say().is_some()
         {
             tracing::warn!("{e}; what belongs there waits");

@@ -8,7 +8,8 @@ use super::coordinator;
 use super::intake::now_us;
 use super::map::{Map, Member, Placing};
 use super::rebuild::{Found, rebuild};
-use super::settle::behind;
+use super::settle::{Behind, behind};
+use super::shard::deadline::within;
 use super::shard::{Fence, Shard, ShardError, State, place};
 use anyhow::{Context, Result};
 use model::identity::SLOTS;
@@ -168,8 +169,7 @@ async fn examine_shard(
     findings: &mut Findings,
 ) -> Result<(), ShardError> {
     let shard = look_at(config, member)?;
-    let silent = |_| ShardError::Down(format!("no answer within {} s", PATIENCE.as_secs()));
-    let known = tokio::time::timeout(PATIENCE, shard.fences()).await.map_err(silent)??;
+    let known = within(PATIENCE, shard.fences()).await?;
     if let Some(of) = shard.identity().await?.filter(|of| *of != map.identity(name)) {
         findings.problems.push(format!(
             "what is at the place of shard {name} is shard {} of cloud {}, and this is cloud {}: say where the shard is with \
@@ -178,7 +178,8 @@ async fn examine_shard(
         ));
         return Ok(());
     }
-    let older = behind(map, name, &known).older.len();
+    let Behind { older, ahead, .. } = behind(map, name, &known);
+    let older = older.len();
     if older > 0 {
         findings.problems.push(format!(
             "shard {name} is older than the map in {older} slots: it has been restored, or is another database. At the next \
@@ -186,8 +187,6 @@ async fn examine_shard(
              gateways still keep; what is older has to come from a younger backup"
         ));
     }
-    let ahead = |fence: &&Fence| fence.epoch > map.table.slot(fence.slot).epoch + 1;
-    let ahead = known.iter().filter(ahead).count();
     if ahead > 0 {
         findings.problems.push(format!(
             "the map is older than shard {name} in {ahead} slots: it has been restored without its shards; make it anew with \

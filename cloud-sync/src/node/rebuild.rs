@@ -99,14 +99,14 @@ pub(super) fn rebuild(map: Option<&Map>, found: &[Found], placing: Placing, now_
             names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
         ));
     }
-    let members = found.iter().map(|shard| (shard.identity.shard.clone(), shard.member.clone()));
+    let table = Table::of_slots(owners).ok_or("not all slots have an owner")?;
     let mut new = match map {
-        Some(map) => map.clone(),
+        Some(map) => Map { table, ..map.clone() },
         None => Map {
             cloud: cloud.to_owned(),
             placing,
-            shards: members.collect(),
-            table: Table::of_slots(owners.clone()).ok_or("not all slots have an owner")?,
+            shards: BTreeMap::new(),
+            table,
             transits: BTreeMap::new(),
             leftovers: Vec::new(),
             rebalancing: false,
@@ -121,11 +121,10 @@ pub(super) fn rebuild(map: Option<&Map>, found: &[Found], placing: Placing, now_
         ));
     }
     for shard in found {
-        // One that was added after the map that was put back.
+        // All of them without a map; those that were added after one that was put back.
         new.shards.entry(shard.identity.shard.clone()).or_insert_with(|| shard.member.clone());
         new.retired.retain(|name| *name != shard.identity.shard);
     }
-    new.table = Table::of_slots(owners).ok_or("not all slots have an owner")?;
     new.transits.retain(|slot, _| !changed.contains(slot));
     new.leftovers.retain(|left| !changed.contains(&left.slot));
     new.leftovers.extend(left);

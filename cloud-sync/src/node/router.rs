@@ -9,6 +9,7 @@ use super::coordinator::{self, Coordinator, CoordinatorError};
 use super::intake::now_us;
 use super::map::{Leftover, Map, MapError, Member, Placing};
 use super::row::{Floor, Key, Row, Version};
+use super::shard::deadline::within;
 use super::shard::{Beat, Fence, Identity, Labelled, Removal, Sender, Shard, ShardError, State, Write, place};
 use crate::placement::{Epoch, PlacementError};
 use crate::uplink::Held;
@@ -386,8 +387,7 @@ impl Router {
 /// What all shards that answer soon hold of a sender: a heartbeat must not wait for one that hangs.
 async fn held(view: &View, sender: &Sender) -> Vec<(String, Held)> {
     let asked = view.shards.iter().map(async |(name, shard)| {
-        let held = tokio::time::timeout(HELD_PATIENCE, shard.held(&sender.gateway, sender.incarnation)).await;
-        match held.unwrap_or_else(|_| Err(ShardError::Down(format!("no answer within {HELD_PATIENCE:?}")))) {
+        match within(HELD_PATIENCE, shard.held(&sender.gateway, sender.incarnation)).await {
             Ok(of) => Some((name.clone(), of)),
             Err(e) => {
                 tracing::debug!("shard {name} does not say what it holds of {}: {e}", sender.gateway);

@@ -9,6 +9,7 @@ use super::map::{Leftover, Map};
 use super::router::{Router, RouterError, View};
 use super::shard::{Fence, State};
 use crate::placement::Epoch;
+use daemon::sparse::Sparse;
 use futures_util::future::join_all;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -22,26 +23,40 @@ impl Router {
         settled.into_iter().collect()
     }
 
+    /// The same, once it is sure that shards are still what they were: one may have been made anew, or another file put
+    /// in its place.
+    pub async fn attend(&self) -> Result<(), RouterError> {
+        let view = self.view();
+        let attended = join_all(view.map.shards.keys().map(async |name| {
+            self.attend_one(name).await?;
+            self.settle_one(name).await
+        }))
+        .await;
+        attended.into_iter().collect()
+    }
+
+    async fn attend_one(&self, name: &str) -> Result<(), RouterError> {
+        let failed = |error| RouterError::Shard { name: name.to_owned(), error };
+        if !self.view().shard(name).map_err(failed)?.attend().await.map_err(failed)? {
+            tracing::warn!("there is another file at the place of shard {name}, or none");
+            self.reopen(name).await?;
+        }
+        Ok(())
+    }
+
     async fn settle_one(&self, name: &str) -> Result<(), RouterError> {
+        static AHEAD: Sparse = Sparse::new();
         let failed = |error| RouterError::Shard { name: name.to_owned(), error };
         let view = self.view();
         let shard = view.shard(name).map_err(failed)?;
-        if !shard.attend().await.map_err(failed)? {
-            tracing::warn!("there is another file at the place of shard {name}");
-            self.reopen(name).await?;
-        }
-        let view = self.view();
-        let shard = view.shard(name).map_err(failed)?;
         let known = shard.fences().await.map_err(failed)?;
-        let ahead = |fence: &&Fence| fence.epoch > view.map.table.slot(fence.slot).epoch + 1;
-        let ahead = known.iter().filter(ahead).count();
-        if ahead > 0 {
+        let Behind { mut fences, older, ahead } = behind(&view.map, name, &known);
+        if ahead > 0 && AHEAD.may_say().is_some() {
             tracing::error!(
                 "the map is older than shard {name} in {ahead} slots, which nobody can write: stop the daemons and make the \
                  map anew with `tidegate-cloud doctor --repair`"
             );
         }
-        let Behind { mut fences, older } = behind(&view.map, name, &known);
         if !older.is_empty() {
             let back = self.give_back(&view, name, &older).await?;
             fences.retain(|fence| !back.contains(&fence.slot));
@@ -117,12 +132,16 @@ pub(super) struct Behind {
     pub(super) fences: Vec<Fence>,
     /// The slots in which it is older, and not only short of the last step of a move.
     pub(super) older: Vec<u16>,
+    /// How many slots it knows better: the map is older.
+    pub(super) ahead: usize,
 }
 
 /// What a shard that knows these fences does not know of the map.
 pub(super) fn behind(map: &Map, shard: &str, known: &[Fence]) -> Behind {
+    // The last step of a move is made by the shard first.
+    let ahead = known.iter().filter(|fence| fence.epoch > map.table.slot(fence.slot).epoch + 1).count();
     let known: HashMap<u16, &Fence> = known.iter().map(|fence| (fence.slot, fence)).collect();
-    let mut behind = Behind { fences: Vec::new(), older: Vec::new() };
+    let mut behind = Behind { fences: Vec::new(), older: Vec::new(), ahead };
     for (slot, epoch) in map.slots_of(shard) {
         let known = known.get(&slot);
         if map.transits.contains_key(&slot) || known.is_some_and(|fence| fence.epoch >= epoch) {

@@ -6,7 +6,7 @@
 //! learns nothing.
 
 /// How long a shard may take.
-mod deadline;
+pub(super) mod deadline;
 /// Rows to answers, whatever engine they come from.
 mod merge;
 /// Where a shard is, by its URL.

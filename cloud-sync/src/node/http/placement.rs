@@ -4,6 +4,7 @@ use super::Shared;
 use crate::node::map::{Map, Member, Placing};
 use crate::node::router::View;
 use crate::node::settle::behind;
+use crate::node::shard::deadline::within;
 use crate::node::shard::place::{hidden, is_there};
 use crate::node::shard::{Identity, Shard, ShardError, State as SlotState};
 use crate::node::{mover, query};
@@ -38,10 +39,7 @@ pub(super) async fn shards(State(site): State<Shared>, RawQuery(query): RawQuery
     let view = site.router.view();
     let counts = view.map.table.counts();
     // One that hangs keeps nobody from seeing the others.
-    let sizes = view.map.shards.keys().map(async |name| {
-        let size = tokio::time::timeout(SIZE_TIMEOUT, async { view.shard(name)?.size().await }).await;
-        size.unwrap_or_else(|_| Err(ShardError::Down(format!("no answer within {} s", SIZE_TIMEOUT.as_secs()))))
-    });
+    let sizes = view.map.shards.keys().map(|name| within(SIZE_TIMEOUT, async { view.shard(name)?.size().await }));
     let mut rows = Vec::new();
     for ((name, member), size) in view.map.shards.iter().zip(join_all(sizes).await) {
         let slots = counts.get(name).copied().unwrap_or(0);

@@ -14,7 +14,7 @@ pub(super) const WRITE: Duration = Duration::from_secs(30);
 pub(super) const LONG: Duration = Duration::from_secs(70);
 
 /// The outcome, or that there was none in time.
-pub(super) async fn within<T>(
+pub(in crate::node) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, ShardError>>,
 ) -> Result<T, ShardError> {

@@ -76,6 +76,9 @@ enum Verb {
         /// Make a map that is older than its shards, or lost, anew from what the shards know.
         #[arg(long)]
         repair: bool,
+        /// With --repair: no shard is missing, what nobody has any more stays where the map has it.
+        #[arg(long, requires = "repair")]
+        none_missing: bool,
     },
     /// Copy the map, all shards and the users into an empty directory, also while daemons run.
     Backup {
@@ -200,7 +203,7 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
             served
         }
         Verb::Check => app::check(&config).map_err(Into::into).map(|()| println!("the configuration is good")),
-        Verb::Doctor { repair } => runtime.block_on(examine(&config, repair)),
+        Verb::Doctor { repair, none_missing } => runtime.block_on(examine(&config, repair, none_missing)),
         Verb::Backup { directory } => {
             runtime.block_on(backup::backup(&config, &directory, |said| println!("{said}")))?;
             println!("the cloud is in {}: keep it elsewhere", directory.display());
@@ -271,9 +274,9 @@ fn act(arguments: Arguments, config: Config) -> anyhow::Result<()> {
     }
 }
 
-async fn examine(config: &Config, repair: bool) -> anyhow::Result<()> {
+async fn examine(config: &Config, repair: bool, none_missing: bool) -> anyhow::Result<()> {
     if repair {
-        println!("{}", doctor::repair(config).await?);
+        println!("{}", doctor::repair(config, none_missing).await?);
     }
     let findings = doctor::examine(config).await?;
     findings.facts.iter().for_each(|fact| println!("{fact}"));

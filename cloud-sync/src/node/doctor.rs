@@ -10,7 +10,7 @@ use super::map::{Map, Member, Placing};
 use super::rebuild::{Found, rebuild};
 use super::settle::{Behind, behind};
 use super::shard::deadline::within;
-use super::shard::{Fence, Shard, ShardError, State, place};
+use super::shard::{Shard, ShardError, place};
 use anyhow::{Context, Result};
 use model::identity::SLOTS;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub struct Findings {
 ///
 /// # Errors
 /// If a shard does not answer, or shards are missing: nothing has been changed then.
-pub async fn repair(config: &Config) -> Result<String> {
+pub async fn repair(config: &Config, none_missing: bool) -> Result<String> {
     let coordinator = coordinator::open(&config.cloud.coordinator, &config.cloud.data_dir).await?;
     let known = coordinator.read().await?;
     let map = known.as_ref().map(|(_, text)| Map::of_text(text)).transpose()?;
@@ -58,7 +58,7 @@ pub async fn repair(config: &Config) -> Result<String> {
         }
     }
     let (found, shards): (Vec<Found>, Vec<Arc<dyn Shard>>) = found.into_iter().unzip();
-    let rebuilt = rebuild(map.as_ref(), &found, placing, now_us()).map_err(anyhow::Error::msg)?;
+    let rebuilt = rebuild(map.as_ref(), &found, placing, none_missing, now_us()).map_err(anyhow::Error::msg)?;
     if rebuilt.slots.is_empty() {
         return Ok("the map is as young as its shards: nothing was changed".into());
     }
@@ -189,30 +189,9 @@ async fn examine_shard(
     }
     if ahead > 0 {
         findings.problems.push(format!(
-            "the map is older than shard {name} in {ahead} slots: it has been restored without its shards; make it anew with \
-             `tidegate-cloud doctor --repair`"
-        ));
-    }
-    let stray = |fence: &&Fence| {
-        let slot = map.table.slot(fence.slot);
-        fence.state == State::Open && slot.owner != name && fence.epoch >= slot.epoch
-    };
-    let stray = known.iter().filter(stray).count();
-    if stray > 0 {
-        findings.problems.push(format!(
-            "shard {name} takes {stray} slots for its own that the map gives to others: map and shards are not of one time"
-        ));
-    }
-    let shut = |fence: &&Fence| {
-        let slot = map.table.slot(fence.slot);
-        let is_own = slot.owner == name && !map.transits.contains_key(&fence.slot);
-        is_own && fence.state == State::Closed && fence.epoch >= slot.epoch
-    };
-    let shut = known.iter().filter(shut).count();
-    if shut > 0 {
-        findings.problems.push(format!(
-            "shard {name} has closed {shut} slots that the map gives to it: two shards of the map may be one database, or map \
-             and shards are not of one time"
+            "the map and shard {name} are not of one time: the shard is ahead in {ahead} slots; one of both has been put back \
+             without the other, or two shards of the map are one database; make the map anew with `tidegate-cloud doctor \
+             --repair`"
         ));
     }
     for what in shard.check().await? {

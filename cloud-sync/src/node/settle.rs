@@ -8,7 +8,7 @@ use super::intake::now_us;
 use super::map::{Leftover, Map};
 use super::router::{Router, RouterError, View};
 use super::shard::{Fence, State};
-use crate::placement::Epoch;
+use crate::placement::{Epoch, Slot};
 use daemon::sparse::Sparse;
 use futures_util::future::join_all;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -51,11 +51,16 @@ impl Router {
         let shard = view.shard(name).map_err(failed)?;
         let known = shard.fences().await.map_err(failed)?;
         let Behind { mut fences, older, ahead } = behind(&view.map, name, &known);
-        if ahead > 0 && AHEAD.may_say().is_some() {
-            tracing::error!(
-                "the map is older than shard {name} in {ahead} slots, which nobody can write: stop the daemons and make the \
-                 map anew with `tidegate-cloud doctor --repair`"
-            );
+        if ahead > 0 {
+            // Another daemon may have moved slots since this one has read the map.
+            self.refresh().await?;
+            let ahead = behind(&self.view().map, name, &known).ahead;
+            if ahead > 0 && AHEAD.may_say().is_some() {
+                tracing::error!(
+                    "the map and shard {name} are not of one time: the shard is ahead in {ahead} slots, which nobody can \
+                     write; stop the daemons and make the map anew with `tidegate-cloud doctor --repair`"
+                );
+            }
         }
         if !older.is_empty() {
             let back = self.give_back(&view, name, &older).await?;
@@ -132,14 +137,28 @@ pub(super) struct Behind {
     pub(super) fences: Vec<Fence>,
     /// The slots in which it is older, and not only short of the last step of a move.
     pub(super) older: Vec<u16>,
-    /// How many slots it knows better: the map is older.
+    /// How many slots it knows something of that the map does not.
     pub(super) ahead: usize,
+}
+
+/// True if a shard knows something of a slot that the map does not: the map is older, or both have been put back to
+/// times that do not belong together.
+pub(super) fn is_ahead(map: &Map, shard: &str, fence: &Fence) -> bool {
+    let Slot { owner, epoch } = map.table.slot(fence.slot);
+    let is_moving = map.transits.contains_key(&fence.slot);
+    let is_wrong = match (is_moving, owner == shard) {
+        (true, _) => false,
+        (false, true) => fence.state != State::Open,
+        (false, false) => matches!(fence.state, State::Open | State::Fenced),
+    };
+    // A move begins at the next owner, and ends at the former one, before the map knows.
+    let may_be_ahead = is_moving || fence.state == State::Importing;
+    fence.epoch > epoch + Epoch::from(may_be_ahead) || is_wrong && fence.epoch >= *epoch
 }
 
 /// What a shard that knows these fences does not know of the map.
 pub(super) fn behind(map: &Map, shard: &str, known: &[Fence]) -> Behind {
-    // The last step of a move is made by the shard first.
-    let ahead = known.iter().filter(|fence| fence.epoch > map.table.slot(fence.slot).epoch + 1).count();
+    let ahead = known.iter().filter(|fence| is_ahead(map, shard, fence)).count();
     let known: HashMap<u16, &Fence> = known.iter().map(|fence| (fence.slot, fence)).collect();
     let mut behind = Behind { fences: Vec::new(), older: Vec::new(), ahead };
     for (slot, epoch) in map.slots_of(shard) {

@@ -1,5 +1,6 @@
-//! The tree itself: the map is true, every module has a header.
+//! The tree itself: the map is true, every module has a header, and what others wrote may be here.
 
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tests::{output, root};
@@ -53,4 +54,36 @@ fn the_simulator_stays_an_independent_witness() {
     for ours in ["model", "gateway", "cloud-sync"] {
         assert!(!manifest.lines().any(|line| line.starts_with(ours)), "the simulator depends on {ours}");
     }
+}
+
+/// What `cargo deny check licenses sources` looks at, without a network and without cargo-deny.
+#[test]
+fn what_others_wrote_has_a_licence_and_a_source_that_are_allowed() {
+    let deny: toml::Table = read(Path::new("deny.toml")).parse().unwrap();
+    let allowed: Vec<spdx::Licensee> = deny["licenses"]["allow"].as_array().unwrap().iter().map(licensee).collect();
+    let host = output(Command::new("rustc").arg("-vV"));
+    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    let mut metadata = xtask::cargo::cargo();
+    metadata.args(["metadata", "--locked", "--format-version", "1", "--filter-platform", host]);
+    let metadata: Value = serde_json::from_str(&output(&mut metadata)).unwrap();
+    let resolved: Vec<&str> =
+        metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap()).collect();
+    let packages = metadata["packages"].as_array().unwrap();
+    let others = packages.iter().filter(|package| !package["source"].is_null());
+    let mut looked_at = 0;
+    for package in others.filter(|package| resolved.contains(&package["id"].as_str().unwrap())) {
+        let (name, source) = (package["name"].as_str().unwrap(), package["source"].as_str().unwrap());
+        assert_eq!(source, "registry+https://github.com/rust-lang/crates.io-index", "{name}");
+        let licence = package["license"].as_str().unwrap_or_else(|| panic!("{name} tells no licence"));
+        // Some separate with a slash, as was usual once.
+        let licence = spdx::Expression::parse_mode(licence, spdx::ParseMode::LAX).unwrap();
+        let is_allowed = licence.evaluate(|wanted| allowed.iter().any(|licensee| licensee.satisfies(wanted)));
+        assert!(is_allowed, "{name}: {licence} is not in deny.toml");
+        looked_at += 1;
+    }
+    assert!(looked_at > 300, "only {looked_at} packages found");
+}
+
+fn licensee(text: &toml::Value) -> spdx::Licensee {
+    spdx::Licensee::parse(text.as_str().unwrap()).unwrap()
 }

@@ -238,7 +238,7 @@ fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut d
         rest = behind;
         metric.truncate(length);
         // Without a device's tag the measurement is not in the name, and a `.` in the field's does not end it.
-        push_name(&mut metric, &unescape(key), by.is_none());
+        push_name(&mut metric, &unescape(key, &[',', ' ', '=', '"']), by.is_none());
         metric.push_str(&suffix);
         let mut spare = String::new();
         match read_value(value, &mut spare) {
@@ -253,6 +253,7 @@ fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut d
 }
 
 fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
+    const TAG: [char; 3] = [',', ' ', '='];
     let (measurement, mut rest) = cut(head, b',');
     let mut tags = Tags::new();
     while let Some(more) = rest {
@@ -261,7 +262,7 @@ fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
         let (key, value) = match cut(tag, b'=') {
             // An `=` in a value has to be escaped: else a comma before it was escaped by mistake.
             (key, Some(value)) if !key.is_empty() && !value.is_empty() && cut(value, b'=').1.is_none() => {
-                (unescape(key), unescape(value))
+                (unescape(key, &TAG), unescape(value, &TAG))
             }
             _ => return Err(format!("tag {:?} is not key=value", printable(tag))),
         };
@@ -277,7 +278,7 @@ fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
     if measurement.is_empty() {
         return Err("the measurement is missing".into());
     }
-    Ok((unescape(measurement), tags))
+    Ok((unescape(measurement, &[',', ' ']), tags))
 }
 
 /// The text before a separator that no backslash escapes, and the text behind it, if it is there.
@@ -357,16 +358,16 @@ fn read_value<'v>(value: &'v str, spare: &'v mut String) -> Option<Leaf<'v>> {
     })
 }
 
-/// A name without the backslashes that escape separators; any other backslash is itself.
-fn unescape(text: &str) -> Cow<'_, str> {
+/// A name without the backslashes before what may be escaped in it; any other backslash is itself.
+fn unescape<'t>(text: &'t str, escaped: &[char]) -> Cow<'t, str> {
     if !text.contains('\\') {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        let escaped = if c == '\\' { chars.next_if(|next| matches!(next, ',' | ' ' | '=' | '"')) } else { None };
-        out.push(escaped.unwrap_or(c));
+        let next = if c == '\\' { chars.next_if(|next| escaped.contains(next)) } else { None };
+        out.push(next.unwrap_or(c));
     }
     Cow::Owned(out)
 }

@@ -249,6 +249,38 @@ fn a_store_that_does_not_fit_its_log_is_left_alone() {
     assert_eq!(gateway.get("/v1/devices/a")["readings"], 2, "the right file is opened again");
 }
 
+/// A peer that says nothing, or only begins to speak HTTP/2, keeps no seat at the cloud.
+#[test]
+fn a_peer_that_never_opens_gives_its_seat_back() {
+    let cloud = cloud().start();
+    let to = cloud.endpoint().trim_start_matches("http://").to_owned();
+    let begun: Vec<TcpStream> = [&b""[..], b"PRI * HTTP/2.0"]
+        .into_iter()
+        .map(|bytes| {
+            let mut stream = TcpStream::connect(&to).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream.write_all(bytes).unwrap();
+            stream
+        })
+        .collect();
+    for mut stream in begun {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).expect("the connection ends");
+    }
+}
+
+/// Whatever stands in a path, the answer is one that a program can read.
+#[test]
+fn a_path_that_cannot_be_read_gets_an_answer_like_any_other() {
+    let gateway = gateway().start();
+    for path in ["/v1/devices/%FF", "/v1/devices/a%00b", "/v1/devices/%2E%2E", "/v1/nothing"] {
+        let (status, answer) = gateway.try_get(path);
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{path}: {answer}"));
+        assert_eq!(answer["status"], status, "{path}: {answer}");
+        assert!(status == 400 || status == 404, "{path}: {answer}");
+    }
+}
+
 #[test]
 fn the_cloud_asks_whoever_changes_it() {
     let cloud = cloud().start();

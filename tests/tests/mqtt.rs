@@ -97,6 +97,17 @@ fn hostile_bytes_end_their_connection_and_nothing_else() {
         }),
         ("remaining length of five bytes", [&good[..], &[0x30, 0xff, 0xff, 0xff, 0xff, 0x01]].concat()),
         ("packet too large", [&good[..], &[0x30, 0xff, 0xff, 0xff, 0x7f]].concat()),
+        ("bytes behind CONNECT's payload", {
+            let mut c = good.clone();
+            c[1] += 1;
+            c.push(0);
+            c
+        }),
+        ("CONNECT that is cut short", {
+            let mut c = good.clone();
+            c[9] |= 0x80;
+            c
+        }),
         ("second CONNECT", [&good[..], &good[..]].concat()),
         ("QoS 3", [&good[..], &publish(4, 6, "a", 1, b"1")].concat()),
         ("identifier 0", [&good[..], &publish(4, 2, "a", 0, b"1")].concat()),

@@ -13,16 +13,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// The connection preface of HTTP/2 (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24;
 /// After an error of the operating system, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Streams that are ready and not taken yet.
@@ -42,6 +45,8 @@ pub(super) struct Peer {
 pub(super) struct Stream {
     io: Io,
     peer: Peer,
+    /// Until the peer has said that it speaks HTTP/2: how long it may take, and how many bytes are missing.
+    opening: Option<(Pin<Box<Sleep>>, usize)>,
     _seat: Seat,
 }
 
@@ -65,8 +70,19 @@ trait Both: AsyncRead + AsyncWrite {}
 impl<T: AsyncRead + AsyncWrite> Both for T {}
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.io().poll_read(cx, buffer)
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = self.as_mut().io().poll_read(cx, buffer);
+        if let Some((deadline, missing)) = &mut self.opening {
+            *missing = missing.saturating_sub(buffer.filled().len() - before);
+            if *missing == 0 {
+                self.opening = None;
+            } else if read.is_pending() {
+                ready!(deadline.as_mut().poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 
@@ -134,7 +150,8 @@ async fn accept(listener: TcpListener, tls: Option<Shown>, seats: Arc<Seats>, re
                     (Io::Tls(Box::new(stream)), chain)
                 }
             };
-            let _ = ready.send(Stream { io, peer: Peer { address, chain }, _seat: seat }).await;
+            let opening = Some((Box::pin(tokio::time::sleep(HANDSHAKE_PATIENCE)), PREFACE_BYTES));
+            let _ = ready.send(Stream { io, peer: Peer { address, chain }, opening, _seat: seat }).await;
         });
     }
 }

@@ -2,10 +2,11 @@
 
 use super::reply::{Accept, Problem, accept, form, read_cursor};
 use crate::aggregates::{Filter, Range, parse_time};
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Path};
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::str::FromStr;
 
@@ -27,6 +28,21 @@ impl<S: Sync> FromRequestParts<S> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Asked { query: parts.uri.query().map(str::to_owned), headers: parts.headers.clone() })
+    }
+}
+
+/// What a path names, a device for example; what cannot be read is an error like any other.
+#[derive(Debug)]
+pub struct Segment<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segment<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(named)) => Ok(Segment(named)),
+            Err(e) => Err(Problem::bad_request(format!("the path cannot be read: {}", e.body_text()))),
+        }
     }
 }
 
@@ -98,15 +114,13 @@ impl Params {
 
     /// `device`, `metric` and `tag:NAME`.
     pub fn filter(&self) -> Filter {
-        let mut tags: Vec<(String, Vec<String>)> = Vec::new();
+        let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in &self.pairs {
-            let Some(tag) = name.strip_prefix("tag:") else { continue };
-            match tags.iter_mut().find(|(known, _)| known == tag) {
-                Some((_, values)) => values.push(value.clone()),
-                None => tags.push((tag.to_owned(), vec![value.clone()])),
+            if let Some(tag) = name.strip_prefix("tag:") {
+                tags.entry(tag.to_owned()).or_default().push(value.clone());
             }
         }
-        Filter { devices: self.all("device"), metrics: self.all("metric"), tags }
+        Filter { devices: self.all("device"), metrics: self.all("metric"), tags: tags.into_iter().collect() }
     }
 
     /// `from` and `to`; without them, everything there is.

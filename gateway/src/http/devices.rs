@@ -5,10 +5,10 @@ use super::{Shared, Site};
 use crate::catalog::{Latest, Series};
 use crate::journal::Parcel;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use daemon::http::params::{Asked, Params};
+use daemon::http::params::{Asked, Params, Segment};
 use daemon::http::reply::{Accept, JsonValue, Problem, TEXTS, csv, csv_value, cursor, json};
 use model::aggregate::glob;
 use model::{Micros, time};
@@ -112,7 +112,7 @@ fn as_csv(devices: &[Device], next: Option<&str>) -> Response {
 /// `GET /v1/devices/{device}`.
 pub(super) async fn one(
     State(site): State<Shared>,
-    Path(device): Path<String>,
+    Segment(device): Segment<String>,
     asked: Asked,
 ) -> Result<Response, Problem> {
     let (_, form) = asked.read(&[], TEXTS)?;
@@ -135,7 +135,7 @@ const LABEL_BYTES_MAX: usize = 255;
 /// `PUT /v1/devices/{device}/labels`: sets all labels of a device; the answer is the device.
 pub(super) async fn put_labels(
     State(site): State<Shared>,
-    Path(device): Path<String>,
+    Segment(device): Segment<String>,
     RawQuery(query): RawQuery,
     body: Bytes,
 ) -> Result<Response, Problem> {
@@ -172,7 +172,7 @@ struct Gone<'a> {
 /// `DELETE /v1/devices/{device}`: removes a device with its readings, here and, by and by, in the cloud.
 pub(super) async fn remove(
     State(site): State<Shared>,
-    Path(device): Path<String>,
+    Segment(device): Segment<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     Params::read(query.as_deref(), &[])?;
@@ -182,7 +182,7 @@ pub(super) async fn remove(
 /// `DELETE /v1/devices/{device}/metrics/{metric}`: the same for one metric.
 pub(super) async fn remove_metric(
     State(site): State<Shared>,
-    Path((device, metric)): Path<(String, String)>,
+    Segment((device, metric)): Segment<(String, String)>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     Params::read(query.as_deref(), &[])?;

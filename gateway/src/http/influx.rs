@@ -90,7 +90,8 @@ pub(super) async fn buckets(RawQuery(query): RawQuery) -> Result<Response, Probl
 
 /// `POST /api/v2/query`: Flux.
 pub(super) async fn flux() -> Problem {
-    Problem::bad_request("Flux is not answered here: ask /v1/aggregates or /v1/readings (see /openapi.json)")
+    let detail = "Flux is not answered here: ask /v1/aggregates or /v1/readings (see /openapi.json)";
+    Problem::new(StatusCode::NOT_FOUND, detail)
 }
 
 /// What a request shows to be let in: `Authorization`, or InfluxDB 1's user and password, which stand in the

@@ -64,7 +64,8 @@ pub(super) async fn readings(
     let mut parcel = Parcel::default();
     let arrival = site.admission.arrival();
     let origin = Origin { source: "/v1/readings", client: client.name() };
-    let admitted = site.admission.posted(origin, kind, &taken.bytes, arrival, &mut parcel);
+    let admitted =
+        decoding(taken.bytes.len(), || site.admission.posted(origin, kind, &taken.bytes, arrival, &mut parcel));
     let admitted = admitted.map_err(|reject| Problem::bad_request(reject.to_string()))?;
     commit(&site, parcel).await?;
     // Values that say that there is none have been understood.
@@ -139,7 +140,7 @@ async fn take_lines(
     let mut lines = Lines::new(&taken.bytes);
     loop {
         let mut parcel = Parcel::default();
-        let more = taking.lines(&mut lines, precision, ROWS_AT_ONCE, &mut parcel);
+        let more = decoding(taken.bytes.len(), || taking.lines(&mut lines, precision, ROWS_AT_ONCE, &mut parcel));
         if !more {
             commit(site, parcel).await?;
             return Ok(taking.finish());
@@ -149,6 +150,12 @@ async fn take_lines(
         site.intake.push(&mut parcel).await.map_err(|_| Problem::stopping())?;
         tokio::task::yield_now().await;
     }
+}
+
+/// Decodes a body of so many bytes. What takes a while lets the other tasks of its thread go elsewhere first.
+fn decoding<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    const LARGE_BYTES: usize = 256 << 10;
+    if bytes <= LARGE_BYTES { work() } else { tokio::task::block_in_place(work) }
 }
 
 fn body_kind(headers: &HeaderMap) -> Result<Kind, Problem> {

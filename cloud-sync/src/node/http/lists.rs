@@ -5,10 +5,10 @@ use crate::node::intake::now_us;
 use crate::node::query;
 use crate::node::shard::{Beat, Known};
 use crate::wire::HeldWindow;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use daemon::http::params::Asked;
+use daemon::http::params::{Asked, Segment};
 use daemon::http::reply::{Accept, Problem, TEXTS, csv, cursor, json};
 use model::{Micros, time};
 use serde_json::{Value, json};
@@ -123,12 +123,12 @@ pub(super) async fn summaries(State(site): State<Shared>, asked: Asked) -> Resul
 
 /// `DELETE /v1/gateways/{gateway}`: it is not waited for any more, and whoever comes under its id is taken. Its windows
 /// stay; it is there again when it is heard of.
-pub(super) async fn forget(State(site): State<Shared>, Path(gateway): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn forget(State(site): State<Shared>, Segment(gateway): Segment<String>) -> Result<Response, Problem> {
     forget_sender(&site, &gateway, true).await
 }
 
 /// `POST /v1/gateways/{gateway}/accept`: the next store that sends under the id is taken, whatever was known of another.
-pub(super) async fn accept(State(site): State<Shared>, Path(gateway): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn accept(State(site): State<Shared>, Segment(gateway): Segment<String>) -> Result<Response, Problem> {
     forget_sender(&site, &gateway, false).await
 }
 

@@ -266,22 +266,22 @@ pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Hello>, Violation> {
     if version == Version::V4 && password && !user {
         return Err(malformed("CONNECT with a password and no user name"));
     }
+    let mut rest = rest.get(3..).ok_or(malformed("CONNECT without keep-alive"))?;
     if version == Version::V5 {
-        let mut after_keep_alive = rest.get(3..).ok_or(malformed("CONNECT without keep-alive"))?;
-        let own = properties::take(&mut after_keep_alive).ok_or(malformed("CONNECT without whole properties"))?;
+        let own = properties::take(&mut rest).ok_or(malformed("CONNECT without whole properties"))?;
         properties::check_connect(own)?;
-        take_bytes(&mut after_keep_alive).ok_or(malformed("CONNECT without client identifier"))?;
-        if will {
-            let own = properties::take(&mut after_keep_alive).ok_or(malformed("will without whole properties"))?;
-            properties::check_will(own)?;
-        }
-        let texts = if will { 2 } else { 0 } + usize::from(user) + usize::from(password);
-        for _ in 0..texts {
-            take_bytes(&mut after_keep_alive).ok_or(malformed("CONNECT that is cut short"))?;
-        }
-        if !after_keep_alive.is_empty() {
-            return Err(malformed("bytes behind CONNECT's payload"));
-        }
+    }
+    take_bytes(&mut rest).ok_or(malformed("CONNECT without client identifier"))?;
+    if will && version == Version::V5 {
+        let own = properties::take(&mut rest).ok_or(malformed("will without whole properties"))?;
+        properties::check_will(own)?;
+    }
+    let texts = if will { 2 } else { 0 } + usize::from(user) + usize::from(password);
+    for _ in 0..texts {
+        take_bytes(&mut rest).ok_or(malformed("CONNECT that is cut short"))?;
+    }
+    if !rest.is_empty() {
+        return Err(malformed("bytes behind CONNECT's payload"));
     }
     Ok(Some(Hello { version, is_bridge }))
 }

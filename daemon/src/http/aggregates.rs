@@ -87,7 +87,7 @@ impl Asking {
             every_us: every(params, window)?,
             group_by: group_by(params)?,
             stats: stats(params)?,
-            fill: fill(params)?,
+            fill: fill(params, window)?,
             limit: params.limit(10_000, 100_000)?,
             after: cursor_place.map(|(group, start_us, _, _)| (group, start_us)),
         };
@@ -157,11 +157,12 @@ fn group_by(params: &Params) -> Result<Vec<GroupBy>, Problem> {
     given.split(',').map(parse).collect()
 }
 
-/// With `fill=null`, windows without readings are shown too; that needs a range.
-fn fill(params: &Params) -> Result<bool, Problem> {
+/// With `fill=null`, windows without readings are shown too; that needs a range, unless there is one window.
+fn fill(params: &Params, window: Window) -> Result<bool, Problem> {
+    let has_range = params.one("from").is_some() && params.one("to").is_some();
     match params.one("fill") {
         None | Some("none") => Ok(false),
-        Some("null") if params.one("from").is_some() && params.one("to").is_some() => Ok(true),
+        Some("null") if has_range || window == Window::All => Ok(has_range),
         Some("null") => Err(Problem::bad_request("fill=null needs from and to")),
         Some(other) => Err(Problem::bad_request(format!("fill: {other:?} is neither null nor none"))),
     }

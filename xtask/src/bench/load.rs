@@ -23,9 +23,70 @@ pub(crate) struct Outcome {
     pub(crate) latency_us: Histogram<u64>,
 }
 
+/// What a message says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Payload {
+    /// `21.57`, on the metric's own topic.
+    Number,
+    /// `{"time":...,"value":21.57}`, on the metric's own topic.
+    Stamped,
+    /// Five metrics and a time.
+    Object,
+    /// Two records, the first with base name and base time.
+    Senml,
+}
+
+impl Payload {
+    pub(crate) const ALL: [Payload; 4] = [Payload::Number, Payload::Stamped, Payload::Object, Payload::Senml];
+
+    /// Readings of a message.
+    pub(crate) fn readings(self) -> u64 {
+        match self {
+            Payload::Number | Payload::Stamped => 1,
+            Payload::Object => 5,
+            Payload::Senml => 2,
+        }
+    }
+
+    fn topic(self, id: &str) -> String {
+        match self {
+            Payload::Number | Payload::Stamped => format!("devices/{id}/temperature"),
+            Payload::Object | Payload::Senml => format!("devices/{id}"),
+        }
+    }
+
+    /// Appends a plausible payload, taken at a time of its own.
+    fn write(self, out: &mut Vec<u8>, hundredths: u64, time_us: u64) {
+        let (whole, rest) = (hundredths / 100, hundredths % 100);
+        let (seconds, micros) = (time_us / 1_000_000, time_us % 1_000_000);
+        let written = match self {
+            Payload::Number => {
+                let digit = |n: u64| b'0' + (n % 10) as u8;
+                out.extend([digit(whole / 10), digit(whole), b'.', digit(rest / 10), digit(rest)]);
+                Ok(())
+            }
+            Payload::Stamped => write!(out, r#"{{"time":{time_us},"value":{whole}.{rest:02}}}"#),
+            Payload::Object => write!(
+                out,
+                r#"{{"time":{time_us},"temperature":{whole}.{rest:02},"humidity":48.{rest:02},"pressure":1013.{rest:02},"battery":3.61,"rssi":-{}}}"#,
+                60 + rest / 10
+            ),
+            Payload::Senml => write!(
+                out,
+                r#"[{{"bn":"urn:dev:ow:10e2073a0108006:","bt":{seconds}.{micros:06},"n":"temperature","u":"Cel","v":{whole}.{rest:02}}},{{"n":"humidity","u":"%RH","v":48.{rest:02}}}]"#
+            ),
+        };
+        debug_assert!(written.is_ok(), "memory takes everything");
+    }
+}
+
 struct Client {
     stream: TcpStream,
     topic: String,
+    payload: Payload,
+    /// The time of the first message, in µs.
+    begin_us: u64,
+    body: Vec<u8>,
     next: u64,
     sent: VecDeque<Instant>,
     out: Vec<u8>,
@@ -37,12 +98,13 @@ pub(crate) fn run(
     address: SocketAddr,
     connections: usize,
     inflight: usize,
+    payload: Payload,
     warm_up: Duration,
     duration: Duration,
     measuring: impl FnOnce(),
 ) -> Result<Outcome> {
     let mut poll = Poll::new()?;
-    let mut clients = connect(&poll, address, connections)?;
+    let mut clients = connect(&poll, address, connections, payload)?;
     let mut latency_us = Histogram::new_with_max(60_000_000, 3)?;
     let mut events = Events::with_capacity(4_096);
     let mut buffer = vec![0; 64 << 10];
@@ -77,7 +139,9 @@ pub(crate) fn run(
     }
 }
 
-fn connect(poll: &Poll, address: SocketAddr, connections: usize) -> Result<Vec<Client>> {
+#[expect(clippy::disallowed_methods, reason = "the gateway under load has the same clock")]
+fn connect(poll: &Poll, address: SocketAddr, connections: usize, payload: Payload) -> Result<Vec<Client>> {
+    let begin_us = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_micros() as u64;
     let mut clients = Vec::with_capacity(connections);
     for i in 0..connections {
         let mut stream = std::net::TcpStream::connect(address).with_context(|| format!("connection {i}"))?;
@@ -93,33 +157,42 @@ fn connect(poll: &Poll, address: SocketAddr, connections: usize) -> Result<Vec<C
         stream.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(stream);
         poll.registry().register(&mut stream, Token(i), Interest::READABLE | Interest::WRITABLE)?;
-        let topic = format!("devices/{id}/temperature");
-        clients.push(Client { stream, topic, next: 0, sent: VecDeque::new(), out: Vec::new(), partial: 0 });
+        clients.push(Client {
+            stream,
+            topic: payload.topic(&id),
+            payload,
+            begin_us,
+            body: Vec::new(),
+            next: 0,
+            sent: VecDeque::new(),
+            out: Vec::new(),
+            partial: 0,
+        });
     }
     Ok(clients)
 }
 
 impl Client {
-    /// Appends PUBLISH packets at QoS 1 with a plausible temperature.
+    /// Appends PUBLISH packets at QoS 1.
     fn publish(&mut self, messages: usize, now: Instant) {
         for _ in 0..messages {
             let pkid = (self.next % 60_000 + 1) as u16;
             let hundredths = 2_000 + (self.next * 7) % 300;
             self.next += 1;
             self.sent.push_back(now);
-            let length = 2 + self.topic.len() + 2 + 5;
-            self.out.extend([0x32, length as u8]);
+            self.body.clear();
+            // A microsecond apart: each is a reading of its own, and none is of the future.
+            self.payload.write(&mut self.body, hundredths, self.begin_us + self.next);
+            let length = 2 + self.topic.len() + 2 + self.body.len();
+            self.out.push(0x32);
+            if length >= 0x80 {
+                self.out.push(length as u8 | 0x80);
+            }
+            self.out.push((length >> if length < 0x80 { 0 } else { 7 }) as u8);
             self.out.extend((self.topic.len() as u16).to_be_bytes());
             self.out.extend(self.topic.as_bytes());
             self.out.extend(pkid.to_be_bytes());
-            let digit = |n: u64| b'0' + (n % 10) as u8;
-            self.out.extend([
-                digit(hundredths / 1_000),
-                digit(hundredths / 100),
-                b'.',
-                digit(hundredths / 10),
-                digit(hundredths),
-            ]);
+            self.out.extend(&self.body);
         }
     }
 

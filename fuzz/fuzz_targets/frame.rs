@@ -1,4 +1,4 @@
 //! A batch of summaries as it travels.
 #![no_main]
 
-fuzz::target!(cloud_sync::fuzz::frame);
+fuzz::target!(node::fuzz::frame);

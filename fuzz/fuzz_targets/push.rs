@@ -1,4 +1,4 @@
 //! The body of a push to the cloud.
 #![no_main]
 
-fuzz::target!(cloud_sync::fuzz::push);
+fuzz::target!(node::fuzz::push);

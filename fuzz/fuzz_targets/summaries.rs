@@ -1,4 +1,4 @@
 //! A batch of summaries before it is packed.
 #![no_main]
 
-fuzz::target!(cloud_sync::fuzz::summaries);
+fuzz::target!(node::fuzz::summaries);

@@ -44,7 +44,6 @@ use crate::query::Engine;
 use crate::uplink::{Fill, Summaries};
 use crate::window::Windows;
 use crate::window::driver::{Driver, SharedProgress, look_every};
-use cloud_sync::uplink::{Status as UplinkStatus, Uplink, UplinkError};
 use daemon::auth::{Auth, Users, UsersError};
 use daemon::config::{Span, address};
 use daemon::http::web::Web;
@@ -63,6 +62,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle as TaskHandle;
 use tokio_util::sync::CancellationToken;
+use uplink::{Status as UplinkStatus, Uplink, UplinkError};
 
 /// Questions about the gateway itself that are answered at once.
 const LOOKS: usize = 2;

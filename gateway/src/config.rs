@@ -9,11 +9,11 @@ use crate::archive::SERIES_MAX;
 use crate::catalog::Limits;
 use crate::decode::Format;
 use crate::decode::topic::{Rule, Rules};
-use cloud_sync::uplink::{Balance, Endpoint, Options as UplinkOptions, Tls};
 use daemon::config::{Options, Size, Span, address};
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use uplink::{Balance, Endpoint, Options as UplinkOptions, Tls};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -44,7 +44,6 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::{delete, get, post, put};
-use cloud_sync::uplink::Status as UplinkStatus;
 use daemon::auth::{Auth, Denied, Role, User};
 use daemon::http::reply::Problem;
 use daemon::http::web::Web;
@@ -58,6 +57,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use uplink::Status as UplinkStatus;
 
 /// Facts about this gateway for `/v1/status`.
 #[derive(Debug, Clone)]

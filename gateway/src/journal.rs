@@ -45,11 +45,11 @@ pub mod recover;
 use crate::clock::{Correction, Ledger};
 use crate::readings::Readings;
 use changes::Change;
-use cloud_sync::uplink::Saved;
 pub use intake::{Intake, Parcel};
 use model::{Micros, Summary};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use uplink::Saved;
 
 /// What a client is told that does not wait until there is space.
 pub const DISK_FULL: &str = "the disk is full: nothing is stored until there is space; try again later";

@@ -5,7 +5,6 @@
 
 use crate::decode::Reason;
 use crate::journal::Cause;
-use cloud_sync::uplink::Snapshot;
 use model::time::SECOND_US;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
+use uplink::Snapshot;
 
 type Labels = Vec<(&'static str, &'static str)>;
 

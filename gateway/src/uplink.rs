@@ -16,8 +16,6 @@ use crate::journal::changes::{self, Change, revision_of};
 use crate::journal::steps::read_summary;
 use crate::journal::{Intake, ReadError, Step, schema};
 use crate::metrics::Metrics;
-use cloud_sync::uplink::{Portion, Saved, Source, SourceError};
-use cloud_sync::wire::{Batch, Device, Window};
 use model::time::{SECOND_US, window_start};
 use model::{Micros, Summary};
 use rusqlite::{Connection, OptionalExtension};
@@ -28,6 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uplink::{Portion, Saved, Source, SourceError};
+use wire::{Batch, Device, Window};
 
 /// From when a window is due until its summary is on disk, with time to spare.
 const CLOSING_US: Micros = 60 * SECOND_US;

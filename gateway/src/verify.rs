@@ -11,8 +11,6 @@ use crate::journal::removal::Sweep;
 use crate::journal::schema;
 use crate::journal::steps::read_ledger;
 use anyhow::{Context, Result, bail, ensure};
-use cloud_sync::uplink;
-use cloud_sync::wire::HeldWindow;
 use model::Micros;
 use model::time::{self, SECOND_US, window_start};
 use rusqlite::Connection;
@@ -20,6 +18,8 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
+use uplink;
+use wire::HeldWindow;
 
 /// How often both sides are read until they agree.
 const ROUNDS: u32 = 5;

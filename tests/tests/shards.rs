@@ -1,17 +1,14 @@
 //! Both engines of shards beside a plain model: windows of all lengths, revised, rolled up, retired and
 //! moved from one engine to the other, in any order.
 
-use cloud_sync::node::row::{Floor, Key, Row, Version};
-use cloud_sync::node::shard::postgres::Postgres;
-use cloud_sync::node::shard::sqlite::Sqlite;
-use cloud_sync::node::shard::{
-    EVER, Fence, Labelled, Part, Question, Removal, Sender, Shard, ShardError, State, Write,
-};
-use cloud_sync::placement::Epoch;
-use cloud_sync::uplink::Held;
 use daemon::aggregates::{Filter, GroupBy, Range};
 use model::time::window_start;
 use model::{Micros, Sketch, Summary, Value};
+use node::row::{Floor, Key, Row, Version};
+use node::shard::postgres::Postgres;
+use node::shard::sqlite::Sqlite;
+use node::shard::{EVER, Fence, Labelled, Part, Question, Removal, Sender, Shard, ShardError, State, Write};
+use placement::Epoch;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -19,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tests::postgres::postgres;
 use tests::seed;
+use uplink::Held;
 
 const MINUTE_US: Micros = 60_000_000;
 const HOUR_US: Micros = 60 * MINUTE_US;

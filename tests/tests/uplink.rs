@@ -1,9 +1,6 @@
 //! The uplink towards a cloud that is a few lines of this test: it refuses what it cannot read, and
 //! lets a batch wait.
 
-use cloud_sync::uplink::{Balance, Identity, Options, Portion, Saved, Source, SourceError, Status, Tls, Uplink};
-use cloud_sync::wire::proto::{PushReply, PushRequest, ShardEcho};
-use cloud_sync::wire::{Batch, Device, Window};
 use model::{Micros, Sketch, Summary, Value};
 use prost::Message;
 use std::collections::BTreeMap;
@@ -15,6 +12,9 @@ use std::time::Duration;
 use tests::eventually;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uplink::{Balance, Identity, Options, Portion, Saved, Source, SourceError, Status, Tls, Uplink};
+use wire::proto::{PushReply, PushRequest, ShardEcho};
+use wire::{Batch, Device, Window};
 
 /// Changes, each of which is a window of a device of its own.
 struct Changes(watch::Sender<u64>);

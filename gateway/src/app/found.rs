@@ -10,11 +10,11 @@ use crate::journal::steps::{read_ledger, write_ledger};
 use crate::listen::mqtt::retained::{Publication, Retained};
 use crate::window::dirty::write_blob;
 use crate::window::revise::Stretch;
-use cloud_sync::uplink::{Identity, begun_anew};
 use rusqlite::Connection;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use uplink::{Identity, begun_anew};
 
 /// The clock is believed or not by what the store has, too: no right time is earlier.
 pub(super) fn watch_clock(trust: &Arc<Trust>, db: &Connection, stop: &CancellationToken) -> rusqlite::Result<Watch> {

@@ -8,13 +8,13 @@ use crate::metrics::Usage;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use cloud_sync::uplink::Snapshot;
 use daemon::http::params::Params;
 use daemon::http::reply::{Problem, json, with_type};
 use model::time;
 use serde_json::{Map, json};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use uplink::Snapshot;
 
 /// `GET /v1/status`.
 pub(super) async fn status(State(site): State<Shared>, RawQuery(query): RawQuery) -> Result<Response, Problem> {

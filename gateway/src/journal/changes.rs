@@ -9,13 +9,13 @@ use super::{Step, SummaryRow, removal};
 use crate::archive::levels::Levels;
 use crate::archive::{DAY_US, series_of};
 use crate::catalog::{Birth, Catalog, Removed};
-use cloud_sync::wire;
 use model::{Micros, varint};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::watch;
+use wire;
 
 /// Windows that one row names, at most.
 const NAMED_MAX: usize = 250;

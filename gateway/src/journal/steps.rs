@@ -8,10 +8,10 @@ use super::schema::{meta, set_meta};
 use super::{Chunk, Moved, ReadError, Rollup, Step, SummaryRow, batch, removal};
 use crate::archive::rollup::Folded;
 use crate::clock::{Correction, Ledger};
-use cloud_sync::uplink::Saved;
 use model::{Micros, Sketch, Summary, Value};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
+use uplink::Saved;
 
 /// Does a step; a snapshot is the writer's own, because it needs the catalog.
 pub(crate) fn write_step(db: &Connection, step: &Step) -> rusqlite::Result<u64> {

@@ -5,8 +5,6 @@ use super::usage::Usage;
 use crate::process::{Cloud, cargo, root};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use cloud_sync::wire::proto::{PushRequest, Sender};
-use cloud_sync::wire::{Batch, Device, Window};
 use model::{Sketch, Summary, Value};
 use prost::Message;
 use std::collections::BTreeMap;
@@ -15,6 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use wire::proto::{PushRequest, Sender};
+use wire::{Batch, Device, Window};
 use xtask::postgres::{Postgres, postgres};
 
 /// What is measured.

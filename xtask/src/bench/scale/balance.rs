@@ -4,8 +4,8 @@
 //! and how many shards a gateway touches. Pure.
 
 use super::fleet::name;
-use cloud_sync::placement::{PlacementError, Shard, Table};
 use model::identity::{SLOTS, slot};
+use placement::{PlacementError, Shard, Table};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 

@@ -2,7 +2,7 @@
 //!
 //! Arrives: pushes, each at one daemon. Leaves: events that say how each ends, and when. Always
 //! holds: a daemon has at most `max_pushes` under way, and one more is refused at once, over gRPC as
-//! over HTTP (`cloud-sync/src/node/intake.rs`). What is let in is stored in that order, at the rate
+//! over HTTP (`cloud-sync/node/src/intake.rs`). What is let in is stored in that order, at the rate
 //! of the slowest part, because a push has rows for every shard. Deliberately absent: shards that
 //! differ, and daemons that do. Pure.
 

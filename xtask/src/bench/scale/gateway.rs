@@ -1,4 +1,4 @@
-//! A gateway's uplink: the rules of `cloud-sync/src/uplink/sender.rs` in steps of time.
+//! A gateway's uplink: the rules of `cloud-sync/uplink/src/sender.rs` in steps of time.
 //!
 //! Arrives: that it is time, that a batch has been read, that a push has ended. Leaves: reads
 //! and pushes, and when to wake it. Always holds: what it decides it decides as the sender does,

@@ -1,4 +1,4 @@
-//! Which daemon a gateway pushes to: `cloud-sync/src/uplink/picker.rs` in steps of time, round
+//! Which daemon a gateway pushes to: `cloud-sync/uplink/src/picker.rs` in steps of time, round
 //! robin over equal weights, with its circuit breakers.
 //!
 //! Arrives: the time, and what came of each push. Leaves: a daemon, or when to ask again. Pure.

@@ -10,7 +10,7 @@ const MONTH_MIN: f64 = 30.0 * 24.0 * 60.0;
 /// `query.timeout` and `query.cells` of the cloud.
 const TIMEOUT_S: f64 = 30.0;
 const CELLS: f64 = 500_000.0;
-/// `CONNECTIONS` of `cloud-sync/src/node/shard/postgres.rs`.
+/// `CONNECTIONS` of `cloud-sync/node/src/shard/postgres.rs`.
 const CONNECTIONS: u32 = 16;
 
 fn line(name: &str, value: impl std::fmt::Display) {

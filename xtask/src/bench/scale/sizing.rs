@@ -102,7 +102,7 @@ pub(super) struct Rollups {
     pub(super) by_one_daemon_per_s: f64,
 }
 
-/// `TIDY_ROWS` and the shorter pause of `cloud-sync/src/node/app.rs`.
+/// `TIDY_ROWS` and the shorter pause of `cloud-sync/node/src/app.rs`.
 const TIDY_HOURS: f64 = 500.0;
 const TIDY_PAUSE_S: f64 = 0.05;
 

@@ -15,10 +15,10 @@
 mod column;
 
 /// Readings of one series as bytes.
-pub mod chunk;
+pub(crate) mod chunk;
 
 /// Batches to chunks, in the background.
-pub mod fold;
+pub(crate) mod fold;
 
 /// Readings that were received at a wrong time, put right.
 mod correct;
@@ -30,19 +30,19 @@ mod tidy;
 mod sweep;
 
 /// Raw readings by series, from chunks and batches.
-pub mod read;
+pub(crate) mod read;
 
 /// Summaries of one series as bytes.
-pub mod rollup;
+pub(crate) mod rollup;
 
 /// Lengths of windows, and where their summaries are.
-pub mod levels;
+pub(crate) mod levels;
 
 use model::Micros;
 use model::time::{SECOND_US, window_start};
 
 /// A chunk holds readings of one such day, UTC.
-pub const DAY_US: Micros = 86_400 * SECOND_US;
+pub(crate) const DAY_US: Micros = 86_400 * SECOND_US;
 
 const PART_BITS: u32 = 16;
 const SERIES_BITS: u32 = 25;
@@ -53,15 +53,15 @@ const PARTS_MAX: i64 = PARTS_BY_SERIES + (1 << (PART_BITS - 1));
 /// Set in row ids of parts that lie by part.
 const BY_PART: i64 = 1 << (SERIES_BITS + PART_BITS - 1);
 /// Series ids are below this; the bit above is [`BY_PART`].
-pub const SERIES_MAX: usize = 1 << (SERIES_BITS - 1);
+pub(crate) const SERIES_MAX: usize = 1 << (SERIES_BITS - 1);
 
 /// The day that a time is in, counted from the epoch.
-pub fn day(time_us: Micros) -> i64 {
+pub(crate) fn day(time_us: Micros) -> i64 {
     window_start(time_us, DAY_US) / DAY_US
 }
 
 /// A chunk's row id: days of all series lie together, and in each first what lies by series.
-pub fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
+pub(crate) fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
     debug_assert!(part < PARTS_MAX && (series as usize) < SERIES_MAX);
     let first = day << (SERIES_BITS + PART_BITS);
     if part < PARTS_BY_SERIES {
@@ -72,12 +72,12 @@ pub fn chunk_id(day: i64, series: u32, part: i64) -> i64 {
 }
 
 /// The day of a chunk's row id.
-pub fn day_of(id: i64) -> i64 {
+pub(crate) fn day_of(id: i64) -> i64 {
     id >> (SERIES_BITS + PART_BITS)
 }
 
 /// The series of a row id.
-pub fn series_of(id: i64) -> u32 {
+pub(crate) fn series_of(id: i64) -> u32 {
     let shifted = if id & BY_PART == 0 { id >> PART_BITS } else { id };
     (shifted & (SERIES_MAX as i64 - 1)) as u32
 }
@@ -88,7 +88,7 @@ fn part_of(id: i64) -> i64 {
 }
 
 /// What is kept, and for how long.
-pub mod retire;
+pub(crate) mod retire;
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 /// A device.
 #[derive(Debug)]
-pub struct Device {
+pub(crate) struct Device {
     /// Dense, from 0.
     pub id: u32,
     /// Its id as people know it.
@@ -37,11 +37,11 @@ const FEW_NAMES: usize = 100;
 const PUT_BACK_US: Micros = 1_000_000;
 
 /// What people say of a device.
-pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+pub(crate) type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// A metric of a device.
 #[derive(Debug)]
-pub struct Series {
+pub(crate) struct Series {
     /// Dense, from 0.
     pub id: u32,
     /// Whose.
@@ -65,7 +65,7 @@ const UNIT_EVERY_US: Micros = 60_000_000;
 
 /// Something new that the journal must write before it is used.
 #[derive(Debug, Clone)]
-pub enum Birth {
+pub(crate) enum Birth {
     /// A device.
     Device(Arc<Device>),
     /// A series of a device already born.
@@ -80,7 +80,7 @@ pub enum Birth {
 
 /// A device that is removed with all its metrics, or one metric of it.
 #[derive(Debug)]
-pub struct Removed {
+pub(crate) struct Removed {
     /// The device.
     pub device: Arc<Device>,
     /// The metric; `None` is the whole device.
@@ -95,7 +95,7 @@ pub struct Removed {
 
 /// Who is there at one moment, for whoever sends it on.
 #[derive(Debug)]
-pub struct Present {
+pub(crate) struct Present {
     /// Series by id; nothing where one has been removed.
     pub series: Vec<Option<Arc<Series>>>,
     /// Devices by id, likewise, each with its era: how many removals there had been when it was born, or
@@ -105,7 +105,7 @@ pub struct Present {
 
 /// The latest reading of a series, by event time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Latest {
+pub(crate) struct Latest {
     /// Its event time.
     pub time_us: Micros,
     /// Its value.
@@ -120,7 +120,7 @@ pub struct Latest {
 
 /// A limit that a new name would exceed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LimitReached {
+pub(crate) enum LimitReached {
     /// Of all clients.
     #[error("{what} limit of {limit} reached: raise limits.{what} or remove what is not used")]
     Total {
@@ -181,7 +181,7 @@ struct Metrics {
 }
 
 /// All devices and series.
-pub struct Catalog {
+pub(crate) struct Catalog {
     names: RwLock<Names>,
     latest: RwLock<Vec<Option<Latest>>>,
     births: Mutex<Vec<Birth>>,
@@ -201,17 +201,17 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 
 impl Device {
     /// How many removals there had been when it was born, or when a metric of it was last removed.
-    pub fn era(&self) -> u32 {
+    pub(crate) fn era(&self) -> u32 {
         self.era.load(Ordering::Relaxed)
     }
 
     /// What people say of it.
-    pub fn labels(&self) -> Labels {
+    pub(crate) fn labels(&self) -> Labels {
         read(&self.labels).clone()
     }
 
     /// The value of one label.
-    pub fn label(&self, name: &str) -> Option<Arc<str>> {
+    pub(crate) fn label(&self, name: &str) -> Option<Arc<str>> {
         read(&self.labels).get(name).cloned()
     }
 }
@@ -220,7 +220,7 @@ impl Series {
     /// A time for an unstamped reading: now, but later than any assigned before, so that two
     /// unstamped readings never share an identity. Where the clock has been put back, times of
     /// another class are assigned: what was assigned before keeps its own.
-    pub fn assign_time(&self, now_us: Micros) -> Micros {
+    pub(crate) fn assign_time(&self, now_us: Micros) -> Micros {
         let assign = |last_us: i64| {
             let (class, put_back) = (last_us.rem_euclid(CLASSES), now_us < last_us.saturating_sub(PUT_BACK_US));
             let class = if put_back { (class + 1) % CLASSES } else { class };
@@ -233,31 +233,31 @@ impl Series {
     }
 
     /// True once it has been removed: its name leads elsewhere, or nowhere.
-    pub fn is_removed(&self) -> bool {
+    pub(crate) fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Relaxed)
     }
 
     /// The unit, if anybody told it.
-    pub fn unit(&self) -> Option<Box<str>> {
+    pub(crate) fn unit(&self) -> Option<Box<str>> {
         read(&self.unit).name.clone()
     }
 }
 
 impl Catalog {
     /// An empty catalog with limits on devices and series; `starts` counts those of the store.
-    pub fn new(limits: Limits, starts: u64) -> Self {
+    pub(crate) fn new(limits: Limits, starts: u64) -> Self {
         Catalog { names: RwLock::default(), latest: RwLock::default(), births: Mutex::default(), limits, starts }
     }
 
     /// Puts back a device from the store; ids must come in order.
-    pub fn restore_device(&self, id: u32, name: &str, era: u32) {
+    pub(crate) fn restore_device(&self, id: u32, name: &str, era: u32) {
         let mut names = write(&self.names);
         assert_eq!(id as usize, names.devices.len(), "device ids are dense");
         names.add_device(name, era);
     }
 
     /// Puts back the place of a device or series that has been removed.
-    pub fn restore_removed(&self, id: u32, device: Option<u32>) {
+    pub(crate) fn restore_removed(&self, id: u32, device: Option<u32>) {
         let mut names = write(&self.names);
         match device.map(|device| Arc::clone(&names.devices[device as usize])) {
             None => {
@@ -274,19 +274,19 @@ impl Catalog {
     }
 
     /// Puts back how many removals there have been.
-    pub fn restore_era(&self, era: u32) {
+    pub(crate) fn restore_era(&self, era: u32) {
         write(&self.names).era = era;
     }
 
     /// Puts back a label of a device from the store.
-    pub fn restore_label(&self, device: u32, name: &str, value: &str) {
+    pub(crate) fn restore_label(&self, device: u32, name: &str, value: &str) {
         if let Some(device) = read(&self.names).devices.get(device as usize) {
             write(&device.labels).insert(name.into(), value.into());
         }
     }
 
     /// Puts back a series from the store; ids must come in order.
-    pub fn restore_series(&self, id: u32, device: u32, metric: &str, unit: Option<&str>) {
+    pub(crate) fn restore_series(&self, id: u32, device: u32, metric: &str, unit: Option<&str>) {
         let mut names = write(&self.names);
         assert_eq!(id as usize, names.series.len(), "series ids are dense");
         let device = names.devices[device as usize].name.clone();
@@ -295,7 +295,7 @@ impl Catalog {
     }
 
     /// The series of a device and metric, born now if it is new; `client` brings it.
-    pub fn resolve(&self, device: &str, metric: &str, client: &str) -> Result<Arc<Series>, LimitReached> {
+    pub(crate) fn resolve(&self, device: &str, metric: &str, client: &str) -> Result<Arc<Series>, LimitReached> {
         if let Some(series) = self.find(device, metric) {
             return Ok(series);
         }
@@ -341,12 +341,12 @@ impl Catalog {
     }
 
     /// The series of a device and metric, if it exists.
-    pub fn find(&self, device: &str, metric: &str) -> Option<Arc<Series>> {
+    pub(crate) fn find(&self, device: &str, metric: &str) -> Option<Arc<Series>> {
         read(&self.names).find(device, metric)
     }
 
     /// Takes note of a unit; one that changes all the time is taken once a minute.
-    pub fn tell_unit(&self, series: &Arc<Series>, unit: &str, now_us: Micros) {
+    pub(crate) fn tell_unit(&self, series: &Arc<Series>, unit: &str, now_us: Micros) {
         if read(&series.unit).name.as_deref() == Some(unit) {
             return;
         }
@@ -360,7 +360,7 @@ impl Catalog {
     }
 
     /// Sets the labels of a device instead of those before; false if there is no such device.
-    pub fn set_labels(&self, device: &str, labels: Labels) -> bool {
+    pub(crate) fn set_labels(&self, device: &str, labels: Labels) -> bool {
         let names = read(&self.names);
         let Some(device) = names.by_device.get(device).map(|metrics| Arc::clone(&metrics.device)) else {
             return false;
@@ -371,13 +371,13 @@ impl Catalog {
     }
 
     /// The labels of a device.
-    pub fn labels(&self, device: &str) -> Labels {
+    pub(crate) fn labels(&self, device: &str) -> Labels {
         let names = read(&self.names);
         names.by_device.get(device).map(|metrics| metrics.device.labels()).unwrap_or_default()
     }
 
     /// True if the journal has something to write before the next batch.
-    pub fn has_births(&self) -> bool {
+    pub(crate) fn has_births(&self) -> bool {
         !self.births.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
@@ -386,13 +386,13 @@ impl Catalog {
     }
 
     /// Takes what the journal has to write before the next batch.
-    pub fn take_births(&self) -> Vec<Birth> {
+    pub(crate) fn take_births(&self) -> Vec<Birth> {
         std::mem::take(&mut *self.births.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Removes a device, or one metric of it: from now on its name is free. `None` if there is nothing of that name.
     /// Readings of it that are under way already count as having come before.
-    pub fn remove(&self, device: &str, metric: Option<&str>) -> Option<Arc<Removed>> {
+    pub(crate) fn remove(&self, device: &str, metric: Option<&str>) -> Option<Arc<Removed>> {
         let mut names = write(&self.names);
         let (device, series) = match metric {
             Some(metric) => {
@@ -424,18 +424,18 @@ impl Catalog {
     }
 
     /// All devices, by id.
-    pub fn devices(&self) -> Vec<Arc<Device>> {
+    pub(crate) fn devices(&self) -> Vec<Arc<Device>> {
         let names = read(&self.names);
         names.devices.iter().filter(|device| !device.removed.load(Ordering::Relaxed)).cloned().collect()
     }
 
     /// All series, by id.
-    pub fn series(&self) -> Vec<Arc<Series>> {
+    pub(crate) fn series(&self) -> Vec<Arc<Series>> {
         read(&self.names).series.iter().filter(|series| !series.is_removed()).cloned().collect()
     }
 
     /// Who is there at this moment.
-    pub fn present(&self) -> Present {
+    pub(crate) fn present(&self) -> Present {
         let names = read(&self.names);
         let device = |device: &Arc<Device>| {
             let era = device.era.load(Ordering::Relaxed);
@@ -449,35 +449,35 @@ impl Catalog {
     }
 
     /// How many devices and series there are.
-    pub fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let names = read(&self.names);
         (names.by_device.len(), names.named)
     }
 
     /// Ids of series are below this.
-    pub fn ids(&self) -> u32 {
+    pub(crate) fn ids(&self) -> u32 {
         read(&self.names).series.len() as u32
     }
 
     /// True if the series of this id has not been removed.
-    pub fn has(&self, series: u32) -> bool {
+    pub(crate) fn has(&self, series: u32) -> bool {
         read(&self.names).series.get(series as usize).is_none_or(|series| !series.is_removed())
     }
 
     /// How many metrics the device of this id has.
-    pub fn metrics_of(&self, device: u32) -> usize {
+    pub(crate) fn metrics_of(&self, device: u32) -> usize {
         let names = read(&self.names);
         let name = names.devices.get(device as usize).map(|device| &*device.name);
         name.and_then(|name| names.by_device.get(name)).map_or(0, |metrics| metrics.series.len())
     }
 
     /// The devices of the series whose ids are `from` or above, by id, removed ones included.
-    pub fn devices_of_series(&self, from: u32) -> Vec<u32> {
+    pub(crate) fn devices_of_series(&self, from: u32) -> Vec<u32> {
         read(&self.names).series.iter().skip(from as usize).map(|series| series.device.id).collect()
     }
 
     /// The series of one device, by metric; `None` if there is no such device.
-    pub fn series_of(&self, device: &str) -> Option<Vec<Arc<Series>>> {
+    pub(crate) fn series_of(&self, device: &str) -> Option<Vec<Arc<Series>>> {
         let names = read(&self.names);
         let mut series: Vec<_> = names.by_device.get(device)?.series.values().cloned().collect();
         series.sort_by(|a, b| a.metric.cmp(&b.metric));
@@ -485,7 +485,7 @@ impl Catalog {
     }
 
     /// Takes note of committed readings.
-    pub fn note(&self, readings: &Readings, received_us: Micros) {
+    pub(crate) fn note(&self, readings: &Readings, received_us: Micros) {
         let mut latest = write(&self.latest);
         for row in 0..readings.len() {
             let series = readings.series[row] as usize;
@@ -497,7 +497,7 @@ impl Catalog {
     }
 
     /// Puts back the latest reading of a series from the store.
-    pub fn restore_latest(&self, series: u32, restored: Latest) {
+    pub(crate) fn restore_latest(&self, series: u32, restored: Latest) {
         let mut latest = write(&self.latest);
         let series = series as usize;
         if series >= latest.len() {
@@ -507,12 +507,12 @@ impl Catalog {
     }
 
     /// The latest reading of a series.
-    pub fn latest(&self, series: u32) -> Option<Latest> {
+    pub(crate) fn latest(&self, series: u32) -> Option<Latest> {
         read(&self.latest).get(series as usize).cloned().flatten()
     }
 
     /// Receive times of a stretch turn out to have been wrong.
-    pub fn correct(&self, correction: &Correction) {
+    pub(crate) fn correct(&self, correction: &Correction) {
         let Correction { from_us, to_us, shift_us, .. } = *correction;
         let wrong = from_us..to_us;
         for latest in write(&self.latest).iter_mut().flatten() {
@@ -527,7 +527,7 @@ impl Catalog {
     }
 
     /// The latest reading of every series, by id.
-    pub fn all_latest(&self) -> Vec<Option<Latest>> {
+    pub(crate) fn all_latest(&self) -> Vec<Option<Latest>> {
         read(&self.latest).clone()
     }
 }

@@ -12,14 +12,14 @@ mod trust;
 /// Watches the system's clock.
 mod watch;
 
-pub use line::{Correction, Start, Unset};
+pub(crate) use line::{Correction, Start};
 use model::Micros;
 use model::time::SECOND_US;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-pub use trust::{Ledger, Trust};
-pub use watch::watch;
+pub(crate) use trust::{Ledger, Trust};
+pub(crate) use watch::watch;
 
 /// A clock, cheap to clone.
 #[derive(Debug, Clone)]
@@ -94,7 +94,7 @@ fn wall_us() -> Micros {
 /// takes over a leap forward that has lasted for a day; a leap back it takes over at once, and so
 /// it does a clock that has only now been set.
 #[derive(Debug)]
-pub struct Steady {
+pub(crate) struct Steady {
     base: Instant,
     base_us: Micros,
     leapt: Option<Instant>,
@@ -108,7 +108,7 @@ const BELIEVED_AFTER: Duration = Duration::from_secs(24 * 3_600);
 
 impl Steady {
     /// Begins with what the clock shows.
-    pub fn new(clock: &Clock, now: Instant) -> Self {
+    pub(crate) fn new(clock: &Clock, now: Instant) -> Self {
         let wall_us = clock.now_us();
         Steady::at(wall_us, clock.quality_at(wall_us), now)
     }
@@ -118,7 +118,7 @@ impl Steady {
     }
 
     /// The time.
-    pub fn now_us(&mut self, clock: &Clock, now: Instant) -> Micros {
+    pub(crate) fn now_us(&mut self, clock: &Clock, now: Instant) -> Micros {
         let wall_us = clock.now_us();
         self.follow(wall_us, clock.quality_at(wall_us), now)
     }

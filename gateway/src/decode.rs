@@ -7,7 +7,7 @@
 //! [`crate::listen::admit`]) and series ids.
 
 /// A JSON or CBOR document as a tree that forgets nothing a reject would have to name.
-pub mod node;
+pub(crate) mod node;
 
 /// Bytes to [`node::Node`], JSON.
 mod json;
@@ -22,26 +22,26 @@ mod text;
 mod object;
 
 /// The common object, read in place.
-pub mod flat;
+pub(crate) mod flat;
 
 /// RFC 8428.
 mod senml;
 
 /// InfluxDB line protocol.
-pub mod line;
+pub(crate) mod line;
 
 /// What `POST /v1/readings` takes.
-pub mod posted;
+pub(crate) mod posted;
 
 /// Topic patterns: which topics are readings, and of whom.
-pub mod topic;
+pub(crate) mod topic;
 
 use jiff::tz::TimeZone;
 use model::time::PLAUSIBLE_FROM_US;
 use model::{Micros, Value, check_name};
-pub use node::{Leaf, Node};
+pub(crate) use node::{Leaf, Node};
 use std::fmt;
-pub use text::number as plain_number;
+pub(crate) use text::number as plain_number;
 
 /// Where a payload was addressed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub enum Format {
 
 /// When a reading was taken, as its sender tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stamp {
+pub(crate) enum Stamp {
     /// Not told.
     None,
     /// A point in time.
@@ -83,11 +83,11 @@ pub enum Stamp {
 }
 
 /// The longest unit: it is kept for each series and in every answer.
-pub const UNIT_BYTES_MAX: usize = 64;
+pub(crate) const UNIT_BYTES_MAX: usize = 64;
 
 /// A reading still bearing names.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     /// The device, where the payload names it and the address does not.
     pub device: Option<&'a str>,
     /// The metric.
@@ -104,7 +104,7 @@ pub struct Reading<'a> {
 
 /// Why something was not kept; the label of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// Not the format it claims or seems to be.
     Malformed,
     /// Neither UTF-8 nor CBOR.
@@ -129,7 +129,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for counters that start at zero.
-    pub const ALL: [Reason; 10] = [
+    pub(crate) const ALL: [Reason; 10] = [
         Reason::Malformed,
         Reason::NotUtf8,
         Reason::NotFinite,
@@ -143,7 +143,7 @@ impl Reason {
     ];
 
     /// The reason in one word.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Reason::Malformed => "malformed",
             Reason::NotUtf8 => "not_utf8",
@@ -161,7 +161,7 @@ impl Reason {
 
 /// Something of a payload that was not kept, or not as it was sent, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reject {
+pub(crate) struct Reject {
     /// The kind of trouble.
     pub reason: Reason,
     /// The leaf it is about; empty for the payload as a whole.
@@ -174,17 +174,17 @@ pub struct Reject {
 
 impl Reject {
     /// About the payload as a whole.
-    pub fn whole(reason: Reason, detail: impl fmt::Display) -> Self {
+    pub(crate) fn whole(reason: Reason, detail: impl fmt::Display) -> Self {
         Reject::leaf(reason, "", detail)
     }
 
     /// About one leaf.
-    pub fn leaf(reason: Reason, leaf: impl Into<String>, detail: impl fmt::Display) -> Self {
+    pub(crate) fn leaf(reason: Reason, leaf: impl Into<String>, detail: impl fmt::Display) -> Self {
         Reject { reason, leaf: leaf.into(), detail: detail.to_string(), kept: false }
     }
 
     /// About a leaf that was kept, but not as it was sent.
-    pub fn kept(reason: Reason, leaf: impl Into<String>, detail: impl fmt::Display) -> Self {
+    pub(crate) fn kept(reason: Reason, leaf: impl Into<String>, detail: impl fmt::Display) -> Self {
         Reject { kept: true, ..Reject::leaf(reason, leaf, detail) }
     }
 }
@@ -199,7 +199,7 @@ impl fmt::Display for Reject {
 }
 
 /// Takes what a payload holds, piece by piece.
-pub trait Sink {
+pub(crate) trait Sink {
     /// What can be kept.
     fn reading(&mut self, reading: Reading<'_>);
     /// What cannot.
@@ -211,7 +211,7 @@ pub trait Sink {
 }
 
 /// Decodes `payload`, which was sent to `target`; local stamps are taken in `zone`.
-pub fn decode(target: Target<'_>, format: Format, payload: &[u8], zone: &TimeZone, sink: &mut dyn Sink) {
+pub(crate) fn decode(target: Target<'_>, format: Format, payload: &[u8], zone: &TimeZone, sink: &mut dyn Sink) {
     match read_tree(format, payload) {
         Ok(Some(tree)) => from_tree(target, format, &tree, zone, sink),
         Ok(None) => from_text(target, payload, sink),
@@ -293,17 +293,17 @@ fn keep(name: Named<'_>, leaf: Leaf<'_>, stamp: Stamp, unit: Option<&str>, sink:
 }
 
 /// Rejects what cannot name a device.
-pub fn check_device(name: &str) -> Result<(), Reject> {
+pub(crate) fn check_device(name: &str) -> Result<(), Reject> {
     check_name(name).map_err(|e| Reject::leaf(Reason::BadName, printable(name), format!("device {e}")))
 }
 
 /// The beginning of a name that may hold anything.
-pub fn printable(name: &str) -> String {
+pub(crate) fn printable(name: &str) -> String {
     name.chars().take(64).flat_map(char::escape_default).collect()
 }
 
 /// A stamp of the year 1970 is what a clock that nobody has set gives: seconds since it was switched on.
-pub fn is_unset(us: Micros) -> bool {
+pub(crate) fn is_unset(us: Micros) -> bool {
     const DAY_US: Micros = 86_400 * model::time::SECOND_US;
     // A day before, for zones behind UTC whose clocks begin at their own midnight.
     (-DAY_US..365 * DAY_US).contains(&us)

@@ -61,7 +61,7 @@ use uplink::Status as UplinkStatus;
 
 /// Facts about this gateway for `/v1/status`.
 #[derive(Debug, Clone)]
-pub struct About {
+pub(crate) struct About {
     /// The gateway's id.
     pub id: String,
     /// The life of its store.
@@ -75,7 +75,7 @@ pub struct About {
 }
 
 /// What all requests share.
-pub struct Site {
+pub(crate) struct Site {
     /// The door to the journal's rows.
     pub admission: Arc<Admission>,
     /// The queue before the journal.
@@ -234,7 +234,7 @@ fn may_remove(site: &Site, user: Option<&str>) -> Result<(), Problem> {
 }
 
 /// Serves until `stop`, then finishes the requests under way.
-pub async fn serve(listener: TcpListener, site: Shared, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, site: Shared, stop: CancellationToken) {
     let seats = Seats::new(site.connections_max);
     let app = routes().layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard)).with_state(site);
     daemon::http::serve::serve(listener, None, app, seats, stop).await;
@@ -289,12 +289,12 @@ async fn run<T: Send + 'static>(
 
 impl Site {
     /// The gateway takes readings.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
     }
 
     /// The gateway takes readings from now on, or no more.
-    pub fn set_ready(&self, ready: bool) {
+    pub(crate) fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
     }
 }

@@ -7,16 +7,16 @@
 //! readings mean.
 
 /// Readings of one commit as bytes.
-pub mod batch;
+pub(crate) mod batch;
 
 /// What batches and chunks have in common.
 pub(crate) mod seal;
 
 /// What waits for the commit.
-pub mod intake;
+pub(crate) mod intake;
 
 /// From the writer to the windows.
-pub mod handover;
+pub(crate) mod handover;
 
 /// The store and its log belong together.
 mod pair;
@@ -25,38 +25,38 @@ mod pair;
 pub mod schema;
 
 /// How long commits wait for company.
-pub mod pace;
+pub(crate) mod pace;
 
 /// The one thread that writes.
-pub mod writer;
+pub(crate) mod writer;
 
 /// What the writer does besides readings.
 pub(crate) mod steps;
 
 /// Devices and metrics that are no more.
-pub mod removal;
+pub(crate) mod removal;
 
 /// What has changed among summaries, for the uplink.
-pub mod changes;
+pub(crate) mod changes;
 
 /// What a restart puts back.
-pub mod recover;
+pub(crate) mod recover;
 
 use crate::clock::{Correction, Ledger};
 use crate::readings::Readings;
 use changes::Change;
-pub use intake::{Intake, Parcel};
+pub(crate) use intake::{Intake, Parcel};
 use model::{Micros, Summary};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use uplink::Saved;
 
 /// What a client is told that does not wait until there is space.
-pub const DISK_FULL: &str = "the disk is full: nothing is stored until there is space; try again later";
+pub(crate) const DISK_FULL: &str = "the disk is full: nothing is stored until there is space; try again later";
 
 /// Readings that are on disk.
 #[derive(Debug, Clone)]
-pub struct Committed {
+pub(crate) struct Committed {
     /// The journal sequence of their commit.
     pub seq: u64,
     /// When the gateway received them.
@@ -67,7 +67,7 @@ pub struct Committed {
 
 /// Something undecodable that is kept for its owner to look at.
 #[derive(Debug, Clone)]
-pub struct Rejected {
+pub(crate) struct Rejected {
     /// When it came.
     pub received_us: Micros,
     /// From where: a topic, a path.
@@ -82,7 +82,7 @@ pub struct Rejected {
 
 /// A change to the QoS 2 packet identifiers of a client.
 #[derive(Debug, Clone)]
-pub enum Inbound {
+pub(crate) enum Inbound {
     /// The message is stored: a repetition must not be stored again.
     Stored {
         /// The client id.
@@ -108,7 +108,7 @@ pub enum Inbound {
 
 /// The summary of one window of one series, to be written.
 #[derive(Debug, Clone)]
-pub struct SummaryRow {
+pub(crate) struct SummaryRow {
     /// Whose.
     pub series: u32,
     /// The window's start.
@@ -125,7 +125,7 @@ pub struct SummaryRow {
 
 /// Work that the writer does between two batches, in their transactions.
 #[derive(Debug)]
-pub struct Chore {
+pub(crate) struct Chore {
     /// What to do.
     pub step: Step,
     /// Who is told its bytes once it is on disk.
@@ -134,7 +134,7 @@ pub struct Chore {
 
 /// What there is to do besides readings.
 #[derive(Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// How far windows have got, with the summaries of those that closed.
     Windows {
         /// Windows that have no summary yet.
@@ -251,7 +251,7 @@ pub enum Step {
 
 impl Step {
     /// What its bytes are counted as.
-    pub fn cause(&self) -> Cause {
+    pub(crate) fn cause(&self) -> Cause {
         match self {
             Step::Windows { .. } | Step::Revised(_) | Step::RemoveSummaries { .. } => Cause::Summaries,
             Step::Rollups { .. } | Step::RetireRollups(_) => Cause::Rollups,
@@ -264,7 +264,7 @@ impl Step {
 
 /// What bytes are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// Batches of readings.
     Journal,
     /// Chunks of readings.
@@ -283,7 +283,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Cause; 7] = [
+    pub(crate) const ALL: [Cause; 7] = [
         Cause::Journal,
         Cause::Archive,
         Cause::Summaries,
@@ -294,14 +294,14 @@ impl Cause {
     ];
 
     /// As metrics name it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         ["journal", "archive", "summaries", "rollups", "snapshot", "messages", "uplink"][self as usize]
     }
 }
 
 /// Readings that are taken out of their batches and chunks, and come in again at another time.
 #[derive(Debug, Default)]
-pub struct Moved {
+pub(crate) struct Moved {
     /// What is left of batches, by sequence.
     pub batches: Vec<(i64, Readings)>,
     /// Chunks to remove.
@@ -314,7 +314,7 @@ pub struct Moved {
 
 /// A row of the table of rollups, see [`crate::archive::levels`].
 #[derive(Debug)]
-pub struct Rollup {
+pub(crate) struct Rollup {
     /// Span of days, series and level.
     pub id: i64,
     /// When the gateway received the latest of the readings, about.
@@ -331,7 +331,7 @@ pub struct Rollup {
 
 /// A row of the table of chunks.
 #[derive(Debug)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     /// Day, series and part.
     pub id: i64,
     /// How many parts before it are replaced.

@@ -14,46 +14,46 @@ pub mod app;
 pub mod config;
 
 /// What time it is.
-pub mod clock;
+mod clock;
 
 /// What a person can run alerts on.
-pub mod metrics;
+mod metrics;
 
 /// A raw message comes in, by any protocol, and waits for its commit.
-pub mod listen;
+mod listen;
 
 /// Bytes to readings or rejects.
-pub mod decode;
+mod decode;
 
 /// Who is there: names to ids, and the latest value of each.
-pub mod catalog;
+mod catalog;
 
 /// Readings as columns.
-pub mod readings;
+mod readings;
 
 /// The way to the disk: commit, then acknowledge.
-pub mod journal;
+mod journal;
 
 /// Batches to chunks of one series and day; raw readings read back.
-pub mod archive;
+mod archive;
 
 /// Which window, when it closes, what is late.
-pub mod window;
+mod window;
 
 /// The store as the uplink to the cloud sees it.
-pub mod uplink;
+mod uplink;
 
 /// What happens now, for those who watch.
-pub mod live;
+mod live;
 
 /// A question to an answer.
-pub mod query;
+mod query;
 
 /// Rows as tables: Arrow and Parquet.
-pub mod table;
+mod table;
 
 /// Answers over HTTP.
-pub mod http;
+mod http;
 
 /// Readings as files.
 pub mod export;
@@ -66,3 +66,14 @@ pub mod verify;
 
 /// What a store looks like, and what can be saved of a damaged one.
 pub mod doctor;
+
+/// What the tests look at inside a store, beside the daemon.
+pub mod inside {
+    pub use crate::archive::levels::each_summary;
+    pub use crate::archive::read::{Raw, Wanted};
+    pub use crate::archive::rollup::Folded;
+    pub use crate::clock::Clock;
+    pub use crate::journal::{ReadError, schema};
+    pub use crate::window::dirty::read_blob;
+    pub use crate::window::revise::Stretch;
+}

@@ -6,23 +6,23 @@
 //! the socket is not read. Deliberately absent: what happens to readings afterwards.
 
 /// From decoded names to series and times: the one door for all protocols.
-pub mod admit;
+pub(crate) mod admit;
 
 /// Topics that no rule takes.
-pub mod unmatched;
+pub(crate) mod unmatched;
 
 /// MQTT 3.1.1 and 5.0.
-pub mod mqtt;
+pub(crate) mod mqtt;
 
 /// CoAP.
-pub mod coap;
+pub(crate) mod coap;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// What is to be done once a commit is on disk.
-pub enum Receipt {
+pub(crate) enum Receipt {
     /// Acknowledge packets of an MQTT connection and pass messages on.
     Mqtt(mqtt::Receipt),
     /// Call this.
@@ -40,7 +40,7 @@ impl fmt::Debug for Receipt {
 
 /// Where a thread of listeners takes up its receipts: one wake-up for all of a commit.
 #[derive(Debug, Default)]
-pub struct Desk {
+pub(crate) struct Desk {
     pile: Mutex<Vec<Receipt>>,
     spare: Mutex<Vec<Receipt>>,
     wake: Notify,
@@ -54,12 +54,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Desk {
     /// An empty pile whose capacity has been used before.
-    pub fn spare(&self) -> Vec<Receipt> {
+    pub(crate) fn spare(&self) -> Vec<Receipt> {
         std::mem::take(&mut *lock(&self.spare))
     }
 
     /// Puts receipts of a commit on the desk.
-    pub fn deliver(&self, mut receipts: Vec<Receipt>) {
+    pub(crate) fn deliver(&self, mut receipts: Vec<Receipt>) {
         if receipts.is_empty() {
             *lock(&self.spare) = receipts;
             return;
@@ -75,7 +75,7 @@ impl Desk {
     }
 
     /// Waits for receipts and takes them all.
-    pub async fn take(&self) -> Vec<Receipt> {
+    pub(crate) async fn take(&self) -> Vec<Receipt> {
         loop {
             let pile = std::mem::take(&mut *lock(&self.pile));
             if !pile.is_empty() {
@@ -86,12 +86,12 @@ impl Desk {
     }
 
     /// Takes what there is now, at the end.
-    pub fn pile_now(&self) -> Vec<Receipt> {
+    pub(crate) fn pile_now(&self) -> Vec<Receipt> {
         std::mem::take(&mut *lock(&self.pile))
     }
 
     /// Gives a settled pile back, for its capacity.
-    pub fn give_back(&self, mut pile: Vec<Receipt>) {
+    pub(crate) fn give_back(&self, mut pile: Vec<Receipt>) {
         pile.clear();
         *lock(&self.spare) = pile;
     }

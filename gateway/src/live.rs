@@ -20,7 +20,7 @@ const ROW_BYTES: usize = 400;
 
 /// Something that happened.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub(crate) enum Event {
     /// Readings are on disk.
     Readings(Committed),
     /// Windows closed, or were computed again.
@@ -47,7 +47,7 @@ struct Recent {
 
 /// The listeners.
 #[derive(Debug)]
-pub struct Live {
+pub(crate) struct Live {
     sender: broadcast::Sender<u64>,
     recent: Mutex<Recent>,
 }
@@ -64,7 +64,7 @@ impl Live {
     }
 
     /// Tells all listeners, if there are any.
-    pub fn publish(&self, event: impl FnOnce() -> Event) {
+    pub(crate) fn publish(&self, event: impl FnOnce() -> Event) {
         if self.sender.receiver_count() == 0 {
             let mut recent = self.recent();
             recent.first += recent.events.len() as u64;
@@ -88,12 +88,12 @@ impl Live {
     }
 
     /// A new listener.
-    pub fn listen(self: &Arc<Self>) -> Listener {
+    pub(crate) fn listen(self: &Arc<Self>) -> Listener {
         Listener { live: Arc::clone(self), numbers: self.sender.subscribe() }
     }
 
     /// How many listen.
-    pub fn listeners(&self) -> usize {
+    pub(crate) fn listeners(&self) -> usize {
         self.sender.receiver_count()
     }
 
@@ -106,14 +106,14 @@ impl Live {
 
 /// Hears events in their order.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     live: Arc<Live>,
     numbers: broadcast::Receiver<u64>,
 }
 
 impl Listener {
     /// The next event, or how many were missed before it.
-    pub async fn recv(&mut self) -> Result<Event, RecvError> {
+    pub(crate) async fn recv(&mut self) -> Result<Event, RecvError> {
         let number = self.numbers.recv().await?;
         self.live.event(number).ok_or(RecvError::Lagged(1))
     }

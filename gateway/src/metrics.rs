@@ -19,7 +19,7 @@ type Labels = Vec<(&'static str, &'static str)>;
 
 /// The protocol that something came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
+pub(crate) enum Protocol {
     /// MQTT.
     Mqtt,
     /// CoAP.
@@ -36,7 +36,7 @@ impl Protocol {
 
 /// All counters, cheap to share.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     messages: [Counter; 3],
     rejects: Family<Labels, Counter>,
@@ -233,18 +233,18 @@ impl Default for Metrics {
 
 impl Metrics {
     /// The counter of messages that came in by `protocol`.
-    pub fn messages(&self, protocol: Protocol) -> &Counter {
+    pub(crate) fn messages(&self, protocol: Protocol) -> &Counter {
         &self.messages[protocol as usize]
     }
 
     /// Counts bytes written, and gives them back.
-    pub fn written(&self, cause: Cause, bytes: u64) -> u64 {
+    pub(crate) fn written(&self, cause: Cause, bytes: u64) -> u64 {
         self.written[cause as usize].inc_by(bytes);
         bytes
     }
 
     /// Takes over how the uplink does.
-    pub fn note_uplink(&self, uplink: &Snapshot, now_us: i64) {
+    pub(crate) fn note_uplink(&self, uplink: &Snapshot, now_us: i64) {
         self.uplink_backlog.set(uplink.backlog as i64);
         self.uplink_oldest_s.set(uplink.oldest_us.map_or(0, |us| (now_us - us).max(0) / SECOND_US));
         let sent = [uplink.summaries, uplink.batches, uplink.bytes, uplink.failures];
@@ -254,38 +254,38 @@ impl Metrics {
     }
 
     /// Counts rows that go for good.
-    pub fn retired(&self, what: &'static str, why: &'static str, rows: u64) {
+    pub(crate) fn retired(&self, what: &'static str, why: &'static str, rows: u64) {
         self.retired.get_or_create(&vec![("what", what), ("why", why)]).inc_by(rows);
     }
 
     /// Bytes handed to SQLite, by cause.
-    pub fn written_by_cause(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub(crate) fn written_by_cause(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Cause::ALL.iter().zip(&self.written).map(|(cause, counter)| (cause.name(), counter.get()))
     }
 
     /// Takes over how many logins were refused.
-    pub fn note_logins(&self, refused: u64) {
+    pub(crate) fn note_logins(&self, refused: u64) {
         self.refused_logins.inc_by(refused.saturating_sub(self.refused_logins.get()));
     }
 
     /// A client was not let in.
-    pub fn refused_connect(&self, reason: &'static str) {
+    pub(crate) fn refused_connect(&self, reason: &'static str) {
         self.refused_connects.get_or_create(&vec![("reason", reason)]).inc();
     }
 
     /// Counts a reject.
-    pub fn reject(&self, reason: Reason) {
+    pub(crate) fn reject(&self, reason: Reason) {
         self.rejects.get_or_create(&vec![("reason", reason.as_str())]).inc();
     }
 
     /// How many rejects there have been.
-    pub fn rejects_total(&self) -> u64 {
+    pub(crate) fn rejects_total(&self) -> u64 {
         let count = |reason: &Reason| self.rejects.get_or_create(&vec![("reason", reason.as_str())]).get();
         Reason::ALL.iter().map(count).sum()
     }
 
     /// Everything, in the text format, with what the operating system counts for us.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -304,7 +304,7 @@ impl Metrics {
 
 /// What the operating system says of this process; zeros where it does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Resident memory.
     pub resident_bytes: u64,
     /// User and system time.
@@ -315,7 +315,7 @@ pub struct Usage {
 
 impl Usage {
     /// As of now.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| -> u64 {
             let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -8,13 +8,13 @@
 //! Deliberately absent: HTTP.
 
 /// Aggregates over windows.
-pub mod aggregates;
+pub(crate) mod aggregates;
 
 /// How long a question may take.
-pub mod patience;
+pub(crate) mod patience;
 
 /// The readings themselves.
-pub mod readings;
+pub(crate) mod readings;
 
 use crate::archive::levels::Levels;
 use crate::catalog::{Catalog, Series};
@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum QueryError {
+pub(crate) enum QueryError {
     /// The journal could not be read.
     #[error(transparent)]
     Journal(#[from] ReadError),
@@ -47,7 +47,7 @@ pub enum QueryError {
 
 impl QueryError {
     /// True if the question took too long, or nobody waits for it any more.
-    pub fn is_interrupted(&self) -> bool {
+    pub(crate) fn is_interrupted(&self) -> bool {
         match self {
             QueryError::Store(error) | QueryError::Journal(ReadError::Sqlite(error)) => patience::is_interrupted(error),
             _ => false,
@@ -56,7 +56,7 @@ impl QueryError {
 }
 
 /// What answers questions.
-pub struct Engine {
+pub(crate) struct Engine {
     store: PathBuf,
     catalog: Arc<Catalog>,
     progress: SharedProgress,
@@ -72,7 +72,7 @@ const IDLE_MAX: usize = 4;
 
 impl Engine {
     /// An engine over a store, with its bound on memory for one question.
-    pub fn new(
+    pub(crate) fn new(
         store: PathBuf,
         catalog: Arc<Catalog>,
         progress: SharedProgress,
@@ -85,22 +85,22 @@ impl Engine {
     }
 
     /// Who is there.
-    pub fn catalog(&self) -> &Catalog {
+    pub(crate) fn catalog(&self) -> &Catalog {
         &self.catalog
     }
 
     /// The store's file.
-    pub fn store(&self) -> &Path {
+    pub(crate) fn store(&self) -> &Path {
         &self.store
     }
 
     /// The time now.
-    pub fn now_us(&self) -> Micros {
+    pub(crate) fn now_us(&self) -> Micros {
         self.clock.now_us()
     }
 
     /// Runs something over a connection that only reads.
-    pub fn with_store<T, E: From<rusqlite::Error>>(
+    pub(crate) fn with_store<T, E: From<rusqlite::Error>>(
         &self,
         ask: impl FnOnce(&Connection) -> Result<T, E>,
     ) -> Result<T, E> {

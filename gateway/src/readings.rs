@@ -7,28 +7,28 @@
 use model::{Micros, Value};
 
 /// What a reading is and how its time came about, one byte per row.
-pub mod flag {
+pub(crate) mod flag {
     /// Mask of the value's kind.
-    pub const KIND: u8 = 0b11;
+    pub(crate) const KIND: u8 = 0b11;
     /// The value is a number.
-    pub const NUMBER: u8 = 0;
+    pub(crate) const NUMBER: u8 = 0;
     /// The value is a boolean, 0 or 1 in the number column.
-    pub const BOOL: u8 = 1;
+    pub(crate) const BOOL: u8 = 1;
     /// The value is a state text.
-    pub const TEXT: u8 = 2;
+    pub(crate) const TEXT: u8 = 2;
     /// The device gave the time.
-    pub const STAMPED: u8 = 1 << 2;
+    pub(crate) const STAMPED: u8 = 1 << 2;
     /// The device gave a time before 2000; the gateway's receive time stands in for it.
-    pub const RESTAMPED: u8 = 1 << 3;
+    pub(crate) const RESTAMPED: u8 = 1 << 3;
     /// The time lies beyond the skew bound in the future.
-    pub const FUTURE: u8 = 1 << 4;
+    pub(crate) const FUTURE: u8 = 1 << 4;
     /// Nobody vouched for the gateway's own clock: should it turn out to have been wrong, a time that
     /// the gateway gave is put right.
-    pub const CLOCK_UNSET: u8 = 1 << 5;
+    pub(crate) const CLOCK_UNSET: u8 = 1 << 5;
     /// An integer beyond 2^53, kept as the nearest f64.
-    pub const INEXACT: u8 = 1 << 6;
+    pub(crate) const INEXACT: u8 = 1 << 6;
     /// The time that the gateway gave has been put right since.
-    pub const MOVED: u8 = 1 << 7;
+    pub(crate) const MOVED: u8 = 1 << 7;
 }
 
 /// Readings of any series, in the order in which they arrived.

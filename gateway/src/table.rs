@@ -10,7 +10,7 @@ use model::{Micros, Value};
 use std::sync::Arc;
 
 /// The columns of readings: device, metric, time, value (null for texts), text.
-pub fn readings_schema() -> Arc<Schema> {
+pub(crate) fn readings_schema() -> Arc<Schema> {
     Arc::new(Schema::new(vec![
         Field::new("device", DataType::Utf8, false),
         Field::new("metric", DataType::Utf8, false),
@@ -21,7 +21,7 @@ pub fn readings_schema() -> Arc<Schema> {
 }
 
 /// Readings on their way into a record batch.
-pub struct ReadingsBuilder {
+pub(crate) struct ReadingsBuilder {
     device: StringBuilder,
     metric: StringBuilder,
     time: TimestampMicrosecondBuilder,
@@ -45,7 +45,7 @@ impl Default for ReadingsBuilder {
 
 impl ReadingsBuilder {
     /// Adds a reading.
-    pub fn push(&mut self, device: &str, metric: &str, time_us: Micros, value: &Value) {
+    pub(crate) fn push(&mut self, device: &str, metric: &str, time_us: Micros, value: &Value) {
         self.device.append_value(device);
         self.metric.append_value(metric);
         self.time.append_value(time_us);
@@ -55,17 +55,17 @@ impl ReadingsBuilder {
     }
 
     /// How many readings.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.rows
     }
 
     /// True without readings.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.rows == 0
     }
 
     /// What has been added; the builder is then empty.
-    pub fn finish(&mut self) -> Result<RecordBatch, TableError> {
+    pub(crate) fn finish(&mut self) -> Result<RecordBatch, TableError> {
         self.rows = 0;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(self.device.finish()),
@@ -86,7 +86,7 @@ fn text(value: &Value) -> Option<&str> {
 }
 
 /// Readings as a table.
-pub fn of_readings(rows: &Rows) -> Result<RecordBatch, TableError> {
+pub(crate) fn of_readings(rows: &Rows) -> Result<RecordBatch, TableError> {
     let mut builder = ReadingsBuilder::default();
     for row in &rows.rows {
         let (device, metric) = rows.names(row);

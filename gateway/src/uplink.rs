@@ -33,7 +33,7 @@ use wire::{Batch, Device, Window};
 const CLOSING_US: Micros = 60 * SECOND_US;
 
 /// What the uplink reads and writes.
-pub struct Summaries {
+pub(crate) struct Summaries {
     /// A connection that only reads.
     pub db: Mutex<Connection>,
     /// The store's file.
@@ -314,7 +314,7 @@ impl Reader<'_> {
 type Windows = BTreeMap<(Micros, Micros), (u64, BTreeMap<Arc<str>, Summary>)>;
 
 /// Makes everything that is kept a change once more, in a thread of its own.
-pub struct Fill {
+pub(crate) struct Fill {
     /// The store's file.
     pub store: PathBuf,
     /// Who is there.
@@ -329,7 +329,7 @@ pub struct Fill {
 
 impl Fill {
     /// Does it.
-    pub fn run(&self) {
+    pub(crate) fn run(&self) {
         match self.try_run() {
             Ok(stretches) => tracing::info!("all that is kept is sent to the cloud: {stretches} days of devices"),
             Err(_) if self.stop.is_cancelled() => {}

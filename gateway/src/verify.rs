@@ -18,7 +18,6 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
-use uplink;
 use wire::HeldWindow;
 
 /// How often both sides are read until they agree.

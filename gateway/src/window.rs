@@ -8,19 +8,19 @@
 //! not later than it has seen) makes its window dirty. Pure: no clock, no SQLite, no threads.
 
 /// The thread around this: channels, clock, store.
-pub mod driver;
+pub(crate) mod driver;
 
 /// Readings as they arrive, as a Polars frame.
-pub mod frame;
+pub(crate) mod frame;
 
 /// Windows that are to be computed again.
-pub mod dirty;
+pub(crate) mod dirty;
 
 /// Sorted readings, cut into windows, as a Polars frame.
-pub mod cut;
+pub(crate) mod cut;
 
 /// Dirty windows, computed again from the raw readings.
-pub mod revise;
+pub(crate) mod revise;
 
 /// What of them waits to be written, folded or not.
 mod pending;
@@ -37,16 +37,16 @@ use std::collections::BTreeMap;
 
 /// So long after its end a day is old: its windows are not kept open any more, and its
 /// summaries are folded.
-pub const OLD_AFTER_US: Micros = 3_600 * SECOND_US;
+pub(crate) const OLD_AFTER_US: Micros = 3_600 * SECOND_US;
 
 /// A window this far in the future was opened by a clock that was wrong.
 const AHEAD_US: Micros = 24 * 3_600 * SECOND_US;
 
 /// A window of a series: its start and whose it is.
-pub type Key = (Micros, u32);
+pub(crate) type Key = (Micros, u32);
 
 /// All open windows.
-pub struct Windows {
+pub(crate) struct Windows {
     length_us: Micros,
     lateness_us: Micros,
     rows_max: usize,
@@ -92,7 +92,7 @@ struct Partial {
 
 /// How far a device's windows have got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Windows that end here or before are closed.
     pub closed_through_us: Micros,
     /// The start of the earliest open window; `i64::MAX` without one.
@@ -107,7 +107,7 @@ impl Default for Progress {
 
 impl Windows {
     /// No windows yet; `memory_bytes` bounds the rows kept.
-    pub fn new(length_us: Micros, lateness_us: Micros, memory_bytes: usize) -> Self {
+    pub(crate) fn new(length_us: Micros, lateness_us: Micros, memory_bytes: usize) -> Self {
         Windows {
             length_us,
             lateness_us,
@@ -125,7 +125,7 @@ impl Windows {
     }
 
     /// Learns whose each series is, by id; series are only ever added.
-    pub fn learn(&mut self, device_of: impl IntoIterator<Item = u32>) {
+    pub(crate) fn learn(&mut self, device_of: impl IntoIterator<Item = u32>) {
         for device in device_of {
             self.device_of.push(device);
             self.latest_us.push(Micros::MIN);
@@ -142,12 +142,12 @@ impl Windows {
     }
 
     /// How many series it knows.
-    pub fn known(&self) -> usize {
+    pub(crate) fn known(&self) -> usize {
         self.device_of.len()
     }
 
     /// Takes committed readings; rows that `wanted` refuses have been summarised before.
-    pub fn take(&mut self, committed: &Committed, mut wanted: impl FnMut(Key) -> bool) -> PolarsResult<()> {
+    pub(crate) fn take(&mut self, committed: &Committed, mut wanted: impl FnMut(Key) -> bool) -> PolarsResult<()> {
         self.through_seq = committed.seq;
         let readings = &*committed.readings;
         for row in 0..readings.len() {
@@ -241,7 +241,7 @@ impl Windows {
     }
 
     /// True if some window is due at `now_us`.
-    pub fn is_due(&self, now_us: Micros) -> bool {
+    pub(crate) fn is_due(&self, now_us: Micros) -> bool {
         self.devices.iter().any(|device| {
             device.watermark_us > now_us.saturating_add(AHEAD_US)
                 || device
@@ -278,7 +278,7 @@ impl Windows {
 
     /// Closes every window that is due and returns the summaries of those that need no
     /// further look at the raw readings.
-    pub fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<SummaryRow>> {
+    pub(crate) fn close(&mut self, now_us: Micros) -> PolarsResult<Vec<SummaryRow>> {
         self.fold()?;
         self.put_off(now_us);
         let mut rows = Vec::new();
@@ -313,17 +313,17 @@ impl Windows {
 
     /// A window that turns out to have a summary already: it is computed again from all its
     /// readings instead.
-    pub fn mark_dirty(&mut self, key: Key) {
+    pub(crate) fn mark_dirty(&mut self, key: Key) {
         self.dirty.add(key, self.length_us);
     }
 
     /// Windows have lost readings: they are computed again.
-    pub fn disturb(&mut self, stretches: impl IntoIterator<Item = Stretch>) {
+    pub(crate) fn disturb(&mut self, stretches: impl IntoIterator<Item = Stretch>) {
         self.dirty.add_stretches(stretches);
     }
 
     /// Takes about `most` dirty windows to compute again; one lot at a time.
-    pub fn take_dirty(&mut self, most: usize, now_us: Micros) -> Vec<Stretch> {
+    pub(crate) fn take_dirty(&mut self, most: usize, now_us: Micros) -> Vec<Stretch> {
         let Windows { dirty, devices, device_of, length_us, lateness_us, old_until_us, .. } = self;
         let lot = dirty.take(most, *length_us, *old_until_us, |series| {
             let device = device_of.get(series as usize).and_then(|&device| devices.get(device as usize));
@@ -343,12 +343,12 @@ impl Windows {
     }
 
     /// Takes about `most` old days to compute again, likewise.
-    pub fn take_old(&mut self, most: usize) -> Vec<Stretch> {
+    pub(crate) fn take_old(&mut self, most: usize) -> Vec<Stretch> {
         self.dirty.take_old(most)
     }
 
     /// From now on days that end there or before are old. It only rises.
-    pub fn set_old_until(&mut self, us: Micros) {
+    pub(crate) fn set_old_until(&mut self, us: Micros) {
         if us > self.old_until_us {
             self.old_until_us = us;
             self.dirty.age(us, self.length_us);
@@ -356,43 +356,43 @@ impl Windows {
     }
 
     /// True if every dirty window of an old day is counted among the old days.
-    pub fn old_days_are_known(&self) -> bool {
+    pub(crate) fn old_days_are_known(&self) -> bool {
         !self.dirty.has_stretch_before(self.old_until_us)
     }
 
     /// All commits up to here have been taken.
-    pub fn begin_behind(&mut self, seq: u64) {
+    pub(crate) fn begin_behind(&mut self, seq: u64) {
         self.through_seq = seq;
     }
 
     /// Days that end there or before are old.
-    pub fn old_until_us(&self) -> Micros {
+    pub(crate) fn old_until_us(&self) -> Micros {
         self.old_until_us
     }
 
     /// The windows taken have been computed, but for what is given back.
-    pub fn revised(&mut self, again: impl IntoIterator<Item = Stretch>) {
+    pub(crate) fn revised(&mut self, again: impl IntoIterator<Item = Stretch>) {
         self.dirty.done(again);
     }
 
     /// The lowest sequence that an open window still needs.
-    pub fn replay_from(&self) -> u64 {
+    pub(crate) fn replay_from(&self) -> u64 {
         let open = self.devices.iter().flat_map(|device| device.open.values()).map(|open| open.first_seq);
         open.min().unwrap_or(self.through_seq + 1)
     }
 
     /// What a restart has to know of dirty windows, if that has changed.
-    pub fn dirty_blob(&mut self, now_us: Micros) -> Option<Vec<u8>> {
+    pub(crate) fn dirty_blob(&mut self, now_us: Micros) -> Option<Vec<u8>> {
         self.dirty.blob(self.length_us, self.old_until_us, now_us)
     }
 
     /// Takes back what [`Windows::dirty_blob`] gave.
-    pub fn restore_dirty(&mut self, blob: &[u8]) {
+    pub(crate) fn restore_dirty(&mut self, blob: &[u8]) {
         self.dirty.restore(blob, self.length_us);
     }
 
     /// How far each device's windows have got, by device.
-    pub fn progress(&self) -> Vec<Progress> {
+    pub(crate) fn progress(&self) -> Vec<Progress> {
         let of = |device: &Device| Progress {
             closed_through_us: device.closed_through_us,
             open_from_us: device.open.first_key_value().map_or(Micros::MAX, |(start_us, _)| *start_us),
@@ -401,24 +401,24 @@ impl Windows {
     }
 
     /// How many windows are open, and how many are dirty.
-    pub fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let open = self.devices.iter().map(|device| device.open.len()).sum();
         (open, self.dirty.len())
     }
 
     /// How many readings came too late since this was last asked: for windows that had closed,
     /// and for old days.
-    pub fn take_late(&mut self) -> (u64, u64) {
+    pub(crate) fn take_late(&mut self) -> (u64, u64) {
         (std::mem::take(&mut self.late), std::mem::take(&mut self.old))
     }
 
     /// All commits up to here have been taken.
-    pub fn through_seq(&self) -> u64 {
+    pub(crate) fn through_seq(&self) -> u64 {
         self.through_seq
     }
 
     /// How many windows wait to be computed again, and how many old days.
-    pub fn dirty_counts(&self) -> (usize, usize) {
+    pub(crate) fn dirty_counts(&self) -> (usize, usize) {
         (self.dirty.recent_len(), self.dirty.old_len())
     }
 }

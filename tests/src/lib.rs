@@ -15,8 +15,8 @@ pub mod powercut;
 /// Whether answers are what OpenAPI documents say.
 pub mod schema;
 
-use gateway::archive::levels::each_summary;
-use gateway::archive::rollup::Folded;
+use gateway::inside::Folded;
+use gateway::inside::each_summary;
 use model::Summary;
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Pid, Signal, kill_process};

@@ -1,8 +1,8 @@
 //! A disk that cannot sync any more: nothing is acknowledged, and the gateway says why it ends.
 
 use gateway::app::App;
-use gateway::clock::Clock;
 use gateway::config::Config;
+use gateway::inside::Clock;
 use tests::powercut::vfs;
 use tokio_util::sync::CancellationToken;
 

@@ -6,13 +6,13 @@
 
 use daemon::config::{Size, Span};
 use gateway::app::App;
-use gateway::archive::levels::each_summary;
-use gateway::archive::read::{Raw, Wanted};
-use gateway::clock::Clock;
 use gateway::config::Config;
-use gateway::journal::{ReadError, schema};
-use gateway::window::dirty::read_blob;
-use gateway::window::revise::Stretch;
+use gateway::inside::Clock;
+use gateway::inside::Stretch;
+use gateway::inside::each_summary;
+use gateway::inside::read_blob;
+use gateway::inside::{Raw, Wanted};
+use gateway::inside::{ReadError, schema};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};

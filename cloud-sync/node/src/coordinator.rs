@@ -12,9 +12,9 @@ mod postgres;
 mod sqlite;
 
 use async_trait::async_trait;
-pub use etcd::Etcd;
-pub use postgres::Postgres;
-pub use sqlite::Sqlite;
+pub(crate) use etcd::Etcd;
+pub(crate) use postgres::Postgres;
+pub(crate) use sqlite::Sqlite;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub struct CoordinatorError(pub String);
 
 /// One document and one lease.
 #[async_trait]
-pub trait Coordinator: Send + Sync + 'static {
+pub(crate) trait Coordinator: Send + Sync + 'static {
     /// The document with its version; `None` before there is one.
     async fn read(&self) -> Result<Option<(u64, String)>, CoordinatorError>;
 
@@ -45,12 +45,12 @@ pub trait Coordinator: Send + Sync + 'static {
 }
 
 /// The document with its version, without taking the map from a daemon that uses it.
-pub async fn look(url: &str, directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
+pub(crate) async fn look(url: &str, directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
     if url == "sqlite" { Sqlite::look(directory) } else { open(url, directory).await?.read().await }
 }
 
 /// Opens the coordinator of a configuration: `sqlite`, `postgres://...` or `etcd://...`.
-pub async fn open(url: &str, directory: &Path) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
+pub(crate) async fn open(url: &str, directory: &Path) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
     match url.split_once("://").map(|(scheme, _)| scheme) {
         None if url == "sqlite" => Ok(Arc::new(Sqlite::open(directory)?)),
         Some("postgres" | "postgresql") => {

@@ -27,9 +27,9 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 
 /// Bytes of pushes that have been read and not been answered, of all gateways.
-pub const READ_MAX: usize = 128 << 20;
+pub(crate) const READ_MAX: usize = 128 << 20;
 /// How long a push may take, from its first byte.
-pub const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const PUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What is to be done by whoever is not known.
 pub(super) const REMEDY: &str =
@@ -37,7 +37,7 @@ pub(super) const REMEDY: &str =
 
 /// Who sends, as far as it has been shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// Whoever: nobody is asked.
     Anybody,
     /// The names in a certificate that was asked for and is good.
@@ -47,7 +47,7 @@ pub enum Who {
 }
 
 /// Who is known, and what all pushes together may take.
-pub struct Door {
+pub(crate) struct Door {
     auth: Arc<Auth>,
     anonymous: bool,
     /// Certificates are asked for: whoever shows none shows a token.
@@ -58,12 +58,12 @@ pub struct Door {
 
 impl Door {
     /// A door for so many bytes at once.
-    pub fn new(auth: Arc<Auth>, anonymous: bool, certifies: bool, bytes: usize, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(auth: Arc<Auth>, anonymous: bool, certifies: bool, bytes: usize, metrics: Arc<Metrics>) -> Self {
         Door { auth, anonymous, certifies, room: Semaphore::new(bytes), metrics }
     }
 
     /// Who sends, by the `Authorization` header or a certificate that was asked for and is good.
-    pub async fn identify(
+    pub(crate) async fn identify(
         &self,
         headers: &http::HeaderMap,
         chain: Option<&[CertificateDer<'static>]>,
@@ -86,7 +86,7 @@ impl Door {
     }
 
     /// What one push takes of the room: nothing yet.
-    pub fn share(self: &Arc<Self>) -> Arc<Share> {
+    pub(crate) fn share(self: &Arc<Self>) -> Arc<Share> {
         Arc::new(Share { door: Arc::clone(self), taken: AtomicUsize::new(0) })
     }
 }
@@ -104,7 +104,7 @@ fn names(der: &[u8]) -> Vec<String> {
 }
 
 /// What one push takes, until the last who holds it lets go.
-pub struct Share {
+pub(crate) struct Share {
     door: Arc<Door>,
     taken: AtomicUsize,
 }
@@ -126,7 +126,7 @@ impl Drop for Share {
 }
 
 /// Reads a body of at most `most` bytes.
-pub async fn read(mut body: axum::body::Body, most: usize, share: &Share) -> Result<Bytes, Refusal> {
+pub(crate) async fn read(mut body: axum::body::Body, most: usize, share: &Share) -> Result<Bytes, Refusal> {
     let mut bytes = BytesMut::new();
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
         let frame = frame.map_err(|e| Refusal::Invalid(format!("the body ended early: {e}")))?;
@@ -142,7 +142,7 @@ pub async fn read(mut body: axum::body::Body, most: usize, share: &Share) -> Res
 
 /// The gRPC service behind the door.
 #[derive(Clone)]
-pub struct Guarded<S> {
+pub(crate) struct Guarded<S> {
     /// What it leads to.
     pub inner: S,
     /// Who knows whom.

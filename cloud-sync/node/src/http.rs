@@ -41,7 +41,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// What all requests share.
-pub struct Site {
+pub(crate) struct Site {
     /// The configuration.
     pub config: Config,
     /// The map and the shards.
@@ -180,7 +180,7 @@ impl Site {
 }
 
 /// Serves until `stop`, then finishes the requests under way.
-pub async fn serve(listener: TcpListener, tls: Option<Shown>, site: Shared, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, tls: Option<Shown>, site: Shared, stop: CancellationToken) {
     let seats = Seats::new(site.config.http.max_connections);
     let app = routes().layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard)).with_state(site);
     daemon::http::serve::serve(listener, tls, app, seats, stop).await;

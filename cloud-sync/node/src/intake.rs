@@ -49,7 +49,7 @@ pub enum Refusal {
 }
 
 /// Takes pushes.
-pub struct Intake {
+pub(crate) struct Intake {
     router: Arc<Router>,
     room: Semaphore,
     memory: Arc<Memory>,
@@ -61,7 +61,7 @@ pub struct Intake {
 
 /// The time.
 #[expect(clippy::disallowed_methods, reason = "the cloud's one place")]
-pub fn now_us() -> Micros {
+pub(crate) fn now_us() -> Micros {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
 }
 
@@ -70,13 +70,13 @@ const MEMORY_MAX: usize = DECODED_MAX + (64 << 20);
 
 impl Intake {
     /// For so many pushes at once.
-    pub fn new(router: Arc<Router>, max_pushes: usize, in_flight: u32, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(router: Arc<Router>, max_pushes: usize, in_flight: u32, metrics: Arc<Metrics>) -> Self {
         let (room, memory) = (Semaphore::new(max_pushes), Memory::new(MEMORY_MAX));
         Intake { router, room, memory, in_flight, metrics, witnesses: Witnesses::new(Instant::now()) }
     }
 
     /// Takes a push.
-    pub async fn push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
+    pub(crate) async fn push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
         let started = Instant::now();
         let reply = self.try_push(who, request).await;
         self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
@@ -233,7 +233,7 @@ impl From<Refusal> for Status {
 }
 
 /// gRPC.
-pub struct Grpc(pub Arc<Intake>);
+pub(crate) struct Grpc(pub Arc<Intake>);
 
 #[tonic::async_trait]
 impl Uplink for Grpc {

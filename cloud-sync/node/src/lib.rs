@@ -12,25 +12,25 @@ pub mod app;
 pub mod config;
 
 /// Who may send, before anything is read.
-pub mod door;
+mod door;
 
 /// Connections of gRPC.
 mod incoming;
 
 /// Pushes come in, over gRPC and HTTP.
-pub mod intake;
+mod intake;
 
 /// Whether this daemon's clock can be believed.
 mod witness;
 
 /// From windows to the shards that own them.
-pub mod router;
+mod router;
 
 /// Who owns which slot: the document that all daemons share.
-pub mod map;
+mod map;
 
 /// Where that document lives.
-pub mod coordinator;
+mod coordinator;
 
 /// Windows as rows.
 pub mod row;
@@ -48,16 +48,16 @@ mod rebuild;
 pub mod backup;
 
 /// Questions over many shards.
-pub mod query;
+mod query;
 
 /// Slots change hands.
-pub mod mover;
+mod mover;
 
 /// What is counted.
-pub mod metrics;
+mod metrics;
 
 /// Answers over HTTP.
-pub mod http;
+mod http;
 
 /// What is wrong, in words.
 pub mod doctor;

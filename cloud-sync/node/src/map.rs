@@ -21,7 +21,7 @@ pub struct Member {
 
 /// A slot on its way: the owner has it, and another gets a copy and every write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Transit {
+pub(crate) struct Transit {
     /// Which.
     pub slot: u16,
     /// Where to.
@@ -30,7 +30,7 @@ pub struct Transit {
 
 /// What a former owner still has of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leftover {
+pub(crate) struct Leftover {
     /// Which.
     pub slot: u16,
     /// Where.
@@ -44,7 +44,7 @@ pub struct Leftover {
 /// What decides a device's slot; fixed when a cloud is founded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Placing {
+pub(crate) enum Placing {
     /// Its gateway and its id.
     GatewayAndDevice,
     /// Its id alone, in clouds that were founded by version 0.1.
@@ -53,7 +53,7 @@ pub enum Placing {
 
 impl Placing {
     /// The slot of a gateway's device.
-    pub fn slot(self, gateway: &str, device: &str) -> u16 {
+    pub(crate) fn slot(self, gateway: &str, device: &str) -> u16 {
         match self {
             Placing::GatewayAndDevice => slot(gateway, device),
             Placing::Device => slot_of_device(device),
@@ -61,7 +61,7 @@ impl Placing {
     }
 
     /// The slot that a gateway itself is at.
-    pub fn slot_of_gateway(self, gateway: &str) -> u16 {
+    pub(crate) fn slot_of_gateway(self, gateway: &str) -> u16 {
         match self {
             Placing::GatewayAndDevice => slot(gateway, ""),
             Placing::Device => slot_of_device(gateway),
@@ -71,7 +71,7 @@ impl Placing {
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Map {
+pub(crate) struct Map {
     /// The cloud's id, random, of its founding; its shards know it too.
     pub cloud: String,
     /// What decides a device's slot.
@@ -137,7 +137,7 @@ pub enum MapError {
 
 impl Map {
     /// A first map: slots are spread over shards by their weights.
-    pub fn new(shards: BTreeMap<Shard, Member>) -> Result<Self, PlacementError> {
+    pub(crate) fn new(shards: BTreeMap<Shard, Member>) -> Result<Self, PlacementError> {
         let table = Table::new(&weights(&shards))?;
         Ok(Map {
             cloud: format!("{:016x}", rand::random::<u64>()),
@@ -152,28 +152,28 @@ impl Map {
     }
 
     /// Who a shard has to be.
-    pub fn identity(&self, shard: &str) -> Identity {
+    pub(crate) fn identity(&self, shard: &str) -> Identity {
         Identity { cloud: self.cloud.clone(), shard: shard.to_owned() }
     }
 
     /// All shards that gateways need not be told of: those that there are, and those that were empty when they went.
-    pub fn members(&self) -> Vec<Shard> {
+    pub(crate) fn members(&self) -> Vec<Shard> {
         self.shards.keys().chain(&self.retired).cloned().collect()
     }
 
     /// Shares of the shards.
-    pub fn weights(&self) -> BTreeMap<Shard, u32> {
+    pub(crate) fn weights(&self) -> BTreeMap<Shard, u32> {
         weights(&self.shards)
     }
 
     /// The slots of a shard, with their epochs.
-    pub fn slots_of(&self, shard: &str) -> Vec<(u16, Epoch)> {
+    pub(crate) fn slots_of(&self, shard: &str) -> Vec<(u16, Epoch)> {
         let owned = |(slot, of): (usize, &Slot)| (of.owner == shard).then_some((slot as u16, of.epoch));
         self.table.slots().iter().enumerate().filter_map(owned).collect()
     }
 
     /// As text.
-    pub fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let mut owners: Vec<(usize, Shard, Epoch)> = Vec::new();
         for slot in self.table.slots() {
             match owners.last_mut() {
@@ -196,7 +196,7 @@ impl Map {
     }
 
     /// From text.
-    pub fn of_text(text: &str) -> Result<Self, MapError> {
+    pub(crate) fn of_text(text: &str) -> Result<Self, MapError> {
         let document: Document = serde_json::from_str(text).map_err(|e| MapError::Document(e.to_string()))?;
         if document.format > FORMAT {
             return Err(MapError::Document(format!("its format is {}, this build knows {FORMAT}", document.format)));

@@ -57,7 +57,7 @@ enum MoveError {
 
 /// How far the mover of this daemon has got.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// This daemon has the lease.
     pub leads: bool,
     /// What it does with the slots that are on their way.
@@ -84,10 +84,10 @@ impl Progress {
 }
 
 /// Shared with those who ask.
-pub type SharedProgress = Arc<Mutex<Progress>>;
+pub(crate) type SharedProgress = Arc<Mutex<Progress>>;
 
 /// Who moves.
-pub struct Mover {
+pub(crate) struct Mover {
     /// The map and the shards.
     pub router: Arc<Router>,
     /// This daemon's name for the lease.
@@ -134,7 +134,7 @@ fn at(shard: &str, error: ShardError) -> MoveError {
 
 impl Mover {
     /// Moves whatever is to be moved, whenever this daemon has the lease.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         loop {
             let pause = match self.look().await {
                 Ok(true) => Duration::ZERO,
@@ -504,6 +504,6 @@ async fn pause_for_tests(step: &str) {
 }
 
 /// Plans what the weights ask for.
-pub fn plan(view: &View) -> Result<Vec<Move>, RouterError> {
+pub(crate) fn plan(view: &View) -> Result<Vec<Move>, RouterError> {
     Ok(view.map.table.plan(&view.map.weights())?)
 }

@@ -33,7 +33,7 @@ pub enum QueryError {
 
 /// A shard that did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Missing {
+pub(crate) struct Missing {
     /// Which.
     pub shard: String,
     /// Why.
@@ -43,7 +43,7 @@ pub struct Missing {
 }
 
 /// Answers a question; what is missing stands beside it.
-pub async fn aggregates(
+pub(crate) async fn aggregates(
     router: &Router,
     question: &Question,
     gateways: &[String],
@@ -116,7 +116,7 @@ fn answer(question: &Question, whole: Partial, complete_until_us: Micros) -> Ans
 }
 
 /// All gateways, and the shards that did not tell.
-pub async fn beats(router: &Router, timeout: Duration) -> Result<(Vec<Beat>, Vec<Missing>), QueryError> {
+pub(crate) async fn beats(router: &Router, timeout: Duration) -> Result<(Vec<Beat>, Vec<Missing>), QueryError> {
     let (parts, missing) = scatter(router, &[], &[], timeout, |shard, _| async move { shard.beats().await }).await?;
     let mut newest: BTreeMap<String, Beat> = BTreeMap::new();
     for beat in parts.into_iter().flatten() {
@@ -128,7 +128,7 @@ pub async fn beats(router: &Router, timeout: Duration) -> Result<(Vec<Beat>, Vec
 }
 
 /// Asks all shards that own slots of these gateways' devices; once more, with a newer map, if one refuses.
-pub async fn scatter<T: Send + 'static, F>(
+pub(crate) async fn scatter<T: Send + 'static, F>(
     router: &Router,
     gateways: &[String],
     devices: &[String],

@@ -71,7 +71,7 @@ pub enum RouterError {
 
 /// Why a push is not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PushFailure {
+pub(crate) enum PushFailure {
     /// Try again.
     Unavailable(String),
     /// Shards lack what was acknowledged.
@@ -81,7 +81,7 @@ pub enum PushFailure {
 }
 
 /// The map and the shards of it, as of one version.
-pub struct View {
+pub(crate) struct View {
     /// The document's version.
     pub version: u64,
     /// The document.
@@ -92,7 +92,7 @@ pub struct View {
 }
 
 /// Slots with their epochs, by the shard that owns them.
-pub type Targets = Vec<(String, Arc<Vec<(u16, Epoch)>>)>;
+pub(crate) type Targets = Vec<(String, Arc<Vec<(u16, Epoch)>>)>;
 
 impl View {
     fn new(version: u64, map: Map, shards: HashMap<String, Arc<dyn Shard>>) -> Self {
@@ -101,7 +101,7 @@ impl View {
     }
 
     /// What a question over these gateways and devices has to look at: globs, and nothing for all.
-    pub fn targets(&self, gateways: &[String], devices: &[String]) -> Targets {
+    pub(crate) fn targets(&self, gateways: &[String], devices: &[String]) -> Targets {
         let placing = self.map.placing;
         let named = |names: &[String]| !names.is_empty() && names.iter().all(|name| !is_glob(name));
         // The gateway does not count there.
@@ -115,7 +115,7 @@ impl View {
     }
 
     /// A shard by name.
-    pub fn shard(&self, name: &str) -> Result<&Arc<dyn Shard>, ShardError> {
+    pub(crate) fn shard(&self, name: &str) -> Result<&Arc<dyn Shard>, ShardError> {
         self.shards.get(name).ok_or_else(|| ShardError::Down("it is not open".into()))
     }
 }
@@ -130,7 +130,7 @@ fn by_owner(map: &Map, slots: impl IntoIterator<Item = u16>) -> Targets {
 }
 
 /// Routes.
-pub struct Router {
+pub(crate) struct Router {
     coordinator: Arc<dyn Coordinator>,
     data_dir: PathBuf,
     /// Other daemons may use the same map.
@@ -143,7 +143,7 @@ pub struct Router {
 
 impl Router {
     /// Opens the map, made of the configured shards if there is none, and all its shards.
-    pub async fn open(config: &Config, coordinator: Arc<dyn Coordinator>) -> Result<Self, RouterError> {
+    pub(crate) async fn open(config: &Config, coordinator: Arc<dyn Coordinator>) -> Result<Self, RouterError> {
         if coordinator.read().await?.is_none() {
             let map = match former_map(config).await? {
                 Some(map) => Some(map),
@@ -168,24 +168,24 @@ impl Router {
     }
 
     /// The map as this daemon knows it.
-    pub fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where the map lives.
-    pub fn coordinator(&self) -> &Arc<dyn Coordinator> {
+    pub(crate) fn coordinator(&self) -> &Arc<dyn Coordinator> {
         &self.coordinator
     }
 
     /// How long a question may wait for a shard: not for long once more for one that has just kept another waiting.
-    pub fn patience(&self, shard: &str, timeout: Duration) -> Duration {
+    pub(crate) fn patience(&self, shard: &str, timeout: Duration) -> Duration {
         let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
         let is_silent = silent.get(shard).is_some_and(|since| since.elapsed() < SILENT);
         if is_silent { timeout.min(SILENT_PATIENCE) } else { timeout }
     }
 
     /// Notes whether a shard has answered in time.
-    pub fn heard(&self, shard: &str, in_time: bool) {
+    pub(crate) fn heard(&self, shard: &str, in_time: bool) {
         let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
         if in_time {
             silent.remove(shard);
@@ -195,7 +195,7 @@ impl Router {
     }
 
     /// Reads the map again; true if it is another one.
-    pub async fn refresh(&self) -> Result<bool, RouterError> {
+    pub(crate) async fn refresh(&self) -> Result<bool, RouterError> {
         let _only = self.refreshing.lock().await;
         let Some((version, text)) = self.coordinator.read().await? else {
             return Err(CoordinatorError("the map has gone".into()).into());
@@ -224,14 +224,14 @@ impl Router {
     }
 
     /// Changes the map; false if another daemon has changed it meanwhile. Its view is new afterwards.
-    pub async fn change(&self, view: &View, map: &Map) -> Result<bool, RouterError> {
+    pub(crate) async fn change(&self, view: &View, map: &Map) -> Result<bool, RouterError> {
         let done = self.coordinator.swap(Some(view.version), &map.to_text()).await?;
         self.refresh().await?;
         Ok(done)
     }
 
     /// Opens a shard by its URL, as it is or for its owner.
-    pub fn open_shard(
+    pub(crate) fn open_shard(
         &self,
         name: &str,
         member: &Member,
@@ -255,7 +255,7 @@ impl Router {
 
     /// Stops what is on its way: owners stay who they are. It works at any step, also without the new owner, since
     /// until it owns a slot the former one has all of it.
-    pub async fn cancel(&self) -> Result<usize, RouterError> {
+    pub(crate) async fn cancel(&self) -> Result<usize, RouterError> {
         for _ in 0..CANCEL_TRIES {
             self.refresh().await?;
             let view = self.view();
@@ -294,7 +294,7 @@ impl Router {
 
     /// Stores a batch; returns the shards that it touched, with what they hold, once all have
     /// committed.
-    pub async fn push(
+    pub(crate) async fn push(
         &self,
         sender: &Sender,
         number: u64,
@@ -352,7 +352,7 @@ impl Router {
     }
 
     /// Notes a gateway that is there; returns what all shards hold of it.
-    pub async fn beat(&self, sender: &Sender, beat: Beat) -> Result<Vec<(String, Held)>, PushFailure> {
+    pub(crate) async fn beat(&self, sender: &Sender, beat: Beat) -> Result<Vec<(String, Held)>, PushFailure> {
         let at = self.view().map.placing.slot_of_gateway(&sender.gateway);
         for try_number in 0..TRIES {
             let view = self.view();

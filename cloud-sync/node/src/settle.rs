@@ -17,7 +17,7 @@ impl Router {
     /// Makes shards know the slots that the map gives them. One that knows less than the map has
     /// been restored, or is new: it takes what the gateways still have.
     /// One that does not answer does not keep the others waiting.
-    pub async fn settle(&self) -> Result<(), RouterError> {
+    pub(crate) async fn settle(&self) -> Result<(), RouterError> {
         let view = self.view();
         let settled = join_all(view.map.shards.keys().map(|name| self.settle_one(name))).await;
         settled.into_iter().collect()
@@ -25,7 +25,7 @@ impl Router {
 
     /// The same, once it is sure that shards are still what they were: one may have been made anew, or another file put
     /// in its place.
-    pub async fn attend(&self) -> Result<(), RouterError> {
+    pub(crate) async fn attend(&self) -> Result<(), RouterError> {
         let view = self.view();
         let attended = join_all(view.map.shards.keys().map(async |name| {
             self.attend_one(name).await?;

@@ -24,7 +24,7 @@ const GATEWAYS_MAX: usize = 10_000;
 
 /// What gateways say of the time.
 #[derive(Debug)]
-pub struct Witnesses {
+pub(crate) struct Witnesses {
     /// Their clocks are compared with one that nobody sets: ours may leap between two words of theirs.
     base: Instant,
     heard: Mutex<Heard>,
@@ -40,7 +40,7 @@ struct Heard {
 
 /// What they say of our clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nobody was heard of late.
     Unknown,
     /// Most agree.
@@ -56,7 +56,7 @@ pub(super) fn agree(theirs_us: Micros, ours_us: Micros) -> bool {
 
 impl Witnesses {
     /// Nobody has said anything yet.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Witnesses { base: now, heard: Mutex::default() }
     }
 
@@ -65,7 +65,7 @@ impl Witnesses {
     }
 
     /// A gateway says what time it is.
-    pub fn note(&self, gateway: &str, theirs_us: Micros, now: Instant) {
+    pub(crate) fn note(&self, gateway: &str, theirs_us: Micros, now: Instant) {
         let at_base_us = theirs_us.saturating_sub(self.since_base_us(now));
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let gateways = &mut heard.gateways;
@@ -82,7 +82,7 @@ impl Witnesses {
 
     /// The time by which what comes is stamped: the later one, if most gateways say another than we. A stamp of long
     /// ago has it retired before its time as soon as clocks are right; one that is ahead only keeps it for longer.
-    pub fn time_us(&self, ours_us: Micros, now: Instant) -> Micros {
+    pub(crate) fn time_us(&self, ours_us: Micros, now: Instant) -> Micros {
         match self.verdict(ours_us, now) {
             Verdict::Wrong(ahead_us) if ours_us < SET_FROM_US => ours_us.saturating_sub(ahead_us),
             Verdict::Wrong(ahead_us) => ours_us.saturating_add((-ahead_us).clamp(0, AHEAD_MOST_US)),
@@ -91,7 +91,7 @@ impl Witnesses {
     }
 
     /// What those that were heard of late say of our clock.
-    pub fn verdict(&self, ours_us: Micros, now: Instant) -> Verdict {
+    pub(crate) fn verdict(&self, ours_us: Micros, now: Instant) -> Verdict {
         let Some(at_base_us) = self.middle(now) else { return Verdict::Unknown };
         let theirs_us = at_base_us.saturating_add(self.since_base_us(now));
         if agree(theirs_us, ours_us) { Verdict::Right } else { Verdict::Wrong(ours_us.saturating_sub(theirs_us)) }

@@ -13,10 +13,10 @@ use model::varint;
 
 const FORMAT: u8 = 1;
 /// Rows of a chunk; one that would have more is split.
-pub const ROWS_MAX: usize = 16_384;
+pub(crate) const ROWS_MAX: usize = 16_384;
 
 /// Encodes readings; at most [`ROWS_MAX`].
-pub fn encode(points: &Points) -> Vec<u8> {
+pub(crate) fn encode(points: &Points) -> Vec<u8> {
     let mut out = vec![FORMAT];
     varint::put(&mut out, points.len() as u64);
     put_whole(&mut out, &points.time_us);
@@ -27,7 +27,7 @@ pub fn encode(points: &Points) -> Vec<u8> {
 }
 
 /// Decodes what [`encode`] wrote.
-pub fn decode(bytes: &[u8]) -> Result<Points, BatchError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Points, BatchError> {
     let (rows, rest) = unseal(bytes, FORMAT, ROWS_MAX as u64)?;
     let rest = &mut &*rest;
     let time_us = take_whole(rest, rows)?;

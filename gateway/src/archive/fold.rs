@@ -53,7 +53,7 @@ pub(crate) const SLICE_BYTES: usize = 128 << 10;
 const SLICE_BATCHES: i64 = 64;
 
 /// All that the thread needs, handed over by the app.
-pub struct Folder {
+pub(crate) struct Folder {
     /// The store's file.
     pub store: PathBuf,
     /// Where chores go.
@@ -80,7 +80,7 @@ pub struct Folder {
 
 /// Why the thread cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum FoldError {
+pub(crate) enum FoldError {
     /// The store cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -134,7 +134,7 @@ struct Waiting {
 
 impl Folder {
     /// Folds until `stop`. A damaged batch stops the folding, not the gateway.
-    pub fn run(self) -> Result<(), rusqlite::Error> {
+    pub(crate) fn run(self) -> Result<(), rusqlite::Error> {
         let db = schema::open_reader(&self.store)?;
         let steady = Steady::new(&self.clock, Instant::now());
         let mut state = State {

@@ -21,7 +21,7 @@ const LEVELS_MAX: i64 = 1 << PART_BITS;
 
 /// Windows of one length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Level {
+pub(crate) struct Level {
     number: i64,
     /// How long its windows are.
     pub length_us: Micros,
@@ -31,7 +31,7 @@ pub struct Level {
 
 /// What a row of the table says.
 #[derive(Debug, Clone, Default)]
-pub struct Rows {
+pub(crate) struct Rows {
     /// When the latest of the readings was received, about.
     pub received_us: Micros,
     /// The windows, in order of their starts.
@@ -40,7 +40,7 @@ pub struct Rows {
 
 impl Rows {
     /// The windows that start in `[from_us, to_us)`.
-    pub fn between(&self, from_us: Micros, to_us: Micros) -> &[Folded] {
+    pub(crate) fn between(&self, from_us: Micros, to_us: Micros) -> &[Folded] {
         let begin = self.windows.partition_point(|row| row.start_us < from_us);
         let rest = &self.windows[begin..];
         &rest[..rest.partition_point(|row| row.start_us < to_us)]
@@ -49,7 +49,7 @@ impl Rows {
 
 /// All levels of a store.
 #[derive(Debug, Clone)]
-pub struct Levels {
+pub(crate) struct Levels {
     /// Windows of `window.length`.
     pub base: Level,
     /// Those of `window.rollups` that are whole multiples, shortest first.
@@ -65,29 +65,29 @@ impl Level {
     }
 
     /// Its number in the ids of rows.
-    pub fn number(&self) -> i64 {
+    pub(crate) fn number(&self) -> i64 {
         self.number
     }
 
     /// The first day that a row holds.
-    pub fn first_day_of(&self, id: i64) -> i64 {
+    pub(crate) fn first_day_of(&self, id: i64) -> i64 {
         (id >> (SERIES_BITS + PART_BITS)) * self.span_days
     }
 
     /// The row that holds a day of a series.
-    pub fn id(&self, day: i64, series: u32) -> i64 {
+    pub(crate) fn id(&self, day: i64, series: u32) -> i64 {
         debug_assert!((series as usize) < SERIES_MAX && self.number < LEVELS_MAX);
         let span = day.div_euclid(self.span_days);
         (span << (SERIES_BITS + PART_BITS)) | (i64::from(series) << PART_BITS) | self.number
     }
 
     /// True if there is a row that holds a day of a series.
-    pub fn has(&self, db: &Connection, day: i64, series: u32) -> rusqlite::Result<bool> {
+    pub(crate) fn has(&self, db: &Connection, day: i64, series: u32) -> rusqlite::Result<bool> {
         db.prepare_cached("SELECT 1 FROM rollup WHERE id = ?1")?.exists([self.id(day, series)])
     }
 
     /// True if a day of a series has windows in its row.
-    pub fn has_windows(&self, raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
+    pub(crate) fn has_windows(&self, raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
         if self.span_days == 1 {
             return Ok(self.has(raw.db(), day, series)?);
         }
@@ -96,14 +96,14 @@ impl Level {
     }
 
     /// No row is of a later time.
-    pub fn folded_until_us(&self, db: &Connection) -> rusqlite::Result<Option<Micros>> {
+    pub(crate) fn folded_until_us(&self, db: &Connection) -> rusqlite::Result<Option<Micros>> {
         let last = "SELECT id FROM rollup WHERE (id & 65535) = ?1 ORDER BY id DESC LIMIT 1";
         let last: Option<i64> = db.query_row(last, [self.number], |row| row.get(0)).optional()?;
         Ok(last.map(|id| (self.first_day_of(id) + self.span_days) * DAY_US))
     }
 
     /// The row that holds a day of a series; sketches only if they are asked for.
-    pub fn read(&self, raw: &Raw<'_>, day: i64, series: u32, sketches: bool) -> Result<Option<Rows>, ReadError> {
+    pub(crate) fn read(&self, raw: &Raw<'_>, day: i64, series: u32, sketches: bool) -> Result<Option<Rows>, ReadError> {
         let id = self.id(day, series);
         let mut query = raw.db().prepare_cached("SELECT received_us, body FROM rollup WHERE id = ?1")?;
         let mut rows = query.query([id])?;
@@ -116,7 +116,7 @@ impl Level {
 
 impl Levels {
     /// The levels of a configuration; those that the store has not seen yet get a number.
-    pub fn settle(db: &Connection, length_us: Micros, rollups_us: &[Micros]) -> rusqlite::Result<Self> {
+    pub(crate) fn settle(db: &Connection, length_us: Micros, rollups_us: &[Micros]) -> rusqlite::Result<Self> {
         let number = |length_us: Micros| -> rusqlite::Result<Level> {
             db.execute("INSERT OR IGNORE INTO level (length_us) VALUES (?1)", [length_us])?;
             let number = db.query_row("SELECT id FROM level WHERE length_us = ?1", [length_us], |row| row.get(0))?;
@@ -146,18 +146,18 @@ impl Levels {
     }
 
     /// True for levels below those of `window.rollups`.
-    pub fn is_fine(&self, level: &Level) -> bool {
+    pub(crate) fn is_fine(&self, level: &Level) -> bool {
         self.rollups.first().is_none_or(|rollup| level.length_us < rollup.length_us)
     }
 
     /// The levels below those of `window.rollups`, also former ones.
-    pub fn fine(&self) -> impl Iterator<Item = Level> + '_ {
+    pub(crate) fn fine(&self) -> impl Iterator<Item = Level> + '_ {
         self.former.iter().chain([&self.base]).filter(|level| self.is_fine(level)).copied()
     }
 
     /// All of them in the order in which they are asked for a sealed day: shortest windows
     /// first, but former levels whose rows are not kept in step last.
-    pub fn all(&self) -> Vec<Level> {
+    pub(crate) fn all(&self) -> Vec<Level> {
         let mut all = self.former.clone();
         all.push(self.base);
         all.extend(&self.rollups);
@@ -166,7 +166,7 @@ impl Levels {
     }
 
     /// The spans, by their first days, for which any series may have a row at a level.
-    pub fn spans(raw: &Raw<'_>, level: Level, from_day: i64, to_day: i64) -> Result<Vec<i64>, ReadError> {
+    pub(crate) fn spans(raw: &Raw<'_>, level: Level, from_day: i64, to_day: i64) -> Result<Vec<i64>, ReadError> {
         let bits = SERIES_BITS + PART_BITS;
         let mut next = raw.db().prepare_cached("SELECT id FROM rollup WHERE id >= ?1 ORDER BY id LIMIT 1")?;
         let (mut span, last) = (from_day.div_euclid(level.span_days), to_day.div_euclid(level.span_days));
@@ -185,7 +185,7 @@ impl Levels {
     }
 
     /// The longest windows of which the given stretches are whole multiples.
-    pub fn coarsest(&self, multiples_us: &[Micros]) -> Option<Level> {
+    pub(crate) fn coarsest(&self, multiples_us: &[Micros]) -> Option<Level> {
         let suits = |level: &&Level| multiples_us.iter().all(|us| us % level.length_us == 0);
         self.rollups.iter().rev().chain([&self.base]).find(suits).copied()
     }
@@ -217,7 +217,12 @@ pub fn each_summary(db: &Connection, length_us: Micros, mut each: impl FnMut(u32
 }
 
 /// The days in `[from_day, to_day)` of a series whose readings have been retired, as ranges.
-pub fn sealed_days(raw: &Raw<'_>, series: u32, from_day: i64, to_day: i64) -> Result<Vec<(i64, i64)>, ReadError> {
+pub(crate) fn sealed_days(
+    raw: &Raw<'_>,
+    series: u32,
+    from_day: i64,
+    to_day: i64,
+) -> Result<Vec<(i64, i64)>, ReadError> {
     let mut query = raw
         .db()
         .prepare_cached("SELECT from_day, to_day FROM retired WHERE series = ?1 AND from_day < ?3 AND to_day > ?2")?;
@@ -227,6 +232,6 @@ pub fn sealed_days(raw: &Raw<'_>, series: u32, from_day: i64, to_day: i64) -> Re
 }
 
 /// True if the readings of a day of a series have been retired.
-pub fn is_sealed(raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
+pub(crate) fn is_sealed(raw: &Raw<'_>, day: i64, series: u32) -> Result<bool, ReadError> {
     Ok(!sealed_days(raw, series, day, day + 1)?.is_empty())
 }

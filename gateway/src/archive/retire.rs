@@ -40,7 +40,7 @@ const FREE_BYTES_MAX: u64 = 16 << 20;
 
 /// How long things are kept, in microseconds since their receipt; `None` for good.
 #[derive(Debug, Clone)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// Readings.
     pub raw_us: Option<Micros>,
     /// Summaries of `window.length`, and of what that was before.
@@ -53,7 +53,7 @@ pub struct Retention {
 
 /// What a store takes.
 #[derive(Debug, Clone, Copy)]
-pub struct Room {
+pub(crate) struct Room {
     /// Pages in use.
     pub used_bytes: u64,
     /// Pages that will be used again.
@@ -64,7 +64,7 @@ pub struct Room {
 
 /// How a store has grown of late: what it took, now and then.
 #[derive(Debug, Default)]
-pub struct Growth {
+pub(crate) struct Growth {
     samples: VecDeque<(Micros, u64)>,
 }
 
@@ -76,7 +76,7 @@ const SAMPLED_LEAST_US: Micros = 900 * SECOND_US;
 
 impl Growth {
     /// Takes note of what the store takes; `now_us` need not be a wall clock's.
-    pub fn note(&mut self, now_us: Micros, used_bytes: u64) {
+    pub(crate) fn note(&mut self, now_us: Micros, used_bytes: u64) {
         if self.samples.back().is_some_and(|(us, _)| (0..SAMPLE_EVERY_US).contains(&(now_us - us))) {
             return;
         }
@@ -91,7 +91,7 @@ impl Growth {
     }
 
     /// Bytes a day, if enough is known.
-    pub fn bytes_per_day(&self) -> Option<i64> {
+    pub(crate) fn bytes_per_day(&self) -> Option<i64> {
         let (&(from_us, before), &(to_us, now)) = self.samples.front().zip(self.samples.back())?;
         let took_us = to_us - from_us;
         (took_us >= SAMPLED_LEAST_US).then(|| ((now as f64 - before as f64) * DAY_US as f64 / took_us as f64) as i64)
@@ -100,7 +100,7 @@ impl Growth {
 
 impl Room {
     /// How many days until the budget is used up, growing so fast; `None` if it never is.
-    pub fn days_left(&self, bytes_per_day: i64) -> Option<f64> {
+    pub(crate) fn days_left(&self, bytes_per_day: i64) -> Option<f64> {
         let left = self.budget_bytes.saturating_sub(self.used_bytes) as f64;
         (bytes_per_day > 0).then(|| (left / bytes_per_day as f64 * 10.0).round() / 10.0)
     }
@@ -416,7 +416,7 @@ fn oldest_rollups(db: &Connection, level: &Level) -> rusqlite::Result<Option<(Ve
 }
 
 /// What a store takes, and may take.
-pub fn room(db: &Connection, store: &std::path::Path, budget_bytes: Option<u64>) -> rusqlite::Result<Room> {
+pub(crate) fn room(db: &Connection, store: &std::path::Path, budget_bytes: Option<u64>) -> rusqlite::Result<Room> {
     let pragma = |name: &str| db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
     let page_bytes = pragma("page_size")? as u64;
     let (pages, free) = (pragma("page_count")? as u64, pragma("freelist_count")? as u64);

@@ -31,7 +31,7 @@ pub struct Folded {
 }
 
 /// Encodes windows of `length_us`, in order of their starts.
-pub fn encode(length_us: Micros, rows: &[Folded]) -> Vec<u8> {
+pub(crate) fn encode(length_us: Micros, rows: &[Folded]) -> Vec<u8> {
     let mut out = vec![FORMAT];
     varint::put(&mut out, rows.len() as u64);
     varint::put(&mut out, length_us as u64);
@@ -80,7 +80,7 @@ pub fn encode(length_us: Micros, rows: &[Folded]) -> Vec<u8> {
 }
 
 /// Decodes what [`encode`] wrote; sketches are left empty unless they are asked for.
-pub fn decode(bytes: &[u8], sketches: bool) -> Result<Vec<Folded>, BatchError> {
+pub(crate) fn decode(bytes: &[u8], sketches: bool) -> Result<Vec<Folded>, BatchError> {
     let (rows, rest) = unseal(bytes, FORMAT, ROWS_MAX)?;
     let rest = &mut &*rest;
     let length_us = varint::take(rest).and_then(|us| i64::try_from(us).ok()).ok_or(Inconsistent)?;

@@ -105,7 +105,7 @@ impl Unset {
 
 /// What the store says at the start.
 #[derive(Debug, Clone, Copy)]
-pub struct Start {
+pub(crate) struct Start {
     /// No right time is earlier: there are commits from then.
     pub floor_us: Micros,
     /// The first commit of this start.

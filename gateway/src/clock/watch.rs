@@ -22,7 +22,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Begins to watch, with what the last start left and what the store says. The
 /// result runs until `stop`.
-pub fn watch(
+pub(crate) fn watch(
     trust: &Arc<Trust>,
     start: Start,
     before: Option<Unset>,

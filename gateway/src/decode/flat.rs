@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 /// A field's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Plain {
+pub(crate) enum Plain {
     /// A number.
     Number(f64),
     /// A boolean.
@@ -21,7 +21,7 @@ pub enum Plain {
 
 /// An object of plain fields.
 #[derive(Debug, PartialEq)]
-pub struct Flat<'p> {
+pub(crate) struct Flat<'p> {
     /// When.
     pub stamp: Stamp,
     /// Keys and values.
@@ -32,7 +32,7 @@ pub struct Flat<'p> {
 const FIELDS_MAX: usize = 32;
 
 /// Reads an object; `has_value` says that it was sent to a metric, whose value is `value`.
-pub fn read<'p>(payload: &'p [u8], is_metric: bool, zone: &TimeZone) -> Option<Flat<'p>> {
+pub(crate) fn read<'p>(payload: &'p [u8], is_metric: bool, zone: &TimeZone) -> Option<Flat<'p>> {
     let mut rest = Rest(payload);
     rest.byte(b'{')?;
     let (mut fields, mut stamp, mut has_value) = (SmallVec::new(), None, false);

@@ -18,7 +18,7 @@ use std::str::FromStr;
 
 /// The unit of the stamps of a request, its `precision`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Precision {
+pub(crate) enum Precision {
     /// Told by the magnitude, which is nanoseconds for what real clocks give in nanoseconds: the default.
     #[default]
     Auto,
@@ -70,7 +70,7 @@ impl Precision {
 
 /// How lines are read.
 #[derive(Debug, Clone, Copy)]
-pub struct Dialect<'a> {
+pub(crate) struct Dialect<'a> {
     /// The unit of stamps.
     pub precision: Precision,
     /// The tags that may name the device; the first that is there does.
@@ -79,7 +79,7 @@ pub struct Dialect<'a> {
 
 /// A body on its way through [`Lines::next`].
 #[derive(Debug)]
-pub struct Lines<'b> {
+pub(crate) struct Lines<'b> {
     rest: &'b [u8],
     number: usize,
 }
@@ -91,13 +91,13 @@ const TAGS_MAX: usize = 128;
 
 impl<'b> Lines<'b> {
     /// The lines of a body.
-    pub fn new(body: &'b [u8]) -> Self {
+    pub(crate) fn new(body: &'b [u8]) -> Self {
         Lines { rest: text::clean(body), number: 0 }
     }
 
     /// Decodes the next line; false behind the last. A bad line is a reject that names its number, from 1, and
     /// ends at its first line break.
-    pub fn next(&mut self, dialect: Dialect<'_>, sink: &mut dyn Sink) -> bool {
+    pub(crate) fn next(&mut self, dialect: Dialect<'_>, sink: &mut dyn Sink) -> bool {
         if self.rest.is_empty() {
             return false;
         }

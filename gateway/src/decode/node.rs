@@ -8,7 +8,7 @@ use super::{Reason, Reject, text};
 
 /// A node of a JSON or CBOR document.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Node {
+pub(crate) enum Node {
     /// `null`, `NaN`, CBOR `undefined`.
     Null,
     /// `true` or `false`.
@@ -32,9 +32,9 @@ pub enum Node {
 }
 
 /// How deep a document may nest.
-pub const DEPTH_MAX: usize = 32;
+pub(crate) const DEPTH_MAX: usize = 32;
 /// How many nodes a document may have.
-pub const NODES_MAX: usize = 200_000;
+pub(crate) const NODES_MAX: usize = 200_000;
 
 /// Counts the nodes of one document while it is read.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Count {
 
 /// What stands for one value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Leaf<'a> {
+pub(crate) enum Leaf<'a> {
     /// There is none.
     Missing,
     /// A boolean.
@@ -89,7 +89,7 @@ impl Leaf<'_> {
 
 impl Node {
     /// The first value under `key` of an object.
-    pub fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match self {
             Node::Object(fields) => fields.iter().find(|(k, _)| k == key).map(|(_, node)| node),
             _ => None,
@@ -97,7 +97,7 @@ impl Node {
     }
 
     /// The text of a text.
-    pub fn as_text(&self) -> Option<&str> {
+    pub(crate) fn as_text(&self) -> Option<&str> {
         match self {
             Node::Text(text) => Some(text),
             _ => None,
@@ -105,7 +105,7 @@ impl Node {
     }
 
     /// The number of a number.
-    pub fn as_number(&self) -> Option<f64> {
+    pub(crate) fn as_number(&self) -> Option<f64> {
         match self {
             Node::Integer(n) => Some(*n as f64),
             Node::Number(n) | Node::Huge(n) => Some(*n),

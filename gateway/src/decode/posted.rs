@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 
 /// What the body says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Body {
+pub(crate) enum Body {
     /// JSON, one document.
     Json,
     /// JSON, one document per line.
@@ -25,7 +25,7 @@ pub enum Body {
 }
 
 /// Reads a body; an error means that nothing of it could be read.
-pub fn decode(body: &[u8], kind: Body, zone: &TimeZone, sink: &mut dyn Sink) -> Result<(), Reject> {
+pub(crate) fn decode(body: &[u8], kind: Body, zone: &TimeZone, sink: &mut dyn Sink) -> Result<(), Reject> {
     match kind {
         Body::Lines => lines(body, zone, sink),
         Body::Json => tree(&json::parse(body)?, false, zone, sink)?,

@@ -13,7 +13,7 @@ pub(super) const TEXT_BYTES_MAX: usize = 1_024;
 /// Reads a plain decimal number, and nothing but that: the quick way for the common payload. What it reads,
 /// [`read`] reads alike.
 #[inline]
-pub fn number(payload: &[u8]) -> Option<f64> {
+pub(crate) fn number(payload: &[u8]) -> Option<f64> {
     if payload.is_empty() || payload.len() > 15 {
         return None; // beyond 15 digits exactness needs a closer look
     }

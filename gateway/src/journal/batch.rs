@@ -35,7 +35,7 @@ pub enum BatchError {
 use BatchError::Inconsistent;
 
 /// Encodes all rows.
-pub fn encode(readings: &Readings) -> Vec<u8> {
+pub(crate) fn encode(readings: &Readings) -> Vec<u8> {
     let mut body = Vec::with_capacity(readings.len() * 10 + 16);
     put_runs(&mut body, &readings.series, |previous, id| varint::zigzag(i64::from(id) - i64::from(previous)));
     put_runs(&mut body, &readings.flags, |_, flags| u64::from(flags));
@@ -61,7 +61,7 @@ pub fn encode(readings: &Readings) -> Vec<u8> {
 }
 
 /// Decodes what [`encode`] wrote.
-pub fn decode(bytes: &[u8]) -> Result<Readings, BatchError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Readings, BatchError> {
     let (rows, mut rest) = unseal(bytes, FORMAT, ROWS_MAX)?;
     let body: Cow<'_, [u8]> = match varint::take_byte(&mut rest).ok_or(Inconsistent)? {
         PLAIN => rest.into(),

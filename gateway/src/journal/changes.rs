@@ -15,14 +15,13 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::watch;
-use wire;
 
 /// Windows that one row names, at most.
 const NAMED_MAX: usize = 250;
 
 /// What a row names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Windows of one length, by series and start.
     Windows(Micros, Vec<(u32, Micros)>),
     /// All windows of a device that start in a stretch.
@@ -42,30 +41,30 @@ pub enum Change {
 
 /// Records changes and tells of them; held by the writer.
 #[derive(Debug)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     latest: watch::Sender<u64>,
     recorded: u64,
 }
 
 impl Recorder {
     /// A recorder for a store.
-    pub fn new(db: &Connection) -> rusqlite::Result<Self> {
+    pub(crate) fn new(db: &Connection) -> rusqlite::Result<Self> {
         let latest = latest(db)?;
         Ok(Recorder { latest: watch::Sender::new(latest), recorded: latest })
     }
 
     /// The id of the latest change on disk.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.latest.subscribe()
     }
 
     /// A transaction begins, perhaps once more: what an earlier try recorded was rolled back.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.recorded = *self.latest.borrow();
     }
 
     /// Records what a step changes, in its transaction; about how many bytes that takes.
-    pub fn record(&mut self, db: &Connection, step: &Step, now_us: Micros) -> rusqlite::Result<u64> {
+    pub(crate) fn record(&mut self, db: &Connection, step: &Step, now_us: Micros) -> rusqlite::Result<u64> {
         match step {
             Step::Windows { rows, .. } | Step::Revised(rows) => self.windows(db, &named(rows), now_us),
             Step::Rollups { changed, .. } => self.windows(db, changed, now_us),
@@ -77,7 +76,7 @@ impl Recorder {
     }
 
     /// Records labels that are set, and what is removed.
-    pub fn births(&mut self, db: &Connection, births: &[Birth], now_us: Micros) -> rusqlite::Result<u64> {
+    pub(crate) fn births(&mut self, db: &Connection, births: &[Birth], now_us: Micros) -> rusqlite::Result<u64> {
         let (mut bytes, mut labelled) = (0, Vec::new());
         for birth in births {
             match birth {
@@ -93,7 +92,7 @@ impl Recorder {
     }
 
     /// What was recorded is on disk.
-    pub fn committed(&self) {
+    pub(crate) fn committed(&self) {
         self.latest.send_if_modified(|latest| std::mem::replace(latest, self.recorded) != self.recorded);
     }
 
@@ -120,7 +119,12 @@ impl Recorder {
 const STRETCH_SUMMARIES: i64 = 5_000;
 
 /// All windows of a device with so many series in a range, as stretches that can be sent one by one.
-pub fn stretches(device: u32, series: usize, length_us: Micros, range: Range<Micros>) -> impl Iterator<Item = Change> {
+pub(crate) fn stretches(
+    device: u32,
+    series: usize,
+    length_us: Micros,
+    range: Range<Micros>,
+) -> impl Iterator<Item = Change> {
     let step_us = (STRETCH_SUMMARIES / (series as i64).max(1)).max(1) * length_us;
     let to_us = range.end;
     range.step_by(step_us as usize).map(move |from_us| {
@@ -130,10 +134,10 @@ pub fn stretches(device: u32, series: usize, length_us: Micros, range: Range<Mic
 }
 
 /// Stretches that one commit carries.
-pub const STRETCHES: usize = 1_000;
+pub(crate) const STRETCHES: usize = 1_000;
 
 /// Days of devices that have summaries.
-pub fn days(db: &Connection, levels: &Levels, catalog: &Catalog) -> rusqlite::Result<BTreeSet<(i64, u32)>> {
+pub(crate) fn days(db: &Connection, levels: &Levels, catalog: &Catalog) -> rusqlite::Result<BTreeSet<(i64, u32)>> {
     let present = catalog.present().series;
     let device = |id: u32| Some(present.get(id as usize)?.as_ref()?.device.id);
     let mut days = BTreeSet::new();
@@ -158,7 +162,7 @@ pub fn days(db: &Connection, levels: &Levels, catalog: &Catalog) -> rusqlite::Re
 }
 
 /// All removals that there have been, for a cloud that may not know of them.
-pub fn removed(db: &Connection) -> rusqlite::Result<Vec<Change>> {
+pub(crate) fn removed(db: &Connection) -> rusqlite::Result<Vec<Change>> {
     let of = |(device, metric, era): (String, String, u32)| {
         let metric = Some(metric).filter(|metric| !metric.is_empty()).map(Into::into);
         Change::Removed(wire::Removed { device: device.into(), metric, revision: revision_of(era) })
@@ -167,7 +171,7 @@ pub fn removed(db: &Connection) -> rusqlite::Result<Vec<Change>> {
 }
 
 /// Revisions of an era begin here: above those of the era before.
-pub fn revision_of(era: u32) -> u64 {
+pub(crate) fn revision_of(era: u32) -> u64 {
     u64::from(era) << 32
 }
 
@@ -186,14 +190,14 @@ fn named(rows: &[SummaryRow]) -> (Micros, Vec<(u32, Micros)>) {
 }
 
 /// The highest id that was ever given.
-pub fn latest(db: &Connection) -> rusqlite::Result<u64> {
+pub(crate) fn latest(db: &Connection) -> rusqlite::Result<u64> {
     let latest: Option<i64> =
         db.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'change'", [], |row| row.get(0)).optional()?;
     Ok(latest.unwrap_or(0) as u64)
 }
 
 /// Calls `each` with the changes of a range, in their order, until it says that it is enough.
-pub fn read(
+pub(crate) fn read(
     db: &Connection,
     changes: Range<u64>,
     mut each: impl FnMut(u64, Option<Change>) -> bool,

@@ -39,15 +39,15 @@ impl Shared {
 
 /// The writer's end; dropping it tells the receiver that nothing more comes.
 #[derive(Debug)]
-pub struct Sender(Arc<Shared>);
+pub(crate) struct Sender(Arc<Shared>);
 
 /// The windows' end; dropping it lets the writer go on without anybody listening.
 #[derive(Debug)]
-pub struct Receiver(Arc<Shared>);
+pub(crate) struct Receiver(Arc<Shared>);
 
 /// What came while the receiver waited.
 #[derive(Debug)]
-pub struct Arrived {
+pub(crate) struct Arrived {
     /// In order of commit.
     pub commits: Vec<Committed>,
     /// Nothing more comes.
@@ -55,14 +55,14 @@ pub struct Arrived {
 }
 
 /// Both ends.
-pub fn handover() -> (Sender, Receiver) {
+pub(crate) fn handover() -> (Sender, Receiver) {
     let shared = Arc::new(Shared::default());
     (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
 impl Sender {
     /// Hands a commit over; waits if too much is waiting.
-    pub fn send(&self, committed: Committed) {
+    pub(crate) fn send(&self, committed: Committed) {
         let mut state = self.0.state();
         while state.bytes >= FULL_BYTES && !state.closed {
             state = self.0.space.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +84,7 @@ impl Sender {
 
 impl Receiver {
     /// Waits up to `patience` for commits, gathers for a moment, and takes all there are.
-    pub fn take(&self, patience: Duration) -> Arrived {
+    pub(crate) fn take(&self, patience: Duration) -> Arrived {
         let mut state = self.0.state();
         if state.waiting.is_empty() && !state.closed {
             state.idle = true;

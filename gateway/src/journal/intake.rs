@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What one pass over a socket brings.
 #[derive(Debug, Default)]
-pub struct Parcel {
+pub(crate) struct Parcel {
     /// Readings to store.
     pub readings: Readings,
     /// Undecodable messages to keep.
@@ -33,12 +33,12 @@ pub struct Parcel {
 
 impl Parcel {
     /// True if there is nothing to store and nobody waits.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.receipts.is_empty() && self.content_is_empty()
     }
 
     /// True if there is nothing to store.
-    pub fn content_is_empty(&self) -> bool {
+    pub(crate) fn content_is_empty(&self) -> bool {
         self.readings.is_empty() && self.rejects.is_empty() && self.retain.is_empty() && self.inbound.is_empty()
     }
 
@@ -70,7 +70,7 @@ struct State {
 
 /// The queue before the writer.
 #[derive(Debug)]
-pub struct Intake {
+pub(crate) struct Intake {
     state: Mutex<State>,
     work: Condvar,
     space: Notify,
@@ -79,7 +79,7 @@ pub struct Intake {
 
 /// What the writer takes at once.
 #[derive(Debug, Default)]
-pub struct Load {
+pub(crate) struct Load {
     /// All that waited.
     pub parcel: Parcel,
     /// Work for between two batches.
@@ -90,7 +90,7 @@ pub struct Load {
 
 /// What became of a parcel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// The intake is full; the parcel is as it was.
     No,
     /// It is on its way.
@@ -102,11 +102,11 @@ pub enum Taken {
 /// The gateway is draining and takes nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the gateway is shutting down")]
-pub struct Closed;
+pub(crate) struct Closed;
 
 /// Why a step is not on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotDone {
+pub(crate) enum NotDone {
     /// The gateway stops.
     #[error("the gateway is shutting down")]
     Stopped,
@@ -116,7 +116,7 @@ pub enum NotDone {
 }
 
 /// Waits until a chore is on disk: returns its bytes.
-pub fn wait(committed: &Receiver<u64>, stop: &CancellationToken) -> Result<u64, NotDone> {
+pub(crate) fn wait(committed: &Receiver<u64>, stop: &CancellationToken) -> Result<u64, NotDone> {
     loop {
         match committed.recv_timeout(Duration::from_millis(500)) {
             Ok(bytes) => return Ok(bytes),
@@ -129,7 +129,7 @@ pub fn wait(committed: &Receiver<u64>, stop: &CancellationToken) -> Result<u64, 
 
 impl Intake {
     /// An intake for at most `bytes_max` of what waits.
-    pub fn new(bytes_max: usize) -> Self {
+    pub(crate) fn new(bytes_max: usize) -> Self {
         Intake { state: Mutex::default(), work: Condvar::new(), space: Notify::new(), bytes_max }
     }
 
@@ -138,7 +138,7 @@ impl Intake {
     }
 
     /// Takes the parcel, which is then empty, or leaves it as it is because the intake is full.
-    pub fn try_push(&self, parcel: &mut Parcel) -> Result<bool, Closed> {
+    pub(crate) fn try_push(&self, parcel: &mut Parcel) -> Result<bool, Closed> {
         let taken = self.try_push_quietly(parcel)?;
         if taken == Taken::WakeWriter {
             self.wake();
@@ -147,7 +147,7 @@ impl Intake {
     }
 
     /// The same, but the sender wakes the writer itself, once for several parcels.
-    pub fn try_push_quietly(&self, parcel: &mut Parcel) -> Result<Taken, Closed> {
+    pub(crate) fn try_push_quietly(&self, parcel: &mut Parcel) -> Result<Taken, Closed> {
         let bytes = parcel.bytes();
         let mut state = self.state();
         if state.closed {
@@ -167,13 +167,13 @@ impl Intake {
     }
 
     /// Wakes the writer.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.state().idle = false;
         self.work.notify_one();
     }
 
     /// Waits until the parcel fits; until then it stays with its sender, who may stop waiting.
-    pub async fn push(&self, parcel: &mut Parcel) -> Result<(), Closed> {
+    pub(crate) async fn push(&self, parcel: &mut Parcel) -> Result<(), Closed> {
         if parcel.is_empty() {
             return Ok(());
         }
@@ -189,14 +189,14 @@ impl Intake {
     }
 
     /// Hands the writer a step and waits until it is on disk: returns its bytes.
-    pub fn commit(&self, step: Step, stop: &CancellationToken) -> Result<u64, NotDone> {
+    pub(crate) fn commit(&self, step: Step, stop: &CancellationToken) -> Result<u64, NotDone> {
         let (done, committed) = channel();
         self.push_chore(Chore { step, done: Some(done) });
         wait(&committed, stop)
     }
 
     /// Hands the writer a chore; never waits, because whoever does has at most one under way.
-    pub fn push_chore(&self, chore: Chore) {
+    pub(crate) fn push_chore(&self, chore: Chore) {
         let mut state = self.state();
         state.chores.push(chore);
         state.idle = false;
@@ -205,7 +205,7 @@ impl Intake {
     }
 
     /// Takes nothing more; the writer commits what waits and then stops.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         state.idle = false;
@@ -216,7 +216,7 @@ impl Intake {
 
     /// Waits for work, then until its oldest parcel is `delay` old, and takes all there is.
     /// `spare` is an empty load whose capacity is used again.
-    pub fn take(&self, delay: Duration, mut spare: Parcel) -> Load {
+    pub(crate) fn take(&self, delay: Duration, mut spare: Parcel) -> Load {
         let mut state = self.state();
         loop {
             let ready = match state.since {
@@ -245,7 +245,7 @@ impl Intake {
     }
 
     /// Bytes waiting, for the metrics.
-    pub fn depth(&self) -> usize {
+    pub(crate) fn depth(&self) -> usize {
         self.state().bytes
     }
 }

@@ -18,7 +18,7 @@ const DAY_S: f64 = 86_400.0;
 
 /// The delay of commits.
 #[derive(Debug)]
-pub struct Pace {
+pub(crate) struct Pace {
     least: Duration,
     delay: Duration,
     /// `storage.max_written_per_day`.
@@ -30,27 +30,27 @@ pub struct Pace {
 
 impl Pace {
     /// Commits wait `least`; longer if more than `budget_bytes` would be written in a day.
-    pub fn new(least: Duration, budget_bytes: Option<u64>, now: Instant, written_bytes: u64) -> Self {
+    pub(crate) fn new(least: Duration, budget_bytes: Option<u64>, now: Instant, written_bytes: u64) -> Self {
         Pace { least, delay: least, budget_bytes, since: now, written_bytes, bytes_per_day: None }
     }
 
     /// How long a commit waits for company.
-    pub fn delay(&self) -> Duration {
+    pub(crate) fn delay(&self) -> Duration {
         self.delay
     }
 
     /// What would be written in a day at the rate of late; nothing before a period is over.
-    pub fn bytes_per_day(&self) -> Option<f64> {
+    pub(crate) fn bytes_per_day(&self) -> Option<f64> {
         self.bytes_per_day
     }
 
     /// True when it is time to say what has been written.
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         now - self.since >= PERIOD
     }
 
     /// Takes note of all that the process has written, and chooses the delay.
-    pub fn note(&mut self, now: Instant, written_bytes: u64) {
+    pub(crate) fn note(&mut self, now: Instant, written_bytes: u64) {
         let rate = written_bytes.saturating_sub(self.written_bytes) as f64 / (now - self.since).as_secs_f64() * DAY_S;
         let rate = self.bytes_per_day.map_or(rate, |before| before * (1.0 - WEIGHT) + rate * WEIGHT);
         (self.since, self.written_bytes, self.bytes_per_day) = (now, written_bytes, Some(rate));

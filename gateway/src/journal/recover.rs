@@ -18,7 +18,7 @@ const FORMAT: u8 = 1;
 
 /// What recovery found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// The last commit with readings.
     pub last_seq: u64,
     /// The lowest commit that an open or dirty window may still need.
@@ -26,7 +26,7 @@ pub struct Recovered {
 }
 
 /// Fills an empty catalog from the store.
-pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, ReadError> {
+pub(crate) fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, ReadError> {
     catalog.restore_era(schema::meta(db, "era")?.unwrap_or(0));
     let mut devices = db.prepare("SELECT id, name, era FROM device ORDER BY id")?;
     let mut rows = devices.query([])?;
@@ -66,7 +66,11 @@ pub fn recover(db: &Connection, catalog: &Catalog) -> Result<Recovered, ReadErro
 
 /// Calls `each` with every batch from `from` on, in order, until it says false. A damaged
 /// batch is named in the log and passed over: what is whole still counts.
-pub fn each_batch(db: &Connection, from: u64, mut each: impl FnMut(Committed) -> bool) -> Result<(), rusqlite::Error> {
+pub(crate) fn each_batch(
+    db: &Connection,
+    from: u64,
+    mut each: impl FnMut(Committed) -> bool,
+) -> Result<(), rusqlite::Error> {
     let mut batches = db.prepare("SELECT seq, received_us, body FROM batch WHERE seq >= ?1 ORDER BY seq")?;
     let mut rows = batches.query([from as i64])?;
     while let Some(row) = rows.next()? {

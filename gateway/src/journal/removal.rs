@@ -22,7 +22,7 @@ const MARK: &str = "char(1) || id";
 const SLICE: usize = 512;
 
 /// True for what stands in place of a name.
-pub fn is_mark(name: &str) -> bool {
+pub(crate) fn is_mark(name: &str) -> bool {
     name.starts_with('\u{1}')
 }
 
@@ -54,7 +54,7 @@ pub(super) fn write(db: &Connection, removed: &Removed, seq: u64, now_us: Micros
 }
 
 /// Removes, while no gateway runs.
-pub fn write_alone(
+pub(crate) fn write_alone(
     db: &Connection,
     births: &[Birth],
     recorder: Option<Recorder>,
@@ -71,14 +71,14 @@ pub fn write_alone(
 }
 
 /// All that was removed and is not there again, device, metric and era; an empty metric is the device.
-pub fn removed(db: &Connection) -> rusqlite::Result<Vec<(String, String, u32)>> {
+pub(crate) fn removed(db: &Connection) -> rusqlite::Result<Vec<(String, String, u32)>> {
     let mut query = db.prepare("SELECT device, metric, era FROM removed ORDER BY era")?;
     query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
 }
 
 /// Series whose rows are to go.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Sweep {
+pub(crate) struct Sweep {
     series: HashSet<u32>,
     /// The last commit that may hold readings of them.
     seq: i64,
@@ -88,7 +88,7 @@ pub struct Sweep {
 
 impl Sweep {
     /// Reads what is to be swept.
-    pub fn read(db: &Connection) -> rusqlite::Result<Self> {
+    pub(crate) fn read(db: &Connection) -> rusqlite::Result<Self> {
         let mut sweep = Sweep::default();
         let mut query = db.prepare_cached("SELECT series, seq, device FROM sweep")?;
         let mut rows = query.query([])?;
@@ -103,12 +103,12 @@ impl Sweep {
     }
 
     /// True if there is nothing to sweep.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.series.is_empty()
     }
 
     /// True once nothing is under way that could bring more rows: neither in batches nor in open windows.
-    pub fn is_settled(&self, db: &Connection) -> rusqlite::Result<bool> {
+    pub(crate) fn is_settled(&self, db: &Connection) -> rusqlite::Result<bool> {
         let archived: i64 = meta(db, "archived_seq")?.unwrap_or(0);
         let replay_from: i64 = meta(db, "replay_from")?.unwrap_or(1);
         let left = db.prepare_cached("SELECT 1 FROM batch WHERE seq <= ?1 LIMIT 1")?.exists([self.seq])?;
@@ -116,7 +116,7 @@ impl Sweep {
     }
 
     /// Steps that remove what is there of them; the last, if there is nothing, strikes them off the list.
-    pub fn steps(&self, db: &Connection) -> rusqlite::Result<Vec<Step>> {
+    pub(crate) fn steps(&self, db: &Connection) -> rusqlite::Result<Vec<Step>> {
         let settled = self.is_settled(db)?;
         let chunks = self.rows(db, "SELECT id FROM chunk INDEXED BY chunk_received")?;
         let rollups = self.rows(db, "SELECT id FROM rollup INDEXED BY rollup_received")?;

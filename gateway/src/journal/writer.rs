@@ -38,7 +38,7 @@ const FULL_DISK_PAUSE: Duration = Duration::from_millis(500);
 const COMMIT_OVERHEAD_BYTES: u64 = 12 << 10;
 
 /// All that the writer needs, handed over by the app.
-pub struct Writer {
+pub(crate) struct Writer {
     /// The store, which nobody else writes.
     pub store: Store,
     /// The last commit in it.
@@ -71,7 +71,7 @@ pub struct Writer {
 
 /// Why the writer stopped before its time.
 #[derive(Debug, thiserror::Error)]
-pub enum WriteError {
+pub(crate) enum WriteError {
     /// SQLite could not write; what is on disk is not known.
     #[error(
         "the store cannot be written: {0}; nothing more is acknowledged. Check the disk and its filesystem, then start again"
@@ -92,7 +92,7 @@ struct State {
 
 impl Writer {
     /// Writes until the intake is closed and empty.
-    pub fn run(mut self) -> Result<(), WriteError> {
+    pub(crate) fn run(mut self) -> Result<(), WriteError> {
         let mut state = State {
             checkpoints: Checkpoints::start(&self.store.path)?,
             log_bytes: 0,

@@ -30,7 +30,7 @@ const REJECT_PAYLOAD_BYTES: usize = 1_024;
 /// Rejects kept of one message; the rest are counted.
 const REJECTS_PER_MESSAGE: usize = 20;
 /// Rejects of one message that its answer names.
-pub const REJECTS_NAMED: usize = 1_000;
+pub(crate) const REJECTS_NAMED: usize = 1_000;
 /// Identities of one payload that are compared with each other: 17 MiB of them.
 const IDENTITIES_MAX: usize = 1 << 20;
 /// Rejects of one client that are kept in a minute; the rest are counted.
@@ -47,7 +47,7 @@ const ROUTE_FIELDS_MAX: usize = 32;
 const REJECT_TEXT_CHARS: usize = 300;
 
 /// What every listener shares.
-pub struct Admission {
+pub(crate) struct Admission {
     /// Who is there.
     pub catalog: Arc<Catalog>,
     /// Receive times.
@@ -70,7 +70,7 @@ pub struct Admission {
 
 /// What a listener remembers of topics it has seen, so that a topic is matched once.
 #[derive(Default)]
-pub struct Routes {
+pub(crate) struct Routes {
     generation: u64,
     known: HashMap<Box<str>, Route, RandomState>,
 }
@@ -97,7 +97,7 @@ struct Known {
 
 /// When a message arrived, read once for all that arrived together.
 #[derive(Debug, Clone, Copy)]
-pub struct Arrival {
+pub(crate) struct Arrival {
     /// The gateway's time.
     pub now_us: Micros,
     clock: Quality,
@@ -105,7 +105,7 @@ pub struct Arrival {
 
 /// Where a message came from.
 #[derive(Debug, Clone, Copy)]
-pub struct Origin<'a> {
+pub(crate) struct Origin<'a> {
     /// The topic, path or resource, as `/v1/rejects` shows it.
     pub source: &'a str,
     /// The user, or else the address: new names are rationed by it.
@@ -114,7 +114,7 @@ pub struct Origin<'a> {
 
 impl Admission {
     /// Everything that listeners share, with the ingest rules of the start.
-    pub fn new(
+    pub(crate) fn new(
         catalog: Arc<Catalog>,
         clock: Clock,
         metrics: Arc<Metrics>,
@@ -138,13 +138,13 @@ impl Admission {
     }
 
     /// Replaces the ingest rules; messages from now on follow them.
-    pub fn set_rules(&self, rules: Rules) {
+    pub(crate) fn set_rules(&self, rules: Rules) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Removes a device, or one metric of it, see [`Catalog::remove`].
-    pub fn remove(&self, device: &str, metric: Option<&str>) -> Option<Arc<Removed>> {
+    pub(crate) fn remove(&self, device: &str, metric: Option<&str>) -> Option<Arc<Removed>> {
         let removed = self.catalog.remove(device, metric)?;
         // What listeners remember leads to series that are no more.
         self.generation.fetch_add(1, Ordering::Release);
@@ -170,14 +170,14 @@ impl Admission {
     }
 
     /// The moment now.
-    pub fn arrival(&self) -> Arrival {
+    pub(crate) fn arrival(&self) -> Arrival {
         let now_us = self.clock.now_us();
         Arrival { now_us, clock: self.clock.quality_at(now_us) }
     }
 
     /// Takes a message that was published to `topic`; one that no rule matches is no reading. Says why if
     /// nothing of it was kept.
-    pub fn publication(
+    pub(crate) fn publication(
         &self,
         routes: &mut Routes,
         origin: Origin<'_>,
@@ -318,7 +318,7 @@ impl Admission {
     }
 
     /// Takes a payload that was addressed to `target`; says how many readings it held.
-    pub fn payload(
+    pub(crate) fn payload(
         &self,
         origin: Origin<'_>,
         target: Target<'_>,
@@ -333,7 +333,7 @@ impl Admission {
     }
 
     /// Takes the body of a `POST /v1/readings`; an error means that nothing of it can be read.
-    pub fn posted(
+    pub(crate) fn posted(
         &self,
         origin: Origin<'_>,
         kind: Body,
@@ -378,7 +378,7 @@ impl Admission {
 }
 
 /// A payload on its way into parcels.
-pub struct Taking<'a> {
+pub(crate) struct Taking<'a> {
     admission: &'a Admission,
     origin: Origin<'a>,
     target: Target<'a>,
@@ -409,12 +409,18 @@ impl<'a> Taking<'a> {
     }
 
     /// A body of line protocol; [`Taking::lines`] takes it, part by part.
-    pub fn of_lines(admission: &'a Admission, origin: Origin<'a>, arrival: Arrival, body: &'a [u8]) -> Self {
+    pub(crate) fn of_lines(admission: &'a Admission, origin: Origin<'a>, arrival: Arrival, body: &'a [u8]) -> Self {
         Taking::new(admission, origin, Target::default(), arrival, body)
     }
 
     /// Takes lines until the parcel holds `rows`; false behind the last line.
-    pub fn lines(&mut self, lines: &mut Lines<'_>, precision: Precision, rows: usize, parcel: &mut Parcel) -> bool {
+    pub(crate) fn lines(
+        &mut self,
+        lines: &mut Lines<'_>,
+        precision: Precision,
+        rows: usize,
+        parcel: &mut Parcel,
+    ) -> bool {
         let admission = self.admission;
         let dialect = Dialect { precision, device_tags: &admission.device_tags };
         // Lines that hold nothing to keep end a part, too.
@@ -434,7 +440,7 @@ impl<'a> Taking<'a> {
     }
 
     /// What became of the payload.
-    pub fn finish(self) -> Admitted {
+    pub(crate) fn finish(self) -> Admitted {
         self.admitted
     }
 
@@ -576,7 +582,7 @@ impl Stamped {
 
 /// What became of a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Admitted {
+pub(crate) struct Admitted {
     /// Readings taken.
     pub accepted: usize,
     /// Pieces that were not.
@@ -589,7 +595,7 @@ pub struct Admitted {
 
 impl Admitted {
     /// The first piece that was not taken.
-    pub fn first_lost(&self) -> Option<&Reject> {
+    pub(crate) fn first_lost(&self) -> Option<&Reject> {
         self.rejects.iter().map(|(_, reject)| reject).find(|reject| !reject.kept)
     }
 }

@@ -97,7 +97,7 @@ struct Wire {
 }
 
 /// The CoAP server.
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     wire: Arc<Wire>,
     site: Arc<Site>,
     live: Arc<Live>,
@@ -174,7 +174,7 @@ fn read_uint(bytes: &[u8], most: usize) -> Option<u32> {
 
 impl Endpoint {
     /// An endpoint on a bound socket.
-    pub fn new(socket: UdpSocket, config: &config::Coap, site: &Arc<Site>, live: Arc<Live>) -> Self {
+    pub(crate) fn new(socket: UdpSocket, config: &config::Coap, site: &Arc<Site>, live: Arc<Live>) -> Self {
         Endpoint::over(Datagrams::Udp(socket), config, site, live)
     }
 
@@ -200,7 +200,7 @@ impl Endpoint {
     }
 
     /// Serves until `stop`.
-    pub async fn serve(mut self, stop: CancellationToken) {
+    pub(crate) async fn serve(mut self, stop: CancellationToken) {
         let mut buffer = vec![0; DATAGRAM_BYTES];
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         let wire = Arc::clone(&self.wire);

@@ -13,7 +13,7 @@ mod budget;
 mod clients;
 
 /// The sending half of a connection.
-pub mod connection;
+pub(crate) mod connection;
 
 /// What the fuzz target does.
 #[cfg(any(test, fuzzing))]
@@ -23,16 +23,16 @@ pub(crate) mod fuzz;
 mod handshake;
 
 /// Frames and packets.
-pub mod packet;
+pub(crate) mod packet;
 
 /// Properties of MQTT 5.0 packets.
 mod properties;
 
 /// Messages, and the last one of each topic.
-pub mod retained;
+pub(crate) mod retained;
 
 /// Subscriptions and fan-out.
-pub mod router;
+pub(crate) mod router;
 
 /// One thread and the connections it serves.
 mod serve;
@@ -47,7 +47,7 @@ use super::Desk;
 use super::admit::Admission;
 use crate::journal::Intake;
 use budget::{Budget, Waiting};
-pub use clients::Clients;
+pub(crate) use clients::Clients;
 use connection::{Connection, Showing};
 use daemon::auth::Auth;
 use daemon::seats::{Seat, Seats};
@@ -55,7 +55,7 @@ use daemon::sparse::Sparse;
 use retained::{Publication, Retained};
 use router::{Router, Subscription};
 use rumqttd::protocol::{Packet, QoS, RetainForwardRule, SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason};
-pub use serve::Thread;
+pub(crate) use serve::Thread;
 use smallvec::SmallVec;
 use socket2::{Domain, Socket, Type};
 use std::io;
@@ -75,7 +75,7 @@ const REFUSALS_AT_ONCE: usize = 64;
 
 /// What is to be done for a connection once its parcel is on disk.
 #[derive(Debug)]
-pub struct Receipt {
+pub(crate) struct Receipt {
     connection: Arc<Connection>,
     steps: SmallVec<[Step; 2]>,
 }
@@ -163,7 +163,7 @@ impl Unsubscribing {
 
 impl Receipt {
     /// Takes the steps; connections that then have to be flushed are added to `touched`.
-    pub fn settle(self, router: &Router, touched: &mut Vec<Arc<Connection>>) {
+    pub(crate) fn settle(self, router: &Router, touched: &mut Vec<Arc<Connection>>) {
         let mut first = false;
         for step in self.steps {
             match step {
@@ -187,7 +187,7 @@ impl Receipt {
 
 /// Bounds from the configuration.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// `mqtt.max_connections`.
     pub connections: usize,
     /// `mqtt.max_packet`.
@@ -211,7 +211,7 @@ pub struct Limits {
 }
 
 /// What all connections share.
-pub struct Shared {
+pub(crate) struct Shared {
     /// The door to the journal's rows.
     pub admission: Arc<Admission>,
     /// The queue before the journal.
@@ -242,7 +242,7 @@ pub struct Shared {
 impl Shared {
     /// Puts together what all connections share.
     #[expect(clippy::too_many_arguments, reason = "each is one thing that connections share")]
-    pub fn new(
+    pub(crate) fn new(
         admission: Arc<Admission>,
         intake: Arc<Intake>,
         router: Arc<Router>,
@@ -272,7 +272,7 @@ impl Shared {
 
 /// Threads that serve connections and settle receipts of all protocols, one for every desk.
 /// They stop reading at `stop`, and end at `finish` once what is on their desks is settled.
-pub fn threads(
+pub(crate) fn threads(
     shared: &Arc<Shared>,
     desks: &[Arc<Desk>],
     stop: &CancellationToken,
@@ -287,7 +287,7 @@ pub fn threads(
 }
 
 /// Binds the port, so that a problem with it is known at the start.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
@@ -298,13 +298,13 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// A connection and its seat.
-pub struct Accepted {
+pub(crate) struct Accepted {
     pub(super) socket: TcpStream,
     pub(super) seat: Seat,
 }
 
 /// Accepts connections and deals them out to the threads in turn, until `stop`.
-pub async fn accept(
+pub(crate) async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
     threads: Vec<UnboundedSender<Accepted>>,

@@ -15,7 +15,7 @@ const TOPIC_BYTES_MAX: usize = 256;
 
 /// What is known of one topic.
 #[derive(Debug, Default)]
-pub struct Topic {
+pub(crate) struct Topic {
     messages: AtomicU64,
     bytes: AtomicU64,
     last_us: AtomicI64,
@@ -23,7 +23,7 @@ pub struct Topic {
 
 impl Topic {
     /// Counts a message.
-    pub fn count(&self, bytes: usize, now_us: Micros) {
+    pub(crate) fn count(&self, bytes: usize, now_us: Micros) {
         self.messages.fetch_add(1, Ordering::Relaxed);
         self.bytes.store(bytes as u64, Ordering::Relaxed);
         self.last_us.store(now_us, Ordering::Relaxed);
@@ -32,7 +32,7 @@ impl Topic {
 
 /// A topic as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Its name, or the beginning of a very long one.
     pub topic: String,
     /// Messages since the start.
@@ -46,7 +46,7 @@ pub struct Seen {
 
 /// The topics that spoke last.
 #[derive(Debug, Default)]
-pub struct Unmatched {
+pub(crate) struct Unmatched {
     topics: Mutex<HashMap<Box<str>, Arc<Topic>>>,
 }
 
@@ -56,7 +56,7 @@ impl Unmatched {
     }
 
     /// Counts a message on a topic.
-    pub fn see(&self, topic: &str, bytes: usize, now_us: Micros) -> Arc<Topic> {
+    pub(crate) fn see(&self, topic: &str, bytes: usize, now_us: Micros) -> Arc<Topic> {
         let name = &topic[..topic.floor_char_boundary(TOPIC_BYTES_MAX)];
         let mut topics = self.topics();
         if topics.len() >= TOPICS_MAX && !topics.contains_key(name) {
@@ -71,7 +71,7 @@ impl Unmatched {
     }
 
     /// All that are remembered, the latest first.
-    pub fn newest(&self) -> Vec<Seen> {
+    pub(crate) fn newest(&self) -> Vec<Seen> {
         let topics = self.topics();
         let rows = topics.iter().map(|(topic, seen)| Seen {
             topic: topic.to_string(),

@@ -52,7 +52,7 @@ struct Task<'a> {
 
 impl Engine {
     /// Answers a question.
-    pub fn aggregates(&self, question: &Question) -> Result<Answer, QueryError> {
+    pub(crate) fn aggregates(&self, question: &Question) -> Result<Answer, QueryError> {
         let mut groups = self.groups(question);
         if let Some((key, _)) = &question.after {
             groups.retain(|group| group.head.is_at_or_behind(key));

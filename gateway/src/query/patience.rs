@@ -20,18 +20,18 @@ thread_local! {
 
 /// The end of a question.
 #[derive(Debug, Clone)]
-pub struct Patience {
+pub(crate) struct Patience {
     until: Instant,
     given_up: Arc<AtomicBool>,
 }
 
 /// Whoever waits for the answer; gone when it is dropped.
 #[derive(Debug)]
-pub struct Waiter(Arc<AtomicBool>);
+pub(crate) struct Waiter(Arc<AtomicBool>);
 
 impl Patience {
     /// Until then, or until the waiter has gone.
-    pub fn until(until: Instant) -> (Self, Waiter) {
+    pub(crate) fn until(until: Instant) -> (Self, Waiter) {
         let given_up = Arc::new(AtomicBool::new(false));
         (Patience { until, given_up: Arc::clone(&given_up) }, Waiter(given_up))
     }
@@ -41,7 +41,7 @@ impl Patience {
     }
 
     /// Answers a question on this thread with this patience.
-    pub fn answer<T>(self, question: impl FnOnce() -> T) -> T {
+    pub(crate) fn answer<T>(self, question: impl FnOnce() -> T) -> T {
         CURRENT.set(Some(self));
         let answer = question();
         CURRENT.set(None);
@@ -59,7 +59,7 @@ pub(super) fn watch(connection: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// True if a read was interrupted.
-pub fn is_interrupted(error: &rusqlite::Error) -> bool {
+pub(crate) fn is_interrupted(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted)
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// In which order, and where to go on.
 #[derive(Debug, Clone)]
-pub struct Page {
+pub(crate) struct Page {
     /// Latest first.
     pub descending: bool,
     /// At most so many rows.
@@ -28,7 +28,7 @@ pub struct Page {
 
 /// A reading as an answer shows it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub(crate) struct Row {
     /// Which of the answer's series.
     pub series: u32,
     /// When.
@@ -39,7 +39,7 @@ pub struct Row {
 
 /// The rows of a page.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub(crate) struct Rows {
     /// The series that were asked for.
     pub series: Vec<Arc<Series>>,
     /// In the order asked for.
@@ -50,7 +50,7 @@ pub struct Rows {
 
 impl Rows {
     /// Device and metric of a row.
-    pub fn names(&self, row: &Row) -> (&str, &str) {
+    pub(crate) fn names(&self, row: &Row) -> (&str, &str) {
         let series = &self.series[row.series as usize];
         (&series.device.name, &series.metric)
     }
@@ -97,7 +97,7 @@ impl Kept {
 
 impl Engine {
     /// Reads the readings of a range.
-    pub fn readings(&self, filter: &Filter, range: Range, page: &Page) -> Result<Rows, QueryError> {
+    pub(crate) fn readings(&self, filter: &Filter, range: Range, page: &Page) -> Result<Rows, QueryError> {
         let series = self.select(filter);
         let mut kept =
             Kept { rows: BTreeMap::new(), limit: page.limit, descending: page.descending, after: None, more: false };

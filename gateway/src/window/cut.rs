@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// What is to be computed besides count, sum, first and last; the rest is not looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
+pub(crate) struct Needs {
     /// Sums of squared deviations.
     pub spread: bool,
     /// Smallest and largest.
@@ -21,12 +21,12 @@ pub struct Needs {
 
 impl Needs {
     /// Whole summaries.
-    pub const ALL: Needs = Needs { spread: true, extremes: true };
+    pub(crate) const ALL: Needs = Needs { spread: true, extremes: true };
 }
 
 /// Windows to aggregate together.
 #[derive(Debug, Default)]
-pub struct Cuts {
+pub(crate) struct Cuts {
     number: Vec<f64>,
     /// Rows that are texts, rising.
     texts: Vec<IdxSize>,
@@ -43,7 +43,7 @@ struct Window {
 }
 
 /// What a window comes to.
-pub struct Cut<'a> {
+pub(crate) struct Cut<'a> {
     /// Whose.
     pub series: u32,
     /// Its start.
@@ -56,27 +56,27 @@ pub struct Cut<'a> {
 
 impl Cut<'_> {
     /// The summary with the sketch of its numbers.
-    pub fn summarised(self) -> Summary {
+    pub(crate) fn summarised(self) -> Summary {
         Summary { sketch: Sketch::of(self.numbers.iter().copied()), ..self.summary }
     }
 }
 
 impl Cuts {
     /// Bytes that a row takes here and while it is aggregated.
-    pub const ROW_BYTES: usize = 24;
+    pub(crate) const ROW_BYTES: usize = 24;
 
     /// How many rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.number.len()
     }
 
-    /// True without windows.
-    pub fn is_empty(&self) -> bool {
-        self.windows.is_empty()
-    }
-
     /// Adds readings of a series and its windows: start and rows, none empty.
-    pub fn add(&mut self, series: u32, points: &Points, windows: impl IntoIterator<Item = (Micros, Range<usize>)>) {
+    pub(crate) fn add(
+        &mut self,
+        series: u32,
+        points: &Points,
+        windows: impl IntoIterator<Item = (Micros, Range<usize>)>,
+    ) {
         let offset = self.number.len();
         self.number.extend_from_slice(&points.number);
         self.texts.extend(points.texts.iter().map(|(row, _)| row + offset as IdxSize));
@@ -90,7 +90,7 @@ impl Cuts {
 
     /// Aggregates all windows, in the order in which they came.
     #[expect(deprecated, reason = "only these take windows as slices; a lazy group_by would hash every row")]
-    pub fn aggregate(self, needs: Needs, mut each: impl FnMut(Cut<'_>)) -> PolarsResult<()> {
+    pub(crate) fn aggregate(self, needs: Needs, mut each: impl FnMut(Cut<'_>)) -> PolarsResult<()> {
         if self.windows.is_empty() {
             return Ok(());
         }
@@ -148,7 +148,7 @@ impl Cuts {
 
 /// The rows of each window of sorted times: windows start at every multiple of `every_us` and
 /// are `length_us` long; those without rows are left out.
-pub fn windows(
+pub(crate) fn windows(
     time_us: &[Micros],
     length_us: Micros,
     every_us: Micros,

@@ -24,7 +24,7 @@ const OLD_STRETCH_US: Micros = 16 * DAY_US;
 
 /// All dirty windows.
 #[derive(Debug, Default)]
-pub struct Dirty {
+pub(crate) struct Dirty {
     windows: BTreeMap<Key, ()>,
     /// Of each old day of a series, from the first to the end of the last dirty window.
     old: BTreeMap<(u32, i64), (Micros, Micros)>,
@@ -41,7 +41,7 @@ const FAR_US: Micros = 3 * DAY_US;
 
 impl Dirty {
     /// A window has to be computed again.
-    pub fn add(&mut self, (start_us, series): Key, length_us: Micros) {
+    pub(crate) fn add(&mut self, (start_us, series): Key, length_us: Micros) {
         self.changed |= self.windows.insert((start_us, series), ()).is_none();
         if self.windows.len() > KEPT_MAX {
             self.collapse(length_us);
@@ -49,7 +49,7 @@ impl Dirty {
     }
 
     /// The same, of a day that is old.
-    pub fn add_old(&mut self, (start_us, series): Key, length_us: Micros) {
+    pub(crate) fn add_old(&mut self, (start_us, series): Key, length_us: Micros) {
         let end_us = start_us.saturating_add(length_us);
         let (from_us, to_us) = self.old.entry((series, day(start_us))).or_insert_with(|| {
             self.changed = true;
@@ -65,7 +65,7 @@ impl Dirty {
     }
 
     /// Days that end here or before are old now.
-    pub fn age(&mut self, old_until_us: Micros, length_us: Micros) {
+    pub(crate) fn age(&mut self, old_until_us: Micros, length_us: Micros) {
         self.far_us = old_until_us.saturating_add(FAR_US);
         let recent = self.windows.split_off(&(old_until_us, 0));
         for key in std::mem::replace(&mut self.windows, recent).into_keys() {
@@ -74,12 +74,12 @@ impl Dirty {
     }
 
     /// True if some stretch begins before; those of single windows and days do not count.
-    pub fn has_stretch_before(&self, us: Micros) -> bool {
+    pub(crate) fn has_stretch_before(&self, us: Micros) -> bool {
         self.stretches.values().flatten().any(|stretch| stretch.from_us < us)
     }
 
     /// Stretches of series, whole windows, have to be computed again.
-    pub fn add_stretches(&mut self, stretches: impl IntoIterator<Item = Stretch>) {
+    pub(crate) fn add_stretches(&mut self, stretches: impl IntoIterator<Item = Stretch>) {
         for stretch in stretches {
             self.changed = true;
             self.stretches.entry(stretch.series).or_default().push(stretch);
@@ -99,7 +99,7 @@ impl Dirty {
     }
 
     /// True if a window is among them, or may be.
-    pub fn holds(&self, (start_us, series): Key) -> bool {
+    pub(crate) fn holds(&self, (start_us, series): Key) -> bool {
         let within = |stretch: &Stretch| (stretch.from_us..stretch.to_us).contains(&start_us);
         self.windows.contains_key(&(start_us, series))
             || self
@@ -110,28 +110,23 @@ impl Dirty {
     }
 
     /// How many there are, stretches and old days counting as one.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.recent_len() + self.old.len() + self.lot.len()
     }
 
     /// How many of them are not of old days, as far as that is known.
-    pub fn recent_len(&self) -> usize {
+    pub(crate) fn recent_len(&self) -> usize {
         self.windows.len() + self.stretches.values().map(Vec::len).sum::<usize>()
     }
 
     /// How many days are old.
-    pub fn old_len(&self) -> usize {
+    pub(crate) fn old_len(&self) -> usize {
         self.old.len()
-    }
-
-    /// True if there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Takes about `most` windows that `due_us` of their series says are due: those that end
     /// there or before. One lot at a time.
-    pub fn take(
+    pub(crate) fn take(
         &mut self,
         most: usize,
         length_us: Micros,
@@ -170,7 +165,7 @@ impl Dirty {
     }
 
     /// Takes about `most` old days, with the windows of them that are dirty.
-    pub fn take_old(&mut self, most: usize) -> Vec<Stretch> {
+    pub(crate) fn take_old(&mut self, most: usize) -> Vec<Stretch> {
         debug_assert!(self.lot.is_empty());
         let rest = self.old.keys().nth(most).copied();
         let taken = match rest {
@@ -186,7 +181,7 @@ impl Dirty {
     }
 
     /// The lot has been computed, but for what is given back.
-    pub fn done(&mut self, again: impl IntoIterator<Item = Stretch>) {
+    pub(crate) fn done(&mut self, again: impl IntoIterator<Item = Stretch>) {
         self.changed |= !self.lot.is_empty();
         self.lot.clear();
         self.add_stretches(again);
@@ -194,7 +189,7 @@ impl Dirty {
 
     /// What a restart has to know, if it has changed since it was last asked for: for each
     /// series a stretch of old days, one up to `now_us`, and one of what lies in the future.
-    pub fn blob(&mut self, length_us: Micros, old_until_us: Micros, now_us: Micros) -> Option<Vec<u8>> {
+    pub(crate) fn blob(&mut self, length_us: Micros, old_until_us: Micros, now_us: Micros) -> Option<Vec<u8>> {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -202,7 +197,7 @@ impl Dirty {
     }
 
     /// Takes back what [`Dirty::blob`] wrote, also for windows of another length.
-    pub fn restore(&mut self, blob: &[u8], length_us: Micros) {
+    pub(crate) fn restore(&mut self, blob: &[u8], length_us: Micros) {
         let stretches = read_blob(blob);
         // Whole windows only: one computed from a part of its readings would be wrong.
         self.add_stretches(stretches.map(|stretch| Stretch {
@@ -231,7 +226,7 @@ impl Dirty {
 }
 
 /// Stretches as bytes.
-pub fn write_blob(stretches: &[Stretch]) -> Vec<u8> {
+pub(crate) fn write_blob(stretches: &[Stretch]) -> Vec<u8> {
     let mut out = Vec::new();
     for stretch in stretches {
         varint::put(&mut out, u64::from(stretch.series));
@@ -317,7 +312,7 @@ mod tests {
         dirty.done([]);
         assert_eq!(dirty.take_old(9), [stretch(7, 30 * HOUR_US, 30 * HOUR_US + LENGTH_US)]);
         dirty.done([]);
-        assert!(dirty.is_empty());
+        assert_eq!(dirty.len(), 0);
     }
 
     #[test]
@@ -373,6 +368,6 @@ mod tests {
             dirty.done([]);
         }
         assert_eq!(windows, KEPT_MAX as i64 + 1);
-        assert!(dirty.is_empty());
+        assert_eq!(dirty.len(), 0);
     }
 }

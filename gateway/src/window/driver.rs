@@ -51,10 +51,10 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 const REPLAY_WINDOWS_MAX: usize = 64;
 
 /// How far each device's windows have got, by device.
-pub type SharedProgress = Arc<RwLock<Vec<Progress>>>;
+pub(crate) type SharedProgress = Arc<RwLock<Vec<Progress>>>;
 
 /// All that the thread needs, handed over by the app.
-pub struct Driver {
+pub(crate) struct Driver {
     /// The windows, empty.
     pub windows: Windows,
     /// `window.memory`.
@@ -95,13 +95,13 @@ pub struct Driver {
 
 /// How often to look whether a window is due: whoever lets commits wait so that little is
 /// written does not want two pages more in each of them.
-pub fn look_every(commit_delay: Duration) -> Duration {
+pub(crate) fn look_every(commit_delay: Duration) -> Duration {
     TICK.max((commit_delay * 5).min(Duration::from_secs(30)))
 }
 
 /// Windows that have lost readings to others, because those were received at another time.
 #[derive(Debug)]
-pub struct Disturbed {
+pub(crate) struct Disturbed {
     /// Which, whole windows.
     pub stretches: Vec<Stretch>,
     /// Who is told when they are on disk as dirty, and when they have been computed or time is up.
@@ -110,7 +110,7 @@ pub struct Disturbed {
 
 /// Why the thread cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum DriverError {
+pub(crate) enum DriverError {
     /// The store cannot be read.
     #[error("the store cannot be read: {0}")]
     Store(#[from] rusqlite::Error),
@@ -165,7 +165,7 @@ impl Swarm {
 
 impl Driver {
     /// Runs until the writer is gone and everything it committed has been taken.
-    pub fn run(mut self) -> Result<(), DriverError> {
+    pub(crate) fn run(mut self) -> Result<(), DriverError> {
         let mut state = self.start()?;
         self.replay(&state)?;
         let mut looked_at = Instant::now();

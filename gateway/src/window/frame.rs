@@ -7,11 +7,10 @@
 
 use model::{Micros, Sketch, Summary, Value};
 use polars::prelude::*;
-use std::collections::HashMap;
 
 /// Rows to aggregate.
 #[derive(Debug, Clone, Default)]
-pub struct Columns {
+pub(crate) struct Columns {
     /// Series ids.
     pub series: Vec<u32>,
     /// The start of the row's window.
@@ -28,7 +27,7 @@ pub struct Columns {
 
 /// What a group of readings comes to.
 #[derive(Debug, Clone)]
-pub struct Group {
+pub(crate) struct Group {
     /// Whose.
     pub series: u32,
     /// The start of its window.
@@ -41,12 +40,12 @@ pub struct Group {
 
 impl Group {
     /// The numbers as a slice.
-    pub fn numbers(&self) -> &[f64] {
+    pub(crate) fn numbers(&self) -> &[f64] {
         self.numbers.f64().ok().and_then(|numbers| numbers.cont_slice().ok()).unwrap_or(&[])
     }
 
     /// The summary with the sketch of its numbers.
-    pub fn summarised(mut self) -> Summary {
+    pub(crate) fn summarised(mut self) -> Summary {
         self.summary.sketch = Sketch::of(self.numbers().iter().copied());
         self.summary
     }
@@ -54,21 +53,21 @@ impl Group {
 
 impl Columns {
     /// How many rows.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.series.len()
     }
 
     /// True without rows.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.series.is_empty()
     }
 
     /// Bytes that a row takes here and, while it is aggregated, in Polars.
-    pub const ROW_BYTES: usize = 96;
+    pub(crate) const ROW_BYTES: usize = 96;
 
     /// Adds a row; `text` is the text of a state text.
     #[inline]
-    pub fn push(&mut self, series: u32, start_us: Micros, time_us: Micros, number: f64, text: Option<&str>) {
+    pub(crate) fn push(&mut self, series: u32, start_us: Micros, time_us: Micros, number: f64, text: Option<&str>) {
         if let Some(text) = text {
             self.texts.push((self.series.len() as u32, text.into()));
         }
@@ -78,26 +77,8 @@ impl Columns {
         self.number.push(number);
     }
 
-    /// Keeps of each identity the row that came last.
-    pub fn compact(&mut self) {
-        let mut last: HashMap<(u32, Micros), usize> = HashMap::new();
-        for row in 0..self.len() {
-            last.insert((self.series[row], self.time_us[row]), row);
-        }
-        let mut rows: Vec<usize> = last.into_values().collect();
-        rows.sort_unstable();
-        let old = std::mem::take(self);
-        let mut texts = old.texts.iter().peekable();
-        self.disordered = old.disordered;
-        for row in rows {
-            while texts.next_if(|(text_row, _)| (*text_row as usize) < row).is_some() {}
-            let text = texts.next_if(|(text_row, _)| *text_row as usize == row).map(|(_, text)| &**text);
-            self.push(old.series[row], old.start_us[row], old.time_us[row], old.number[row], text);
-        }
-    }
-
     /// Aggregates all rows, sorted by series and window.
-    pub fn aggregate(mut self) -> PolarsResult<Vec<Group>> {
+    pub(crate) fn aggregate(mut self) -> PolarsResult<Vec<Group>> {
         if self.is_empty() {
             return Ok(Vec::new());
         }

@@ -49,7 +49,7 @@ pub struct Stretch {
 
 /// Why windows could not be computed again.
 #[derive(Debug, thiserror::Error)]
-pub enum ReviseError {
+pub(crate) enum ReviseError {
     /// The store could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -66,7 +66,7 @@ pub enum ReviseError {
 
 /// What is to be done.
 #[derive(Debug)]
-pub struct Job {
+pub(crate) struct Job {
     /// The dirty windows.
     pub stretches: Vec<Stretch>,
     /// Days that end here or before are folded.
@@ -79,7 +79,7 @@ pub struct Job {
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub struct Revised {
+pub(crate) struct Revised {
     /// How many windows have come to something else.
     pub windows: u64,
     /// What could not be done.
@@ -91,7 +91,7 @@ pub struct Revised {
 }
 
 /// Who does it.
-pub struct Reviser {
+pub(crate) struct Reviser {
     /// A connection that only reads.
     pub db: Connection,
     /// Where folded summaries go.
@@ -120,7 +120,7 @@ struct Own<'a> {
 
 impl Reviser {
     /// Does a job.
-    pub fn work(&self, job: &Job) -> Revised {
+    pub(crate) fn work(&self, job: &Job) -> Revised {
         let mut revised = Revised::default();
         let settling = wait(&job.after, &self.stop).map_err(ReviseError::from).and_then(|_| match job.settle {
             Some(day) => self.places_of(day),

@@ -18,7 +18,7 @@ const WATCH: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The map in etcd.
-pub struct Etcd {
+pub(crate) struct Etcd {
     members: Vec<String>,
     prefix: String,
     http: reqwest::Client,
@@ -45,7 +45,7 @@ fn number(value: &Value) -> Option<u64> {
 
 impl Etcd {
     /// Of `etcd://HOST:PORT,HOST:PORT/PREFIX`; `etcds://` speaks TLS.
-    pub fn new(url: &str) -> Result<Self, CoordinatorError> {
+    pub(crate) fn new(url: &str) -> Result<Self, CoordinatorError> {
         let bad =
             || CoordinatorError(format!("{url:?}: write for example etcd://10.0.0.1:2379,10.0.0.2:2379/tidegate"));
         let (scheme, rest) = url.split_once("://").ok_or_else(bad)?;

@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS tidegate.lease (id int PRIMARY KEY CHECK (id = 1), ho
 ";
 
 /// The map in a PostgreSQL database.
-pub struct Postgres {
+pub(crate) struct Postgres {
     pool: Pool,
 }
 
@@ -25,7 +25,7 @@ fn failed(e: impl std::error::Error + Send + Sync + 'static) -> CoordinatorError
 
 impl Postgres {
     /// The map in the database of a pool; its tables are made if they are not there.
-    pub async fn open(pool: Pool) -> Result<Self, CoordinatorError> {
+    pub(crate) async fn open(pool: Pool) -> Result<Self, CoordinatorError> {
         let client = pool.get().await.map_err(|e| CoordinatorError(why(e)))?;
         // Daemons that start at once would both make it.
         for attempt in 0.. {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 const FILE: &str = "map.db";
 
 /// The map in an SQLite file.
-pub struct Sqlite {
+pub(crate) struct Sqlite {
     db: Mutex<Connection>,
     version: watch::Sender<u64>,
     _lock: File,
@@ -24,12 +24,12 @@ fn failed(e: impl std::fmt::Display) -> CoordinatorError {
 
 impl Sqlite {
     /// True if there is a map in a directory.
-    pub fn is_in(directory: &Path) -> bool {
+    pub(crate) fn is_in(directory: &Path) -> bool {
         directory.join(FILE).exists()
     }
 
     /// The document with its version, also while a daemon has it.
-    pub fn look(directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
+    pub(crate) fn look(directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
         if !Sqlite::is_in(directory) {
             return Ok(None);
         }
@@ -39,7 +39,7 @@ impl Sqlite {
     }
 
     /// Opens the map in a directory, which no other daemon may use.
-    pub fn open(directory: &Path) -> Result<Self, CoordinatorError> {
+    pub(crate) fn open(directory: &Path) -> Result<Self, CoordinatorError> {
         let at = |e: std::io::Error| failed(format!("data directory {}: {e}", directory.display()));
         std::fs::create_dir_all(directory).map_err(at)?;
         let lock = File::options().create(true).truncate(false).write(true).open(directory.join("lock")).map_err(at)?;

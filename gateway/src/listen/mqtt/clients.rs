@@ -18,7 +18,7 @@ pub(super) type Identifiers = HashMap<u16, u64>;
 
 /// Clients by id.
 #[derive(Debug)]
-pub struct Clients {
+pub(crate) struct Clients {
     seats: Mutex<Seats>,
     away_max: usize,
 }
@@ -82,7 +82,7 @@ pub(super) type Seated = OwnedMutexGuard<()>;
 
 impl Clients {
     /// Clients that are away but have identifiers in the store; at most `away_max` are kept.
-    pub fn restore(inbound: HashMap<Arc<str>, HashMap<u16, u64>>, away_max: usize) -> Self {
+    pub(crate) fn restore(inbound: HashMap<Arc<str>, HashMap<u16, u64>>, away_max: usize) -> Self {
         let away = inbound.len();
         let seat = |inbound| Seat { inbound, ..Seat::default() };
         let by_client = inbound.into_iter().map(|(client, inbound)| (client, seat(inbound))).collect();
@@ -132,7 +132,7 @@ impl Clients {
     }
 
     /// Ends the connections of users who are gone, or whose credentials are others now.
-    pub fn end_strangers(&self, auth: &Auth) {
+    pub(crate) fn end_strangers(&self, auth: &Auth) {
         for seat in lock(&self.seats).by_client.values() {
             let (Some(user), Some(connection)) = (&seat.user, &seat.current) else { continue };
             if auth.stored(&user.name) != user.stored {

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 /// Where bytes go.
 #[derive(Debug)]
-pub enum Wire {
+pub(crate) enum Wire {
     /// A TCP socket.
     Tcp(OwnedWriteHalf),
     /// Memory: tests need no sockets.
@@ -53,7 +53,7 @@ impl Wire {
 
 /// What a client said of itself when it connected.
 #[derive(Debug, Clone)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// Its protocol.
     pub version: Version,
     /// Its id, given or assigned.
@@ -66,7 +66,7 @@ pub struct Peer {
 
 /// A connection as others see it.
 #[derive(Debug)]
-pub struct Connection {
+pub(crate) struct Connection {
     /// Unique in this process, from 1.
     pub id: u64,
     wire: Wire,
@@ -91,7 +91,7 @@ pub struct Connection {
 
 /// What a new subscription is still to be shown.
 #[derive(Debug)]
-pub struct Showing {
+pub(crate) struct Showing {
     /// What was subscribed to.
     pub filter: String,
     /// The highest QoS to deliver.
@@ -159,17 +159,17 @@ impl Connection {
     }
 
     /// Introduces the client, once.
-    pub fn introduce(&self, peer: Peer) {
+    pub(crate) fn introduce(&self, peer: Peer) {
         let _ = self.peer.set(peer);
     }
 
     /// What the client said of itself, after CONNECT.
-    pub fn peer(&self) -> Option<&Peer> {
+    pub(crate) fn peer(&self) -> Option<&Peer> {
         self.peer.get()
     }
 
     /// Appends an acknowledgement without sending it yet; true if nobody else will flush.
-    pub fn acknowledge(&self, kind: u8, pkid: u16) -> bool {
+    pub(crate) fn acknowledge(&self, kind: u8, pkid: u16) -> bool {
         let mut out = self.out();
         if out.closing.is_some() {
             return false;
@@ -179,7 +179,7 @@ impl Connection {
     }
 
     /// Appends a packet without sending it yet; true if nobody else will flush.
-    pub fn append(&self, packet: &[u8]) -> bool {
+    pub(crate) fn append(&self, packet: &[u8]) -> bool {
         let mut out = self.out();
         if out.closing.is_some() {
             return false;
@@ -189,14 +189,14 @@ impl Connection {
     }
 
     /// Retained messages are to be shown, once for each filter.
-    pub fn show(&self, showing: Showing) {
+    pub(crate) fn show(&self, showing: Showing) {
         self.show_no_more(&showing.filter);
         self.showings().push_back(showing);
         self.wake.notify_one();
     }
 
     /// Retained messages are not wanted any more.
-    pub fn show_no_more(&self, filter: &str) {
+    pub(crate) fn show_no_more(&self, filter: &str) {
         self.showings().retain(|showing| showing.filter != filter);
     }
 
@@ -217,14 +217,14 @@ impl Connection {
     }
 
     /// Sends what has been appended.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let mut out = self.out();
         out.touched = false;
         self.write(&mut out);
     }
 
     /// Sends a packet after all before it.
-    pub fn send(&self, packet: &[u8]) {
+    pub(crate) fn send(&self, packet: &[u8]) {
         let mut out = self.out();
         if out.closing.is_none() {
             out.bytes.extend_from_slice(packet);
@@ -262,7 +262,7 @@ impl Connection {
     }
 
     /// Puts a message into the outbox; true if the caller has to flush it.
-    pub fn send_publication(&self, publication: &Arc<Publication>, delivery: &Delivery) -> bool {
+    pub(crate) fn send_publication(&self, publication: &Arc<Publication>, delivery: &Delivery) -> bool {
         let Some(peer) = self.peer() else { return false };
         let mut out = self.out();
         if out.closing.is_some() {
@@ -304,7 +304,7 @@ impl Connection {
     }
 
     /// The client has acknowledged a QoS 1 message; the next one may leave.
-    pub fn acknowledged(&self, pkid: u16) {
+    pub(crate) fn acknowledged(&self, pkid: u16) {
         let Some(peer) = self.peer() else { return };
         let mut out = self.out();
         if !out.inflight.remove(&pkid) {
@@ -322,7 +322,7 @@ impl Connection {
     }
 
     /// True if a retained message may be sent without displacing what is live.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         let Some(peer) = self.peer() else { return false };
         let out = self.out();
         let waiting = out.bytes.len() + out.queue_bytes;
@@ -330,7 +330,7 @@ impl Connection {
     }
 
     /// Ends the connection, telling an MQTT 5 client why.
-    pub fn close(&self, code: u8) {
+    pub(crate) fn close(&self, code: u8) {
         let mut out = self.out();
         if out.closing.is_some() {
             return;
@@ -347,17 +347,17 @@ impl Connection {
     }
 
     /// Why the connection is to end, if it is.
-    pub fn closing(&self) -> Option<u8> {
+    pub(crate) fn closing(&self) -> Option<u8> {
         self.out().closing
     }
 
     /// True if the client does not read what it has coming.
-    pub fn is_backed_up(&self) -> bool {
+    pub(crate) fn is_backed_up(&self) -> bool {
         self.out().bytes.len() > UNREAD_MAX
     }
 
     /// Waits until there is something for the connection's task to do.
-    pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(crate) fn woken(&self) -> tokio::sync::futures::Notified<'_> {
         self.wake.notified()
     }
 
@@ -367,12 +367,12 @@ impl Connection {
     }
 
     /// True if bytes wait for the socket.
-    pub fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         self.out().blocked
     }
 
     /// Waits for the socket and writes on.
-    pub async fn unblock(&self) -> io::Result<()> {
+    pub(crate) async fn unblock(&self) -> io::Result<()> {
         self.wire.writable().await?;
         let mut out = self.out();
         out.blocked = false;

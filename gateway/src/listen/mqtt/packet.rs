@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Which protocol a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
+pub(crate) enum Version {
     /// 3.1.1, protocol level 4.
     V4,
     /// 5.0, protocol level 5.
@@ -24,47 +24,44 @@ pub enum Version {
 }
 
 /// Packet types (section 2.1.2).
-pub mod kind {
+pub(crate) mod kind {
     #![allow(missing_docs, reason = "the names are those of the standard")]
-    pub const CONNECT: u8 = 1;
-    pub const CONNACK: u8 = 2;
-    pub const PUBLISH: u8 = 3;
-    pub const PUBACK: u8 = 4;
-    pub const PUBREC: u8 = 5;
-    pub const PUBREL: u8 = 6;
-    pub const PUBCOMP: u8 = 7;
-    pub const SUBSCRIBE: u8 = 8;
-    pub const UNSUBSCRIBE: u8 = 10;
-    pub const PINGREQ: u8 = 12;
-    pub const DISCONNECT: u8 = 14;
+    pub(crate) const CONNECT: u8 = 1;
+    pub(crate) const PUBLISH: u8 = 3;
+    pub(crate) const PUBACK: u8 = 4;
+    pub(crate) const PUBREC: u8 = 5;
+    pub(crate) const PUBREL: u8 = 6;
+    pub(crate) const PUBCOMP: u8 = 7;
+    pub(crate) const SUBSCRIBE: u8 = 8;
+    pub(crate) const UNSUBSCRIBE: u8 = 10;
+    pub(crate) const PINGREQ: u8 = 12;
+    pub(crate) const DISCONNECT: u8 = 14;
 }
 
 /// Reason codes (section 2.4).
-pub mod reason {
+pub(crate) mod reason {
     #![allow(missing_docs, reason = "the names are those of the standard")]
-    pub const NORMAL: u8 = 0x00;
-    pub const WITH_WILL: u8 = 0x04;
-    pub const MALFORMED: u8 = 0x81;
-    pub const PROTOCOL_ERROR: u8 = 0x82;
-    pub const UNSUPPORTED_VERSION: u8 = 0x84;
-    pub const CLIENT_ID_INVALID: u8 = 0x85;
-    pub const BAD_LOGIN: u8 = 0x86;
-    pub const NOT_AUTHORIZED: u8 = 0x87;
-    pub const BUSY: u8 = 0x89;
-    pub const SHUTTING_DOWN: u8 = 0x8b;
-    pub const BAD_METHOD: u8 = 0x8c;
-    pub const KEEP_ALIVE: u8 = 0x8d;
-    pub const TAKEN_OVER: u8 = 0x8e;
-    pub const FILTER_INVALID: u8 = 0x8f;
-    pub const TOPIC_INVALID: u8 = 0x90;
-    pub const RECEIVE_MAXIMUM: u8 = 0x93;
-    pub const ALIAS_INVALID: u8 = 0x94;
-    pub const TOO_LARGE: u8 = 0x95;
-    pub const QUOTA: u8 = 0x97;
-    pub const SHARED_UNSUPPORTED: u8 = 0x9e;
+    pub(crate) const NORMAL: u8 = 0x00;
+    pub(crate) const WITH_WILL: u8 = 0x04;
+    pub(crate) const MALFORMED: u8 = 0x81;
+    pub(crate) const PROTOCOL_ERROR: u8 = 0x82;
+    pub(crate) const UNSUPPORTED_VERSION: u8 = 0x84;
+    pub(crate) const CLIENT_ID_INVALID: u8 = 0x85;
+    pub(crate) const BAD_LOGIN: u8 = 0x86;
+    pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
+    pub(crate) const BUSY: u8 = 0x89;
+    pub(crate) const SHUTTING_DOWN: u8 = 0x8b;
+    pub(crate) const BAD_METHOD: u8 = 0x8c;
+    pub(crate) const KEEP_ALIVE: u8 = 0x8d;
+    pub(crate) const TAKEN_OVER: u8 = 0x8e;
+    pub(crate) const TOPIC_INVALID: u8 = 0x90;
+    pub(crate) const RECEIVE_MAXIMUM: u8 = 0x93;
+    pub(crate) const ALIAS_INVALID: u8 = 0x94;
+    pub(crate) const TOO_LARGE: u8 = 0x95;
+    pub(crate) const QUOTA: u8 = 0x97;
 
     /// The label of a counter.
-    pub fn name(code: u8) -> &'static str {
+    pub(crate) fn name(code: u8) -> &'static str {
         match code {
             MALFORMED => "malformed_packet",
             PROTOCOL_ERROR => "protocol_error",
@@ -86,7 +83,7 @@ pub mod reason {
 /// Something a client must not send; it ends the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{what} (reason code {code:#04x})")]
-pub struct Violation {
+pub(crate) struct Violation {
     /// What MQTT 5 calls it.
     pub code: u8,
     /// In words, for the log.
@@ -105,7 +102,7 @@ pub(super) const fn protocol_error(what: &'static str) -> Violation {
 
 /// One packet of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame<'a> {
+pub(crate) struct Frame<'a> {
     /// See [`kind`].
     pub kind: u8,
     /// The low bits of the first byte.
@@ -118,14 +115,14 @@ pub struct Frame<'a> {
 
 /// The first packet of `bytes`; `None` if it is not complete yet.
 #[inline]
-pub fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame<'_>>, Violation> {
+pub(crate) fn frame(bytes: &[u8], max: usize) -> Result<Option<Frame<'_>>, Violation> {
     let Some((header, length)) = header(bytes, max)? else { return Ok(None) };
     let (kind, flags) = (bytes[0] >> 4, bytes[0] & 0x0f);
     Ok(bytes.get(..header + length).map(|raw| Frame { kind, flags, body: &raw[header..], raw }))
 }
 
 /// How long the first packet of `bytes` is, as far as they tell: at least one byte more.
-pub fn needed(bytes: &[u8]) -> usize {
+pub(crate) fn needed(bytes: &[u8]) -> usize {
     match header(bytes, usize::MAX) {
         Ok(Some((header, length))) => header + length,
         _ => bytes.len() + 1,
@@ -151,7 +148,7 @@ fn header(bytes: &[u8], max: usize) -> Result<Option<(usize, usize)>, Violation>
 
 /// A PUBLISH packet (section 3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Publish<'a> {
+pub(crate) struct Publish<'a> {
     /// Sent before, says the client.
     pub dup: bool,
     /// 0 to 2.
@@ -170,7 +167,7 @@ pub struct Publish<'a> {
 
 /// Reads a PUBLISH packet.
 #[inline]
-pub fn publish<'a>(version: Version, frame: &Frame<'a>) -> Result<Publish<'a>, Violation> {
+pub(crate) fn publish<'a>(version: Version, frame: &Frame<'a>) -> Result<Publish<'a>, Violation> {
     let (dup, qos, retain) = (frame.flags & 8 != 0, (frame.flags >> 1) & 3, frame.flags & 1 != 0);
     if qos == 3 {
         return Err(malformed("PUBLISH with QoS 3"));
@@ -189,7 +186,7 @@ pub fn publish<'a>(version: Version, frame: &Frame<'a>) -> Result<Publish<'a>, V
 }
 
 /// Reads PUBACK, PUBREC, PUBREL or PUBCOMP: its packet identifier and reason code.
-pub fn acknowledgement(version: Version, frame: &Frame<'_>) -> Result<(u16, u8), Violation> {
+pub(crate) fn acknowledgement(version: Version, frame: &Frame<'_>) -> Result<(u16, u8), Violation> {
     let wanted = if frame.kind == kind::PUBREL { 2 } else { 0 };
     if frame.flags != wanted {
         return Err(malformed("reserved flags of an acknowledgement"));
@@ -210,7 +207,7 @@ pub fn acknowledgement(version: Version, frame: &Frame<'_>) -> Result<(u16, u8),
 }
 
 /// Reads DISCONNECT: its reason code and session expiry.
-pub fn disconnect(version: Version, frame: &Frame<'_>) -> Result<u8, Violation> {
+pub(crate) fn disconnect(version: Version, frame: &Frame<'_>) -> Result<u8, Violation> {
     if frame.flags != 0 {
         return Err(malformed("reserved flags of DISCONNECT"));
     }
@@ -229,7 +226,7 @@ pub fn disconnect(version: Version, frame: &Frame<'_>) -> Result<u8, Violation> 
 
 /// How a CONNECT packet begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hello {
+pub(crate) struct Hello {
     /// The protocol that it asks for; 3.1 is spoken like 3.1.1.
     pub version: Version,
     /// It is another broker's bridge, which says so by the level's highest bit: what it sends is not sent back to
@@ -238,7 +235,7 @@ pub struct Hello {
 }
 
 /// The protocol that a CONNECT packet asks for; an error is answered as 3.1.1 does.
-pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Hello>, Violation> {
+pub(crate) fn connect_version(frame: &Frame<'_>) -> Result<Option<Hello>, Violation> {
     if frame.kind != kind::CONNECT {
         return Err(protocol_error("first packet is not CONNECT"));
     }
@@ -290,14 +287,14 @@ pub fn connect_version(frame: &Frame<'_>) -> Result<Option<Hello>, Violation> {
 const BRIDGE: u8 = 0x80;
 
 /// The protocol that a CONNECT packet asks for, as far as it can be told of one that is malformed.
-pub fn connect_seems(frame: &Frame<'_>) -> Version {
+pub(crate) fn connect_seems(frame: &Frame<'_>) -> Version {
     let mut rest = frame.body;
     let is_v5 = take_bytes(&mut rest) == Some(b"MQTT") && rest.first().is_some_and(|level| level & !BRIDGE == 5);
     if is_v5 { Version::V5 } else { Version::V4 }
 }
 
 /// The client identifier of a CONNECT packet, as far as it can be told of one that is refused.
-pub fn connect_client<'a>(frame: &Frame<'a>) -> Option<&'a str> {
+pub(crate) fn connect_client<'a>(frame: &Frame<'a>) -> Option<&'a str> {
     let mut rest = frame.body;
     take_bytes(&mut rest)?;
     rest = rest.get(4..)?;
@@ -308,7 +305,7 @@ pub fn connect_client<'a>(frame: &Frame<'a>) -> Option<&'a str> {
 }
 
 /// Decodes a CONNECT packet that has been checked, whatever its protocol is called.
-pub fn decode_connect(version: Version, frame: &Frame<'_>) -> Result<Packet, Violation> {
+pub(crate) fn decode_connect(version: Version, frame: &Frame<'_>) -> Result<Packet, Violation> {
     let mut rest = frame.body;
     take_bytes(&mut rest).ok_or(malformed("CONNECT without protocol name"))?;
     let level = if version == Version::V5 { 5 } else { 4 };
@@ -326,7 +323,7 @@ pub fn decode_connect(version: Version, frame: &Frame<'_>) -> Result<Packet, Vio
 }
 
 /// Reads SUBSCRIBE or UNSUBSCRIBE, whose flags must be 2 and whose identifier not 0.
-pub fn check_subscription(version: Version, frame: &Frame<'_>) -> Result<(), Violation> {
+pub(crate) fn check_subscription(version: Version, frame: &Frame<'_>) -> Result<(), Violation> {
     if frame.flags != 2 {
         return Err(malformed("reserved flags of a subscription"));
     }
@@ -355,7 +352,7 @@ pub fn check_subscription(version: Version, frame: &Frame<'_>) -> Result<(), Vio
 }
 
 /// Decodes a whole frame that has been checked here with rumqttd's codec.
-pub fn decode(version: Version, frame: &Frame<'_>) -> Result<Packet, Violation> {
+pub(crate) fn decode(version: Version, frame: &Frame<'_>) -> Result<Packet, Violation> {
     let mut bytes = BytesMut::from(frame.raw);
     let read = || match version {
         Version::V4 => V4.read_mut(&mut bytes, usize::MAX),
@@ -368,7 +365,7 @@ pub fn decode(version: Version, frame: &Frame<'_>) -> Result<Packet, Violation> 
 }
 
 /// Encodes a packet with rumqttd's codec.
-pub fn encode(version: Version, packet: Packet) -> Vec<u8> {
+pub(crate) fn encode(version: Version, packet: Packet) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     let written = match version {
         Version::V4 => V4.write(packet, &mut bytes),
@@ -397,14 +394,14 @@ fn take_pkid(rest: &mut &[u8]) -> Result<u16, Violation> {
 /// Appends PUBACK, PUBREC, PUBREL or PUBCOMP with reason "success", which both versions write
 /// in the same four bytes.
 #[inline]
-pub fn put_acknowledgement(out: &mut Vec<u8>, kind: u8, pkid: u16) {
+pub(crate) fn put_acknowledgement(out: &mut Vec<u8>, kind: u8, pkid: u16) {
     let flags = if kind == kind::PUBREL { 2 } else { 0 };
     let [high, low] = pkid.to_be_bytes();
     out.extend([kind << 4 | flags, 2, high, low]);
 }
 
 /// Appends a variable byte integer (section 1.5.5).
-pub fn put_length(out: &mut Vec<u8>, mut n: usize) {
+pub(crate) fn put_length(out: &mut Vec<u8>, mut n: usize) {
     while n >= 0x80 {
         out.push(n as u8 | 0x80);
         n >>= 7;
@@ -414,7 +411,7 @@ pub fn put_length(out: &mut Vec<u8>, mut n: usize) {
 
 /// What a PUBLISH to a subscriber is made of.
 #[derive(Debug, Clone, Copy)]
-pub struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     /// The topic.
     pub topic: &'a str,
     /// The properties as they came, without their length.
@@ -435,7 +432,7 @@ pub struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// Appends the packet.
-    pub fn put(&self, version: Version, out: &mut Vec<u8>) {
+    pub(crate) fn put(&self, version: Version, out: &mut Vec<u8>) {
         let mut own = Vec::new();
         if version == Version::V5 {
             if let Some(expiry_s) = self.expiry_s {
@@ -486,12 +483,12 @@ fn has_too_many_levels(text: &str) -> bool {
 }
 
 /// True for a topic that may be published to (section 4.7).
-pub fn topic_is_valid(topic: &str) -> bool {
+pub(crate) fn topic_is_valid(topic: &str) -> bool {
     !topic.is_empty() && !topic.contains(['+', '#', '\0']) && !has_too_many_levels(topic)
 }
 
 /// True for a filter that may be subscribed to (section 4.7).
-pub fn filter_is_valid(filter: &str) -> bool {
+pub(crate) fn filter_is_valid(filter: &str) -> bool {
     let mut levels = filter.split('/').peekable();
     if filter.is_empty() || filter.contains('\0') || has_too_many_levels(filter) {
         return false;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 /// A message on its way to subscribers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publication {
+pub(crate) struct Publication {
     /// Its topic.
     pub topic: Box<str>,
     /// MQTT 5 properties to pass on, as they came, but for the expiry.
@@ -34,12 +34,12 @@ pub struct Publication {
 
 impl Publication {
     /// Bytes of memory, roughly.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.topic.len() + self.properties.len() + self.payload.len() + 96
     }
 
     /// Whole seconds until it expires; `None` if it has.
-    pub fn remaining_s(&self, clock: &Clock) -> Option<Option<u32>> {
+    pub(crate) fn remaining_s(&self, clock: &Clock) -> Option<Option<u32>> {
         let Some(expires_us) = self.expires_us else { return Some(None) };
         let left_us = expires_us - clock.now_us();
         (left_us > 0).then(|| Some((left_us as u64).div_ceil(1_000_000) as u32))
@@ -60,7 +60,7 @@ const LOOKED_AT_ONCE: usize = 2_000;
 
 /// Retained messages, and where to go on.
 #[derive(Debug, Default)]
-pub struct Page {
+pub(crate) struct Page {
     /// By topic.
     pub messages: Vec<Arc<Publication>>,
     /// There may be more behind this topic.
@@ -69,7 +69,7 @@ pub struct Page {
 
 /// The last message of each topic.
 #[derive(Debug)]
-pub struct Retained {
+pub(crate) struct Retained {
     kept: Mutex<Kept>,
     count_max: usize,
     bytes_max: usize,
@@ -84,12 +84,12 @@ struct Kept {
 
 impl Retained {
     /// Nothing yet, with bounds on number and bytes.
-    pub fn new(count_max: usize, bytes_max: usize, clock: Clock) -> Self {
+    pub(crate) fn new(count_max: usize, bytes_max: usize, clock: Clock) -> Self {
         Retained { kept: Mutex::default(), count_max, bytes_max, clock }
     }
 
     /// Keeps a message whose commit is on disk; an empty payload removes (section 3.3.1.3).
-    pub fn apply(&self, publication: &Arc<Publication>) {
+    pub(crate) fn apply(&self, publication: &Arc<Publication>) {
         let mut kept = lock(&self.kept);
         let replaced = kept.by_topic.remove(&publication.topic);
         kept.bytes -= replaced.map_or(0, |old| old.bytes());
@@ -100,7 +100,7 @@ impl Retained {
     }
 
     /// True if a message of so many bytes may be retained on `topic`.
-    pub fn has_room(&self, topic: &str, bytes: usize) -> bool {
+    pub(crate) fn has_room(&self, topic: &str, bytes: usize) -> bool {
         let kept = lock(&self.kept);
         let replaced = kept.by_topic.get(topic).map(|old| old.bytes());
         let count = kept.by_topic.len() + usize::from(replaced.is_none());
@@ -109,7 +109,7 @@ impl Retained {
 
     /// Takes those out for which there is no room, of messages that are to be kept in this order: when each was looked
     /// at, the others that are on their way had not been kept yet.
-    pub fn fit(&self, messages: &mut Vec<Arc<Publication>>) {
+    pub(crate) fn fit(&self, messages: &mut Vec<Arc<Publication>>) {
         let kept = lock(&self.kept);
         let (mut count, mut bytes) = (kept.by_topic.len(), kept.bytes);
         let mut changed: HashMap<Box<str>, Option<usize>> = HashMap::new();
@@ -131,7 +131,7 @@ impl Retained {
 
     /// Up to `most` messages that `filter` matches, by topic, behind the topic `after`. Only topics that begin as the
     /// filter does are looked at, and not many of them at once.
-    pub fn page(&self, filter: &str, after: Option<&str>, most: usize) -> Page {
+    pub(crate) fn page(&self, filter: &str, after: Option<&str>, most: usize) -> Page {
         let kept = lock(&self.kept);
         let alive = |kept: &&Arc<Publication>| kept.remaining_s(&self.clock).is_some();
         let mut page = Page::default();
@@ -161,7 +161,7 @@ impl Retained {
     }
 
     /// How many there are.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         lock(&self.kept).by_topic.len()
     }
 }

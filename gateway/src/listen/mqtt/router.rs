@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// One filter of one client.
 #[derive(Debug, Clone)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// Whose.
     pub to: Arc<Connection>,
     /// The highest QoS to deliver.
@@ -31,7 +31,7 @@ pub struct Subscription {
 
 /// A delivery: a message's way to one client.
 #[derive(Debug, Clone, Default)]
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// 0 or 1.
     pub qos: u8,
     /// The retain flag to send.
@@ -52,24 +52,24 @@ struct Node {
 
 /// All subscriptions.
 #[derive(Debug, Default)]
-pub struct Router {
+pub(crate) struct Router {
     root: RwLock<Node>,
     subscriptions: AtomicUsize,
 }
 
 impl Router {
     /// True if anybody subscribes to anything: messages need not be copied otherwise.
-    pub fn has_subscribers(&self) -> bool {
+    pub(crate) fn has_subscribers(&self) -> bool {
         self.subscription_count() > 0
     }
 
     /// How many subscriptions there are.
-    pub fn subscription_count(&self) -> usize {
+    pub(crate) fn subscription_count(&self) -> usize {
         self.subscriptions.load(Ordering::Relaxed)
     }
 
     /// Adds or replaces a subscription; true if it is new.
-    pub fn subscribe(&self, filter: &str, subscription: Subscription) -> bool {
+    pub(crate) fn subscribe(&self, filter: &str, subscription: Subscription) -> bool {
         let mut root = self.root.write().unwrap_or_else(PoisonError::into_inner);
         let client = subscription.to.id;
         let new = slot(&mut root, filter).insert(client, subscription).is_none();
@@ -80,7 +80,7 @@ impl Router {
     }
 
     /// Removes a subscription; true if there was one.
-    pub fn unsubscribe(&self, filter: &str, client: u64) -> bool {
+    pub(crate) fn unsubscribe(&self, filter: &str, client: u64) -> bool {
         let mut root = self.root.write().unwrap_or_else(PoisonError::into_inner);
         let levels: Vec<&str> = filter.split('/').collect();
         let found = remove(&mut root, &levels, client);
@@ -91,7 +91,7 @@ impl Router {
     }
 
     /// Puts a message into the outboxes of all who want it. Connections whose outbox was empty are added to `touched`, to be flushed together.
-    pub fn publish(&self, publication: &Arc<Publication>, touched: &mut Vec<Arc<Connection>>) {
+    pub(crate) fn publish(&self, publication: &Arc<Publication>, touched: &mut Vec<Arc<Connection>>) {
         if !self.has_subscribers() {
             return;
         }
@@ -216,7 +216,7 @@ fn find(node: &Node, levels: &[&str], dollar: bool, each: &mut impl FnMut(&Subsc
 }
 
 /// True if `filter` matches `topic`.
-pub fn matches(filter: &str, topic: &str) -> bool {
+pub(crate) fn matches(filter: &str, topic: &str) -> bool {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return false;
     }

@@ -31,7 +31,7 @@ const READ_BYTES: usize = 64 << 10;
 pub(super) const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A thread that serves connections.
-pub struct Thread {
+pub(crate) struct Thread {
     pub(super) shared: Arc<Shared>,
     pub(super) desk: Arc<Desk>,
     pub(super) desk_index: usize,
@@ -63,7 +63,7 @@ pub(super) struct Scratch {
 
 impl Thread {
     /// Serves until `finish`.
-    pub fn run(self) -> io::Result<()> {
+    pub(crate) fn run(self) -> io::Result<()> {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         runtime.block_on(self.serve())
     }

@@ -249,6 +249,24 @@ fn a_store_that_does_not_fit_its_log_is_left_alone() {
     assert_eq!(gateway.get("/v1/devices/a")["readings"], 2, "the right file is opened again");
 }
 
+#[test]
+fn the_cloud_checks_where_its_map_and_its_shards_are() {
+    let refused = |settings: &[&str]| {
+        let mut command = Command::new(binary("tidegate-cloud"));
+        settings.iter().for_each(|setting| drop(command.args(["--set", setting])));
+        let output = command.arg("check").output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{settings:?}: {}", both(&output));
+        both(&output)
+    };
+    let said =
+        refused(&["cloud.coordinator=zookeeper", r#"cloud.shards=["postgres://u:secret@h:port/d", "sqlite:../x"]"#]);
+    assert!(said.contains("cloud.coordinator") && said.contains(r#""zookeeper" is not a coordinator"#), "{said}");
+    assert!(said.contains("shard-000") && said.contains("port") && !said.contains("secret"), "{said}");
+    assert!(said.contains("shard-001") && said.contains("is not below cloud.data_dir"), "{said}");
+    let said = refused(&["cloud.coordinator=etcd://h:2379", r#"cloud.shards=["sqlite:x.db"]"#]);
+    assert!(said.contains("an SQLite shard has one daemon"), "{said}");
+}
+
 /// A peer that says nothing, or only begins to speak HTTP/2, keeps no seat at the cloud.
 #[test]
 fn a_peer_that_never_opens_gives_its_seat_back() {

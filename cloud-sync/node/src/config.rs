@@ -3,7 +3,9 @@
 //! Always holds: the defaults equal the shipped `configs/cloud.toml` (a test compares them), and
 //! an unknown key is an error. The field docs are the reference manual.
 
+use super::coordinator::CoordinatorUrl;
 use super::map::Member;
+use super::shard::place;
 use daemon::config::{Options, Span, address};
 use placement::Shard;
 use serde::{Deserialize, Serialize};
@@ -44,7 +46,7 @@ pub struct Cloud {
     /// The shards that the first map is made of: "sqlite:FILE", relative to the data directory, or "postgres://USER:PASSWORD@HOST/DATABASE"; "NAME=..." names one, else they are called shard-000 and so on. Later ones are added with `tidegate-cloud shards add`.
     pub shards: Vec<String>,
     /// Where the map lives: "sqlite" (in the data directory, for one daemon), "postgres://USER:PASSWORD@HOST/DATABASE" or "etcd://HOST:PORT,HOST:PORT/PREFIX", which several daemons share; their shards are then all in PostgreSQL. A new one takes over the map of the data directory, if there is one.
-    pub coordinator: String,
+    pub coordinator: CoordinatorUrl,
     /// gRPC connections at once; an address may have as many as are free.
     pub max_connections: usize,
     /// Pushes at once, of all gateways; one more is asked to wait.
@@ -143,7 +145,7 @@ impl Default for Cloud {
             allow_anonymous: false,
             tls: GrpcTls::default(),
             shards: vec!["sqlite:shard-000.db".into(), "sqlite:shard-001.db".into()],
-            coordinator: "sqlite".into(),
+            coordinator: CoordinatorUrl::Sqlite,
             max_connections: 20_000,
             max_pushes: 64,
             in_flight: 8,
@@ -201,6 +203,15 @@ impl Options for Config {
         }
         if self.shards().len() != self.cloud.shards.len() || self.cloud.shards.is_empty() {
             wrong("cloud.shards", "there must be at least one, each with a name of its own".into());
+        }
+        // The default shards are those of one daemon; which ones several have is said once, or known to their map.
+        let is_own = self.cloud.shards != Cloud::default().shards;
+        for (name, member) in self.shards() {
+            if let Err(what) = place::check(&member.url) {
+                wrong("cloud.shards", format!("shard {name}: {what}"));
+            } else if is_own && self.cloud.coordinator.is_shared() && member.url.starts_with("sqlite:") {
+                wrong("cloud.shards", format!("shard {name}: {}", place::FOR_ONE));
+            }
         }
         let given = |path: &PathBuf| !path.as_os_str().is_empty();
         for (key, cert, private) in [

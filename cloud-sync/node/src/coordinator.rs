@@ -11,9 +11,11 @@ mod postgres;
 /// A file, for one daemon.
 mod sqlite;
 
+use crate::shard::place;
 use async_trait::async_trait;
 pub(crate) use etcd::Etcd;
 pub(crate) use postgres::Postgres;
+use serde::{Deserialize, Serialize};
 pub(crate) use sqlite::Sqlite;
 use std::path::Path;
 use std::sync::Arc;
@@ -44,20 +46,111 @@ pub(crate) trait Coordinator: Send + Sync + 'static {
     async fn changed(&self, version: u64);
 }
 
-/// The document with its version, without taking the map from a daemon that uses it.
-pub(crate) async fn look(url: &str, directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
-    if url == "sqlite" { Sqlite::look(directory) } else { open(url, directory).await?.read().await }
+/// Which coordinator, as it is written in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum CoordinatorUrl {
+    /// `sqlite`: a file in the data directory, for one daemon.
+    Sqlite,
+    /// `postgres://USER:PASSWORD@HOST/DATABASE`.
+    Postgres(String),
+    /// `etcd://HOST:PORT,HOST:PORT/PREFIX`; `etcds://` speaks TLS.
+    Etcd {
+        /// `etcd` or `etcds`.
+        scheme: String,
+        /// Each as `HOST:PORT`.
+        members: Vec<String>,
+        /// Of its keys.
+        prefix: String,
+    },
 }
 
-/// Opens the coordinator of a configuration: `sqlite`, `postgres://...` or `etcd://...`.
-pub(crate) async fn open(url: &str, directory: &Path) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
-    match url.split_once("://").map(|(scheme, _)| scheme) {
-        None if url == "sqlite" => Ok(Arc::new(Sqlite::open(directory)?)),
-        Some("postgres" | "postgresql") => {
-            let pool = crate::shard::postgres::pool(url).map_err(|e| CoordinatorError(e.to_string()))?;
-            Ok(Arc::new(Postgres::open(pool).await?))
+impl CoordinatorUrl {
+    /// True where several daemons share one map.
+    pub(crate) fn is_shared(&self) -> bool {
+        *self != CoordinatorUrl::Sqlite
+    }
+}
+
+impl TryFrom<String> for CoordinatorUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        const WANTED: &str =
+            "write \"sqlite\", \"postgres://USER:PASSWORD@HOST/DATABASE\" or \"etcd://HOST:PORT,HOST:PORT/PREFIX\"";
+        match text.split_once("://") {
+            None if text == "sqlite" => Ok(CoordinatorUrl::Sqlite),
+            Some(("postgres" | "postgresql", _)) => {
+                place::check(&text)?;
+                Ok(CoordinatorUrl::Postgres(text))
+            }
+            Some((scheme @ ("etcd" | "etcds"), rest)) => {
+                let (members, prefix) = rest.split_once('/').unwrap_or((rest, "tidegate"));
+                let members: Vec<String> =
+                    members.split(',').filter(|member| !member.is_empty()).map(str::to_owned).collect();
+                match members.iter().find(|member| reqwest::Url::parse(&format!("http://{member}")).is_err()) {
+                    Some(bad) => Err(format!("{bad:?} is not HOST:PORT: {WANTED}")),
+                    None if members.is_empty() => Err(format!("there is no member of etcd: {WANTED}")),
+                    None => Ok(CoordinatorUrl::Etcd {
+                        scheme: scheme.to_owned(),
+                        members,
+                        prefix: prefix.trim_matches('/').to_owned(),
+                    }),
+                }
+            }
+            _ => Err(format!("{:?} is not a coordinator: {WANTED}", place::hidden(&text))),
         }
-        Some("etcd" | "etcds") => Ok(Arc::new(Etcd::new(url)?)),
-        _ => Err(CoordinatorError(format!("{url:?} is none: write sqlite, postgres://... or etcd://HOST:PORT"))),
+    }
+}
+
+impl From<CoordinatorUrl> for String {
+    fn from(url: CoordinatorUrl) -> Self {
+        match url {
+            CoordinatorUrl::Sqlite => "sqlite".into(),
+            CoordinatorUrl::Postgres(url) => url,
+            CoordinatorUrl::Etcd { scheme, members, prefix } => format!("{scheme}://{}/{prefix}", members.join(",")),
+        }
+    }
+}
+
+/// The document with its version, without taking the map from a daemon that uses it.
+pub(crate) async fn look(url: &CoordinatorUrl, directory: &Path) -> Result<Option<(u64, String)>, CoordinatorError> {
+    match url {
+        CoordinatorUrl::Sqlite => Sqlite::look(directory),
+        other => open(other, directory).await?.read().await,
+    }
+}
+
+/// Opens the coordinator of a configuration.
+pub(crate) async fn open(url: &CoordinatorUrl, directory: &Path) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
+    Ok(match url {
+        CoordinatorUrl::Sqlite => Arc::new(Sqlite::open(directory)?),
+        CoordinatorUrl::Postgres(url) => {
+            let pool = crate::shard::postgres::pool(url).map_err(|e| CoordinatorError(e.to_string()))?;
+            Arc::new(Postgres::open(pool).await?)
+        }
+        CoordinatorUrl::Etcd { scheme, members, prefix } => Arc::new(Etcd::new(scheme == "etcds", members, prefix)?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_is_written_as_it_was_read_and_mistakes_are_named() {
+        for text in ["sqlite", "postgres://u:p@h/d", "etcd://a:1,b:2/x", "etcds://a:1/tidegate"] {
+            assert_eq!(String::from(CoordinatorUrl::try_from(text.to_owned()).unwrap()), text);
+        }
+        for (text, said) in [
+            ("zookeeper", "not a coordinator"),
+            ("zk://u:secret@h", "zk://u@h"),
+            ("etcd://", "no member"),
+            ("etcd://a:x/y", "a:x"),
+            ("postgres://h:port/d", "port"),
+        ] {
+            let error = CoordinatorUrl::try_from(text.to_owned()).unwrap_err();
+            assert!(error.contains(said) && !error.contains("secret"), "{text}: {error}");
+        }
     }
 }

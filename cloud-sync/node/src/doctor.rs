@@ -158,7 +158,7 @@ fn look_at(config: &Config, member: &Member) -> Result<Arc<dyn Shard>, ShardErro
             config.cloud.data_dir.display()
         )));
     }
-    place::open(&member.url, &config.cloud.data_dir, config.cloud.coordinator != "sqlite", None)
+    place::open(&member.url, &config.cloud.data_dir, config.cloud.coordinator.is_shared(), None)
 }
 
 async fn examine_shard(

@@ -158,7 +158,7 @@ impl Router {
         let router = Router {
             coordinator,
             data_dir: config.cloud.data_dir.clone(),
-            shared: config.cloud.coordinator != "sqlite",
+            shared: config.cloud.coordinator.is_shared(),
             view: RwLock::new(Arc::new(View::new(0, Map::new(config.shards())?, HashMap::new()))),
             silent: std::sync::Mutex::default(),
             refreshing: Mutex::default(),
@@ -400,7 +400,7 @@ async fn held(view: &View, sender: &Sender) -> Vec<(String, Held)> {
 
 /// The map of the data directory, when a coordinator for several daemons takes over.
 async fn former_map(config: &Config) -> Result<Option<String>, RouterError> {
-    if config.cloud.coordinator == "sqlite" || !coordinator::Sqlite::is_in(&config.cloud.data_dir) {
+    if !config.cloud.coordinator.is_shared() || !coordinator::Sqlite::is_in(&config.cloud.data_dir) {
         return Ok(None);
     }
     let former = coordinator::Sqlite::open(&config.cloud.data_dir)?.read().await?;
@@ -413,7 +413,7 @@ async fn found(config: &Config, coordinator: &dyn Coordinator) -> Result<Option<
     let is_there = |member: &Member| place::is_there(&member.url, &config.cloud.data_dir);
     for (name, member) in config.shards().into_iter().filter(|(_, member)| is_there(member)) {
         let failed = |error| RouterError::Shard { name: name.clone(), error };
-        let shared = config.cloud.coordinator != "sqlite";
+        let shared = config.cloud.coordinator.is_shared();
         let shard = place::open(&member.url, &config.cloud.data_dir, shared, None).map_err(failed)?;
         // One that does not answer now says so when it does.
         let Ok(Some(of)) = shard.identity().await else { continue };

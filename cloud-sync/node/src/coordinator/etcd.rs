@@ -44,23 +44,12 @@ fn number(value: &Value) -> Option<u64> {
 }
 
 impl Etcd {
-    /// Of `etcd://HOST:PORT,HOST:PORT/PREFIX`; `etcds://` speaks TLS.
-    pub(crate) fn new(url: &str) -> Result<Self, CoordinatorError> {
-        let bad =
-            || CoordinatorError(format!("{url:?}: write for example etcd://10.0.0.1:2379,10.0.0.2:2379/tidegate"));
-        let (scheme, rest) = url.split_once("://").ok_or_else(bad)?;
-        let scheme = if scheme == "etcds" { "https" } else { "http" };
-        let (members, prefix) = rest.split_once('/').unwrap_or((rest, "tidegate"));
-        let members: Vec<String> = members
-            .split(',')
-            .filter(|member| !member.is_empty())
-            .map(|member| format!("{scheme}://{member}"))
-            .collect();
-        if members.is_empty() {
-            return Err(bad());
-        }
+    /// Members, each as `HOST:PORT`, and what keys begin with.
+    pub(crate) fn new(has_tls: bool, members: &[String], prefix: &str) -> Result<Self, CoordinatorError> {
+        let scheme = if has_tls { "https" } else { "http" };
+        let members = members.iter().map(|member| format!("{scheme}://{member}")).collect();
         let http = reqwest::Client::builder().connect_timeout(TIMEOUT).build().map_err(failed)?;
-        Ok(Etcd { members, prefix: prefix.trim_matches('/').to_owned(), http, lease: Mutex::default() })
+        Ok(Etcd { members, prefix: prefix.to_owned(), http, lease: Mutex::default() })
     }
 
     fn key(&self, name: &str) -> String {

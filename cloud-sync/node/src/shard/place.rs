@@ -1,6 +1,6 @@
 //! Where a shard is, by its URL.
 
-use super::postgres::Postgres;
+use super::postgres::{self, Postgres};
 use super::sqlite::Sqlite;
 use super::{Identity, Shard, ShardError};
 use std::path::{Component, Path, PathBuf};
@@ -12,21 +12,27 @@ use std::sync::Arc;
 /// A shard that is nobody's becomes `owner`'s, one that is somebody else's is refused at every use; without an
 /// owner it is taken as it is.
 pub fn open(url: &str, data_dir: &Path, shared: bool, owner: Option<Identity>) -> Result<Arc<dyn Shard>, ShardError> {
+    check(url).map_err(ShardError::Down)?;
+    match file(url, data_dir) {
+        Some(_) if shared => Err(ShardError::Down(FOR_ONE.into())),
+        Some(file) => Ok(Arc::new(Sqlite::open(&file, owner)?)),
+        None => Ok(Arc::new(Postgres::new(url, owner)?)),
+    }
+}
+
+/// Why a file is no shard of several daemons.
+pub(crate) const FOR_ONE: &str = "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to \
+                                  PostgreSQL first, with cloud.coordinator = \"sqlite\"";
+
+/// What is wrong with the URL of a shard, or of a database, in words.
+pub(crate) fn check(url: &str) -> Result<(), String> {
     match url.split_once(':') {
-        Some(("sqlite", _)) if shared => Err(ShardError::Down(
-            "an SQLite shard has one daemon, and cloud.coordinator is for several: move it to PostgreSQL first, with \
-             cloud.coordinator = \"sqlite\""
-                .into(),
-        )),
-        Some(("sqlite", file)) => {
-            let below = below(file).map_err(ShardError::Down)?;
-            Ok(Arc::new(Sqlite::open(&data_dir.join(below), owner)?))
-        }
-        Some(("postgres" | "postgresql", _)) => Ok(Arc::new(Postgres::new(url, owner)?)),
-        _ => Err(ShardError::Down(format!(
-            "{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE",
-            hidden(url)
-        ))),
+        Some(("sqlite", file)) => below(file).map(drop),
+        Some(("postgres" | "postgresql", _)) => match postgres::config(url) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(format!("{:?} is not the URL of a database: {e:#}", hidden(url))),
+        },
+        _ => Err(format!("{:?} is no shard: write sqlite:FILE or postgres://USER:PASSWORD@HOST/DATABASE", hidden(url))),
     }
 }
 

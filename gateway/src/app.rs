@@ -3,10 +3,11 @@
 //! The map of channels:
 //!
 //! ```text
+//! accept  -> sockets (256 a thread; full: none is accepted)             -> listening threads
 //! sockets -> Intake (journal.queue, bytes; full: sockets are not read) -> writer thread
 //! writer  -> Desks (what the commit held)                              -> listening threads: acknowledgements
 //! writer  -> handover (8 MiB; full: the writer waits)                  -> windows thread
-//! windows -> Intake's chores (one lot at a time)                       -> writer thread: summaries
+//! windows -> Intake's chores (32; full: windows stay open)              -> writer thread: summaries
 //! archive -> Intake's chores (one step at a time)                      -> writer thread: chunks
 //! archive -> disturbed windows (one lot, after the clock was set)      -> windows thread: dirty windows
 //! writer  -> Recorder (one number)                                    -> uplink task: what to read and send
@@ -268,7 +269,7 @@ impl App {
             _ => None,
         };
         let (committed_sender, committed) = handover::handover();
-        let (disturbed_sender, disturbed) = std::sync::mpsc::channel();
+        let (disturbed_sender, disturbed) = std::sync::mpsc::sync_channel(1);
         let memory_bytes = config.window.memory.bytes();
         let driver = Driver {
             windows: Windows::new(length_us, config.window.lateness.micros(), memory_bytes),

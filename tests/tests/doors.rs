@@ -253,7 +253,9 @@ fn a_store_that_does_not_fit_its_log_is_left_alone() {
 fn the_cloud_checks_where_its_map_and_its_shards_are() {
     let refused = |settings: &[&str]| {
         let mut command = Command::new(binary("tidegate-cloud"));
-        settings.iter().for_each(|setting| drop(command.args(["--set", setting])));
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
         let output = command.arg("check").output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{settings:?}: {}", both(&output));
         both(&output)

@@ -27,7 +27,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,7 @@ pub(crate) struct Folder {
     /// Who is there.
     pub catalog: Arc<Catalog>,
     /// Where it is told which windows have lost readings.
-    pub disturbed: Sender<Disturbed>,
+    pub disturbed: SyncSender<Disturbed>,
     /// The gateway stops.
     pub stop: CancellationToken,
 }

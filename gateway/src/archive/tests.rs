@@ -104,7 +104,7 @@ fn folder(store: &Store) -> Folder {
         delay_us: 0,
         clock: Clock::system(),
         catalog: Arc::new(crate::catalog::Catalog::new(crate::config::Config::default().names(), 0)),
-        disturbed: std::sync::mpsc::channel().0,
+        disturbed: std::sync::mpsc::sync_channel(1).0,
         stop: CancellationToken::new(),
     }
 }

@@ -195,7 +195,13 @@ impl Intake {
         wait(&committed, stop)
     }
 
-    /// Hands the writer a chore; never waits, because whoever does has at most one under way.
+    /// Chores that the writer has not taken yet.
+    pub(crate) fn chores(&self) -> usize {
+        self.state().chores.len()
+    }
+
+    /// Hands the writer a chore; never waits. Whoever does has at most one under way, but for the windows' thread, which
+    /// closes no windows while [`Intake::chores`] are many.
     pub(crate) fn push_chore(&self, chore: Chore) {
         let mut state = self.state();
         state.chores.push(chore);

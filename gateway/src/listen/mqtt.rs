@@ -64,7 +64,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Sender, channel};
 use tokio_util::sync::CancellationToken;
 
 /// What the kernel may hold of a connection's unread bytes: more would hide a flood there.
@@ -277,9 +277,9 @@ pub(crate) fn threads(
     desks: &[Arc<Desk>],
     stop: &CancellationToken,
     finish: &CancellationToken,
-) -> (Vec<Thread>, Vec<UnboundedSender<Accepted>>) {
+) -> (Vec<Thread>, Vec<Sender<Accepted>>) {
     let thread = |(desk_index, desk): (usize, &Arc<Desk>)| {
-        let (sender, sockets) = unbounded_channel();
+        let (sender, sockets) = channel(SOCKETS_MAX);
         let (shared, desk) = (Arc::clone(shared), Arc::clone(desk));
         (Thread { shared, desk, desk_index, sockets, stop: stop.clone(), finish: finish.clone() }, sender)
     };
@@ -297,6 +297,10 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// Connections that wait for their thread, which takes them in turn with its others; while there are as many, none is
+/// accepted.
+const SOCKETS_MAX: usize = 256;
+
 /// A connection and its seat.
 pub(crate) struct Accepted {
     pub(super) socket: TcpStream,
@@ -307,7 +311,7 @@ pub(crate) struct Accepted {
 pub(crate) async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
-    threads: Vec<UnboundedSender<Accepted>>,
+    threads: Vec<Sender<Accepted>>,
     stop: CancellationToken,
 ) {
     static FULL: Sparse = Sparse::new();
@@ -332,7 +336,8 @@ pub(crate) async fn accept(
                 };
                 // Acknowledgements are small and wanted now.
                 let _ = socket.set_nodelay(true);
-                if threads[turn % threads.len()].send(Accepted { socket, seat }).is_err() {
+                let dealt = threads[turn % threads.len()].send(Accepted { socket, seat });
+                if tokio::select! { () = stop.cancelled() => true, dealt = dealt => dealt.is_err() } {
                     return;
                 }
                 turn += 1;

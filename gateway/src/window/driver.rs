@@ -39,6 +39,8 @@ const LOT: usize = 20_000;
 const OLD_LOT: usize = 2_000;
 /// Passes over the raw readings take at most a tenth of the time, as long as each is short.
 const REST_MAX: Duration = Duration::from_secs(60);
+/// Chores that may wait for the writer before windows stay open for longer.
+const CHORES_MAX: usize = 32;
 /// How often a restart's beginning is written, though no window has closed.
 const CHECKPOINT: Duration = Duration::from_secs(5);
 /// How often to look whether a day is to be folded.
@@ -181,7 +183,8 @@ impl Driver {
                 return Ok(());
             }
             // Commits come by the thousand; looking whether a window is due need not.
-            if looked_at.elapsed() >= self.look_every {
+            // Nor need it while the writer waits for its disk: windows stay open until it has taken what is closed.
+            if looked_at.elapsed() >= self.look_every && self.intake.chores() < CHORES_MAX {
                 looked_at = Instant::now();
                 self.age();
                 self.close_due(&mut state)?;

@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 const READ_BYTES: usize = 64 << 10;
@@ -35,7 +35,7 @@ pub(crate) struct Thread {
     pub(super) shared: Arc<Shared>,
     pub(super) desk: Arc<Desk>,
     pub(super) desk_index: usize,
-    pub(super) sockets: UnboundedReceiver<Accepted>,
+    pub(super) sockets: Receiver<Accepted>,
     pub(super) stop: CancellationToken,
     pub(super) finish: CancellationToken,
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 use uplink::Held;
 use wire::proto::uplink_server::Uplink;
 use wire::proto::{PushReply, PushRequest};
@@ -59,6 +60,9 @@ pub(crate) struct Intake {
     pub witnesses: Witnesses,
 }
 
+/// What the log shows of a gateway's id that nobody has checked yet.
+const GATEWAY_SHOWN_CHARS: usize = 64;
+
 /// The time.
 #[expect(clippy::disallowed_methods, reason = "the cloud's one place")]
 pub(crate) fn now_us() -> Micros {
@@ -78,7 +82,9 @@ impl Intake {
     /// Takes a push.
     pub(crate) async fn push(&self, who: &Who, request: PushRequest) -> Result<PushReply, Refusal> {
         let started = Instant::now();
-        let reply = self.try_push(who, request).await;
+        let gateway: String =
+            request.sender.iter().flat_map(|sender| sender.gateway.chars()).take(GATEWAY_SHOWN_CHARS).collect();
+        let reply = self.try_push(who, request).instrument(tracing::info_span!("push", gateway)).await;
         self.metrics.push_seconds.observe(started.elapsed().as_secs_f64());
         reply
     }

@@ -27,6 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 /// How long a request's head may take, and a connection be silent between two requests.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
@@ -58,7 +59,8 @@ pub async fn serve(listener: TcpListener, tls: Option<Shown>, app: Router, seats
         match accepted {
             Ok((stream, from)) => match seats.take(from.ip()) {
                 Some(seat) => {
-                    drop(connections.spawn(connection(stream, from, tls.clone(), app.clone(), seat, stop.clone())))
+                    let served = connection(stream, from, tls.clone(), app.clone(), seat, stop.clone());
+                    drop(connections.spawn(served.instrument(tracing::info_span!("http", peer = %from))));
                 }
                 None => {
                     if let Some(unsaid) = FULL.may_say() {
@@ -116,12 +118,14 @@ async fn requests(
     app: Router,
     stop: CancellationToken,
 ) {
-    let app = app.layer(axum::middleware::map_request(move |mut request: Request| {
+    let app = app.layer(axum::middleware::from_fn(move |mut request: Request, next: Next| {
         request.extensions_mut().insert(ConnectInfo(from));
         if let Some(chain) = &chain {
             request.extensions_mut().insert(chain.clone());
         }
-        std::future::ready(request)
+        // Without what follows the path: there may be passwords.
+        let span = tracing::info_span!("request", method = %request.method(), path = request.uri().path());
+        next.run(request).instrument(span)
     }));
     let service = TowerToHyperService::new(app.into_service::<Incoming>());
     let mut builder = http1::Builder::new();

@@ -25,6 +25,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 const READ_BYTES: usize = 64 << 10;
 /// How long connections may take to send their last bytes at the end.
@@ -91,7 +92,9 @@ impl Thread {
                 Some(Accepted { socket, seat }) = self.sockets.recv() => {
                     // The accepting side registered it with another runtime.
                     if let Ok(socket) = socket.into_std().and_then(TcpStream::from_std) {
-                        tokio::task::spawn_local(serve_connection(Rc::clone(&local), socket, seat));
+                        let peer = socket.peer_addr().map_or_else(|_| "gone".to_owned(), |peer| peer.to_string());
+                        let span = tracing::info_span!("mqtt", peer, client = tracing::field::Empty);
+                        tokio::task::spawn_local(serve_connection(Rc::clone(&local), socket, seat).instrument(span));
                     }
                 }
             }
@@ -207,6 +210,6 @@ async fn serve_connection(local: Rc<Local>, socket: TcpStream, _seat: Seat) {
     match stream.first_packet().await {
         Ok(Some(session)) => stream.converse(session).await,
         Ok(None) => {}
-        Err(violation) => tracing::debug!(connection = id, "refused: {violation}"),
+        Err(violation) => tracing::debug!("refused: {violation}"),
     }
 }

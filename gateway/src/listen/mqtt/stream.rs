@@ -27,6 +27,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::OwnedReadHalf;
 
+/// What the log shows of a client identifier.
+const CLIENT_SHOWN_BYTES: usize = 64;
+
 /// The largest CONNECT: nobody is known yet, so little is kept for anybody.
 pub(super) const CONNECT_BYTES_MAX: usize = 256 << 10;
 
@@ -146,10 +149,12 @@ impl Stream {
 
     /// Takes what the client sends until the connection is over, then says farewell for it.
     pub(super) async fn converse(mut self, mut session: Session) {
+        let shown = session.client.floor_char_boundary(CLIENT_SHOWN_BYTES);
+        tracing::Span::current().record("client", &session.client[..shown]);
         if unpanicked(self.talk(&mut session)).await.is_err() {
             // What the packet left half done belongs to nobody.
             self.local.scratch.borrow_mut().parcel = Parcel::default();
-            tracing::error!(client = &*session.client, "a packet made its connection panic; see above");
+            tracing::error!("a packet made its connection panic; see above");
         }
         self.farewell(session).await;
     }
@@ -164,7 +169,7 @@ impl Stream {
                 Pass::Taken => {}
                 Pass::End => return,
                 Pass::Broken(violation) => {
-                    tracing::debug!(client = &*session.client, "disconnected: {violation}");
+                    tracing::debug!("disconnected: {violation}");
                     connection.close(violation.code);
                 }
             }

@@ -202,6 +202,10 @@ fn end_of_text(bytes: &[u8], at: usize) -> Option<usize> {
     None
 }
 
+/// What a backslash escapes in measurements and names of fields, and what in tags: InfluxDB's parser in Go differs there.
+const NAME: [char; 4] = [',', ' ', '=', '"'];
+const TAG: [char; 3] = [',', ' ', '='];
+
 type Tags<'l> = SmallVec<[(Cow<'l, str>, Cow<'l, str>); 8]>;
 
 fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut dyn Sink) -> Result<(), String> {
@@ -238,7 +242,7 @@ fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut d
         rest = behind;
         metric.truncate(length);
         // Without a device's tag the measurement is not in the name, and a `.` in the field's does not end it.
-        push_name(&mut metric, &unescape(key, &[',', ' ', '=', '"']), by.is_none());
+        push_name(&mut metric, &unescape(key, &NAME), by.is_none());
         metric.push_str(&suffix);
         let mut spare = String::new();
         match read_value(value, &mut spare) {
@@ -253,7 +257,6 @@ fn one(head: &str, fields: &str, stamp: &str, dialect: Dialect<'_>, sink: &mut d
 }
 
 fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
-    const TAG: [char; 3] = [',', ' ', '='];
     let (measurement, mut rest) = cut(head, b',');
     let mut tags = Tags::new();
     while let Some(more) = rest {
@@ -278,7 +281,7 @@ fn read_head(head: &str) -> Result<(Cow<'_, str>, Tags<'_>), String> {
     if measurement.is_empty() {
         return Err("the measurement is missing".into());
     }
-    Ok((unescape(measurement, &[',', ' ']), tags))
+    Ok((unescape(measurement, &NAME), tags))
 }
 
 /// The text before a separator that no backslash escapes, and the text behind it, if it is there.

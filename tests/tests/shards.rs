@@ -443,8 +443,8 @@ async fn moved(from: &dyn Shard, to: &dyn Shard, epoch: Epoch) -> Result<(), Sha
     from.set_fences(set(epoch + 1, State::Open).collect()).await?;
     let slots: BTreeSet<u16> = fences(0).into_iter().map(|(slot, _)| slot).collect();
     for &slot in &slots {
-        let (known, beats) = from.export_names(slot).await?;
-        to.import_names(slot, known, beats, epoch + 1).await?;
+        let names = from.export_names(slot).await?;
+        to.import_names(vec![names], vec![(slot, epoch + 1)]).await?;
         for part in [Part::Windows, Part::Sealed] {
             let mut after = None;
             loop {

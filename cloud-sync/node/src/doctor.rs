@@ -82,8 +82,7 @@ pub async fn repair(config: &Config, none_missing: bool) -> Result<String> {
 /// What decides the slots of the devices that a shard has.
 async fn placing_of(shard: &dyn Shard) -> Result<Option<Placing>, ShardError> {
     for slot in shard.inhabited((0..SLOTS).collect()).await? {
-        let (devices, _) = shard.export_names(slot).await?;
-        if let Some(known) = devices.first() {
+        if let Some(known) = shard.export_names(slot).await?.devices.first() {
             let all = [Placing::GatewayAndDevice, Placing::Device];
             return Ok(all.into_iter().find(|placing| placing.slot(&known.gateway, &known.device) == slot));
         }

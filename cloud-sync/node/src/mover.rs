@@ -13,6 +13,7 @@ use super::intake::now_us;
 use super::map::{Leftover, Transit};
 use super::metrics::Metrics;
 use super::router::{Router, RouterError, View};
+use super::row::{Key, Row};
 use super::shard::{EVER, Fence, Part, Shard, ShardError, State};
 use daemon::aggregates::Range;
 use daemon::config::Span;
@@ -30,8 +31,10 @@ const LEASE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a failure.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Slots that are copied or compared at a time.
+/// Groups of slots that are copied, or slots that are compared, at a time.
 const SIDE_BY_SIDE: usize = 8;
+/// Slots of a group.
+const TOGETHER: usize = 16;
 const HOUR_US: Micros = 3_600 * SECOND_US;
 /// By how much clocks of daemons may differ that say when a push was received.
 const CLOCKS_US: Micros = 10 * 60 * SECOND_US;
@@ -257,7 +260,8 @@ impl Mover {
             self.phase("copying");
             self.note(|progress| progress.begun = Some((Instant::now(), progress.rows)));
             let slots = old.inhabited(lot.slots.clone()).await.map_err(|e| at(&lot.from, e))?;
-            self.each(&slots, |slot| self.copy(&lot, slot, EVER)).await?;
+            let groups: Vec<&[u16]> = slots.chunks(TOGETHER).collect();
+            self.each(&groups, |group| self.copy_group(&lot, group)).await?;
             pause_for_tests("comparing").await;
             self.phase("comparing");
             // What was received since may be in one of both only, for a moment, by whatever clock.
@@ -315,35 +319,90 @@ impl Mover {
         lot.of(&lot.from)?.set_fences(opened).await.map_err(|e| at(&lot.from, e))
     }
 
-    /// Does something with several slots at a time.
-    async fn each<F>(&self, slots: &[u16], work: impl Fn(u16) -> F) -> Result<(), MoveError>
+    /// Does something with several slots, or groups of them, at a time.
+    async fn each<T: Copy, F>(&self, of: &[T], work: impl Fn(T) -> F) -> Result<(), MoveError>
     where
         F: Future<Output = Result<(), MoveError>>,
     {
-        stream::iter(slots.iter().copied().map(Ok)).try_for_each_concurrent(SIDE_BY_SIDE, work).await
+        stream::iter(of.iter().copied().map(Ok)).try_for_each_concurrent(SIDE_BY_SIDE, work).await
+    }
+
+    /// Copies names and rows of some slots. What several have is put into one commit: most slots have little.
+    async fn copy_group(&self, lot: &Lot<'_>, slots: &[u16]) -> Result<(), MoveError> {
+        let old = lot.of(&lot.from)?;
+        self.copy_names(lot, slots).await?;
+        for part in [Part::Windows, Part::Sealed] {
+            let mut waiting = Vec::new();
+            for &slot in slots {
+                let rows = old.export(slot, part, EVER, None, self.rows).await.map_err(|e| at(&lot.from, e))?;
+                let behind = rows.last().filter(|_| rows.len() >= self.rows).map(|row| row.key.clone());
+                waiting.extend(rows);
+                if waiting.len() >= self.rows {
+                    self.put(lot, part, std::mem::take(&mut waiting)).await?;
+                    self.still_leads().await?;
+                }
+                if behind.is_some() {
+                    self.copy_rows(lot, slot, part, EVER, behind).await?;
+                }
+            }
+            self.put(lot, part, waiting).await?;
+        }
+        Ok(())
     }
 
     /// Copies names, and rows that start in a range.
     async fn copy(&self, lot: &Lot<'_>, slot: u16, range: Range) -> Result<(), MoveError> {
-        let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
-        let (known, beats) = old.export_names(slot).await.map_err(|e| at(&lot.from, e))?;
-        new.import_names(slot, known, beats, lot.epoch(slot)).await.map_err(|e| at(&lot.to, e))?;
+        self.copy_names(lot, &[slot]).await?;
         for part in [Part::Windows, Part::Sealed] {
-            let mut after = None;
-            loop {
-                let rows = old.export(slot, part, range, after, self.rows).await.map_err(|e| at(&lot.from, e))?;
-                let Some(last) = rows.last() else { break };
-                after = Some(last.key.clone());
-                let many = rows.len();
-                new.import(rows, part, vec![(slot, lot.epoch(slot))]).await.map_err(|e| at(&lot.to, e))?;
-                self.metrics.moved_rows.inc_by(many as u64);
-                self.note(|progress| progress.copied(many as u64));
-                if many < self.rows {
-                    break;
-                }
-                self.still_leads().await?;
-            }
+            self.copy_rows(lot, slot, part, range, None).await?;
         }
+        Ok(())
+    }
+
+    async fn copy_names(&self, lot: &Lot<'_>, slots: &[u16]) -> Result<(), MoveError> {
+        let (old, new) = (lot.of(&lot.from)?, lot.of(&lot.to)?);
+        let mut names = Vec::with_capacity(slots.len());
+        for &slot in slots {
+            names.push(old.export_names(slot).await.map_err(|e| at(&lot.from, e))?);
+        }
+        let fences = slots.iter().map(|&slot| (slot, lot.epoch(slot))).collect();
+        new.import_names(names, fences).await.map_err(|e| at(&lot.to, e))
+    }
+
+    /// Copies the rows of a slot that start in a range, behind a key.
+    async fn copy_rows(
+        &self,
+        lot: &Lot<'_>,
+        slot: u16,
+        part: Part,
+        range: Range,
+        mut after: Option<Key>,
+    ) -> Result<(), MoveError> {
+        let old = lot.of(&lot.from)?;
+        loop {
+            let rows = old.export(slot, part, range, after, self.rows).await.map_err(|e| at(&lot.from, e))?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = Some(last.key.clone());
+            let many = rows.len();
+            self.put(lot, part, rows).await?;
+            if many < self.rows {
+                return Ok(());
+            }
+            self.still_leads().await?;
+        }
+    }
+
+    /// Puts rows where they go to.
+    async fn put(&self, lot: &Lot<'_>, part: Part, rows: Vec<Row>) -> Result<(), MoveError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let many = rows.len() as u64;
+        let slots: BTreeSet<u16> = rows.iter().map(|row| row.key.slot).collect();
+        let fences = slots.into_iter().map(|slot| (slot, lot.epoch(slot))).collect();
+        lot.of(&lot.to)?.import(rows, part, fences).await.map_err(|e| at(&lot.to, e))?;
+        self.metrics.moved_rows.inc_by(many);
+        self.note(|progress| progress.copied(many));
         Ok(())
     }
 

@@ -365,6 +365,17 @@ pub struct Known {
     pub removed: Vec<Floor>,
 }
 
+/// Who is in a slot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Names {
+    /// Which.
+    pub slot: u16,
+    /// Its devices, with their labels.
+    pub devices: Vec<Known>,
+    /// Its gateways.
+    pub beats: Vec<Beat>,
+}
+
 impl ShardError {
     /// That a slot is something else at the shard.
     fn fenced(slot: u16, found: Option<&Fence>) -> Self {
@@ -555,21 +566,15 @@ pub trait Shard: Send + Sync + 'static {
     /// Which slots, of some, have anything in them.
     async fn inhabited(&self, slots: Vec<u16>) -> Result<Vec<u16>, ShardError>;
 
-    /// Devices, labels and gateways of a slot.
-    async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError>;
+    /// The names in a slot.
+    async fn export_names(&self, slot: u16) -> Result<Names, ShardError>;
 
     /// Takes copies of rows into slots that are being imported; higher versions stay. Windows of hours
     /// that are sealed go.
     async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError>;
 
     /// Takes names into slots that are being imported.
-    async fn import_names(
-        &self,
-        slot: u16,
-        known: Vec<Known>,
-        beats: Vec<Beat>,
-        epoch: Epoch,
-    ) -> Result<(), ShardError>;
+    async fn import_names(&self, names: Vec<Names>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError>;
 
     /// Rows and the sum of their digests, by hour of window starts in a range, of a slot; sealed hours are
     /// rows too.

@@ -30,7 +30,7 @@ mod senders;
 mod slots;
 
 use super::deadline::{ANSWER, LONG, WRITE, within};
-use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
+use super::{Beat, Fence, Identity, Known, Names, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::row::{Key, Row};
 use async_trait::async_trait;
 use daemon::aggregates::Range;
@@ -309,7 +309,7 @@ impl Shard for Postgres {
         limit: usize,
     ) -> Result<Vec<Row>, ShardError> {
         within(LONG, async {
-            slots::export(&**self.connection().await?, slot, part, range, after.as_ref(), limit).await
+            slots::export(&*self.connection().await?, slot, part, range, after.as_ref(), limit).await
         })
         .await
     }
@@ -322,8 +322,8 @@ impl Shard for Postgres {
         within(LONG, async { devices::inhabited(&**self.connection().await?, &slots).await }).await
     }
 
-    async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
-        within(LONG, async { devices::export_names(&**self.connection().await?, slot).await }).await
+    async fn export_names(&self, slot: u16) -> Result<Names, ShardError> {
+        within(LONG, async { devices::export_names(&*self.connection().await?, slot).await }).await
     }
 
     async fn import(&self, rows: Vec<Row>, part: Part, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
@@ -341,26 +341,20 @@ impl Shard for Postgres {
         .await
     }
 
-    async fn import_names(
-        &self,
-        slot: u16,
-        known: Vec<Known>,
-        beats: Vec<Beat>,
-        epoch: Epoch,
-    ) -> Result<(), ShardError> {
+    async fn import_names(&self, names: Vec<Names>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
         within(LONG, async {
             let mut pooled = self.connection().await?;
             let client: &mut Client = &mut pooled;
             let transaction = client.transaction().await?;
-            fences::lock_and_check(&transaction, &[(slot, epoch)], true).await?;
-            devices::import_names(&transaction, slot, &known, &beats).await?;
+            fences::lock_and_check(&transaction, &fences, true).await?;
+            devices::import_names(&transaction, &names).await?;
             Ok(transaction.commit().await?)
         })
         .await
     }
 
     async fn digests(&self, slot: u16, range: Range) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
-        within(LONG, async { slots::digests(&**self.connection().await?, slot, range).await }).await
+        within(LONG, async { slots::digests(&*self.connection().await?, slot, range).await }).await
     }
 
     async fn delete(&self, fence: Fence, limit: usize) -> Result<usize, ShardError> {

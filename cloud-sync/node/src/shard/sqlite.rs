@@ -27,7 +27,7 @@ mod senders;
 mod slots;
 
 use super::deadline::{LONG, within};
-use super::{Beat, Fence, Identity, Known, Part, Partial, Question, Sender, Shard, ShardError, Write};
+use super::{Beat, Fence, Identity, Known, Names, Part, Partial, Question, Sender, Shard, ShardError, Write};
 use crate::row::{Key, Row};
 use async_trait::async_trait;
 use daemon::aggregates::Range;
@@ -276,7 +276,7 @@ impl Shard for Sqlite {
         self.read(None, move |db| devices::inhabited(db, &slots)).await
     }
 
-    async fn export_names(&self, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
+    async fn export_names(&self, slot: u16) -> Result<Names, ShardError> {
         self.read(None, move |db| devices::export_names(db, slot)).await
     }
 
@@ -284,14 +284,8 @@ impl Shard for Sqlite {
         self.change(move |db| slots::import(db, &rows, part, &fences)).await
     }
 
-    async fn import_names(
-        &self,
-        slot: u16,
-        known: Vec<Known>,
-        beats: Vec<Beat>,
-        epoch: Epoch,
-    ) -> Result<(), ShardError> {
-        self.change(move |db| devices::import_names(db, slot, &known, &beats, epoch)).await
+    async fn import_names(&self, names: Vec<Names>, fences: Vec<(u16, Epoch)>) -> Result<(), ShardError> {
+        self.change(move |db| devices::import_names(db, &names, &fences)).await
     }
 
     async fn digests(&self, slot: u16, range: Range) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {

@@ -2,7 +2,8 @@
 
 use super::removal::{floors, put_floor};
 use super::senders::put_beat;
-use crate::shard::{Beat, Known, LabelsVersion, ShardError, numbers};
+use crate::shard::{Known, LabelsVersion, Names, ShardError, numbers};
+use deadpool_postgres::ClientWrapper;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio_postgres::{GenericClient, Row as SqlRow};
@@ -78,16 +79,16 @@ pub(super) async fn inhabited(db: &impl GenericClient, slots: &[u16]) -> Result<
     Ok(rows.iter().map(|row| row.get::<_, i32>(0) as u16).collect())
 }
 
-pub(super) async fn export_names(db: &impl GenericClient, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
+pub(super) async fn export_names(db: &ClientWrapper, slot: u16) -> Result<Names, ShardError> {
     let (first, behind) = numbers(slot);
-    let rows = db
-        .query(
+    let devices = db
+        .prepare_cached(
             "SELECT name, gateway, labels::text, labels_incarnation, labels_batch, id FROM tidegate.device
              WHERE id >= $1 AND id < $2 ORDER BY id",
-            &[&first, &behind],
         )
         .await?;
-    let mut floors = floors(db, rows.iter().map(|row| row.get(5))).await?;
+    let rows = db.query(&devices, &[&first, &behind]).await?;
+    let mut floors = floors(&**db, rows.iter().map(|row| row.get(5))).await?;
     let mut known = |row: &SqlRow| Known {
         device: row.get::<_, String>(0).into(),
         gateway: row.get::<_, String>(1).into(),
@@ -97,32 +98,32 @@ pub(super) async fn export_names(db: &impl GenericClient, slot: u16) -> Result<(
         last_us: None,
         removed: floors.remove(&row.get(5)).unwrap_or_default(),
     };
-    let beats = db.query("SELECT beat FROM tidegate.gateway WHERE slot = $1", &[&i32::from(slot)]).await?;
+    let beats = db.prepare_cached("SELECT beat FROM tidegate.gateway WHERE slot = $1").await?;
+    let beats = db.query(&beats, &[&i32::from(slot)]).await?;
     let beats = beats.iter().filter_map(|row| serde_json::from_str(row.get(0)).ok()).collect();
-    Ok((rows.iter().map(&mut known).collect(), beats))
+    Ok(Names { slot, devices: rows.iter().map(&mut known).collect(), beats })
 }
 
-pub(super) async fn import_names(
-    db: &impl GenericClient,
-    slot: u16,
-    known: &[Known],
-    beats: &[Beat],
-) -> Result<(), ShardError> {
-    let wanted = known.iter().map(|known| (slot, Arc::clone(&known.gateway), Arc::clone(&known.device)));
+pub(super) async fn import_names(db: &impl GenericClient, names: &[Names]) -> Result<(), ShardError> {
+    let of = |known: &Known| (Arc::clone(&known.gateway), Arc::clone(&known.device));
+    let wanted = names.iter().flat_map(|names| {
+        names.devices.iter().map(|known| (names.slot, Arc::clone(&known.gateway), Arc::clone(&known.device)))
+    });
     let ids = devices_of(db, wanted.collect()).await?;
-    for known in known.iter().filter(|known| known.labels_version > LabelsVersion::default()) {
-        let id = ids[&(Arc::clone(&known.gateway), Arc::clone(&known.device))];
-        put_labels(db, id, &known.labels, known.labels_version).await?;
-    }
-    for known in known {
-        let id = ids[&(Arc::clone(&known.gateway), Arc::clone(&known.device))];
+    for known in names.iter().flat_map(|names| &names.devices) {
+        let id = ids[&of(known)];
+        if known.labels_version > LabelsVersion::default() {
+            put_labels(db, id, &known.labels, known.labels_version).await?;
+        }
         for floor in &known.removed {
             // Rows come behind it: nothing is below it here.
             put_floor(db, id, floor, true).await?;
         }
     }
-    for beat in beats {
-        put_beat(db, beat, slot).await?;
+    for Names { slot, beats, .. } in names {
+        for beat in beats {
+            put_beat(db, beat, *slot).await?;
+        }
     }
     Ok(())
 }

@@ -7,13 +7,14 @@ use super::schema::LOCK;
 use crate::row::{Key, Row};
 use crate::shard::{Fence, Part, ShardError, numbers, of_table};
 use daemon::aggregates::Range;
+use deadpool_postgres::ClientWrapper;
 use futures_util::{TryStreamExt, pin_mut};
 use model::Micros;
 use std::collections::BTreeMap;
 use tokio_postgres::{GenericClient, Row as SqlRow};
 
 pub(super) async fn export(
-    db: &impl GenericClient,
+    db: &ClientWrapper,
     slot: u16,
     part: Part,
     range: Range,
@@ -24,24 +25,24 @@ pub(super) async fn export(
     let (first, behind) = numbers(slot);
     let place = match after {
         Some(key) => {
-            let of = "SELECT id FROM tidegate.device WHERE name = $1 AND gateway = $2";
-            let id = db.query_opt(of, &[&&*key.device, &&*key.gateway]).await?;
+            let of = db.prepare_cached("SELECT id FROM tidegate.device WHERE name = $1 AND gateway = $2").await?;
+            let id = db.query_opt(&of, &[&&*key.device, &&*key.gateway]).await?;
             (id.map_or(first, |row| row.get(0)), key.length_us, key.start_us)
         }
         None => (first, 0, Micros::MIN),
     };
     let columns = of_table("s", COLUMNS);
+    let page = db
+        .prepare_cached(&format!(
+            "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
+             FROM tidegate.{table} s JOIN tidegate.device d ON d.id = s.device
+             WHERE (s.device, s.length_us, s.start_us) > ($1, $2, $3) AND s.device < $4 AND {which}
+                AND s.start_us >= $6 AND s.start_us < $7
+             ORDER BY s.device, s.length_us, s.start_us LIMIT $5"
+        ))
+        .await?;
     let rows = db
-        .query(
-            &format!(
-                "SELECT s.length_us, s.start_us, s.incarnation, s.revision, s.received_us, d.gateway, d.name, {columns}
-                 FROM tidegate.{table} s JOIN tidegate.device d ON d.id = s.device
-                 WHERE (s.device, s.length_us, s.start_us) > ($1, $2, $3) AND s.device < $4 AND {which}
-                    AND s.start_us >= $6 AND s.start_us < $7
-                 ORDER BY s.device, s.length_us, s.start_us LIMIT $5"
-            ),
-            &[&place.0, &place.1, &place.2, &behind, &(limit as i64), &range.from_us, &range.to_us],
-        )
+        .query(&page, &[&place.0, &place.1, &place.2, &behind, &(limit as i64), &range.from_us, &range.to_us])
         .await?;
     let of = |row: &SqlRow| -> Result<Row, ShardError> {
         let metrics = metrics_of(row, 7, true)?;
@@ -79,22 +80,22 @@ pub(super) async fn changed(
 }
 
 pub(super) async fn digests(
-    db: &impl GenericClient,
+    db: &ClientWrapper,
     slot: u16,
     range: Range,
 ) -> Result<BTreeMap<i64, (u64, u64)>, ShardError> {
     let (first, behind) = numbers(slot);
-    let rows = db
-        .query_raw(
+    let all = db
+        .prepare_cached(
             "SELECT d.gateway, d.name, s.length_us, s.start_us, s.incarnation, s.revision
              FROM (SELECT device, length_us, start_us, incarnation, revision FROM tidegate.summary
                     WHERE device >= $1 AND device < $2 AND start_us >= $3 AND start_us < $4
                 UNION ALL SELECT device, -length_us, start_us, incarnation, revision FROM tidegate.rollup
                     WHERE device >= $1 AND device < $2 AND revision = 1 AND start_us >= $3 AND start_us < $4) s
              JOIN tidegate.device d ON d.id = s.device",
-            [first, behind, range.from_us, range.to_us],
         )
         .await?;
+    let rows = db.query_raw(&all, [first, behind, range.from_us, range.to_us]).await?;
     pin_mut!(rows);
     let mut digests: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
     while let Some(row) = rows.try_next().await? {

@@ -3,7 +3,7 @@
 use super::fences::check_all_writable;
 use super::removal::{floors_of, put_floor};
 use super::senders::put_beat;
-use crate::shard::{Beat, Known, LabelsVersion, ShardError, numbers};
+use crate::shard::{Known, LabelsVersion, Names, ShardError, numbers};
 use placement::Epoch;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +39,7 @@ pub(super) fn device(db: &Connection, slot: u16, gateway: &str, name: &str) -> r
     Ok(id)
 }
 
-pub(super) fn export_names(db: &Connection, slot: u16) -> Result<(Vec<Known>, Vec<Beat>), ShardError> {
+pub(super) fn export_names(db: &Connection, slot: u16) -> Result<Names, ShardError> {
     let (first, behind) = numbers(slot);
     let mut query =
         db.prepare_cached(
@@ -56,10 +56,11 @@ pub(super) fn export_names(db: &Connection, slot: u16) -> Result<(Vec<Known>, Ve
             removed: floors_of(db, row.get(5)?)?,
         })
     })?;
-    let known = known.collect::<rusqlite::Result<_>>()?;
+    let devices = known.collect::<rusqlite::Result<_>>()?;
     let mut query = db.prepare_cached("SELECT beat FROM gateway WHERE slot = ?1")?;
     let beats = query.query_map([slot], |row| row.get::<_, String>(0))?;
-    Ok((known, beats.filter_map(|beat| serde_json::from_str(&beat.ok()?).ok()).collect()))
+    let beats = beats.filter_map(|beat| serde_json::from_str(&beat.ok()?).ok()).collect();
+    Ok(Names { slot, devices, beats })
 }
 
 /// Which slots, of some, have devices or gateways.
@@ -77,24 +78,20 @@ pub(super) fn inhabited(db: &Connection, slots: &[u16]) -> Result<Vec<u16>, Shar
     Ok(inhabited)
 }
 
-pub(super) fn import_names(
-    db: &Connection,
-    slot: u16,
-    known: &[Known],
-    beats: &[Beat],
-    epoch: Epoch,
-) -> Result<(), ShardError> {
-    check_all_writable(db, &[(slot, epoch)], true)?;
-    for known in known {
-        let id = device(db, slot, &known.gateway, &known.device)?;
-        put_labels(db, id, &known.labels, known.labels_version)?;
-        // Rows come behind it: nothing is below it here.
-        known.removed.iter().try_for_each(|floor| put_floor(db, id, floor, true))?;
-    }
-    for beat in beats {
-        let mut later = db.prepare_cached("SELECT 1 FROM gateway WHERE id = ?1 AND beat ->> 'seen_us' >= ?2")?;
-        if !later.exists(params![beat.gateway, beat.seen_us])? {
-            put_beat(db, beat, slot)?;
+pub(super) fn import_names(db: &Connection, names: &[Names], fences: &[(u16, Epoch)]) -> Result<(), ShardError> {
+    check_all_writable(db, fences, true)?;
+    for Names { slot, devices, beats } in names {
+        for known in devices {
+            let id = device(db, *slot, &known.gateway, &known.device)?;
+            put_labels(db, id, &known.labels, known.labels_version)?;
+            // Rows come behind it: nothing is below it here.
+            known.removed.iter().try_for_each(|floor| put_floor(db, id, floor, true))?;
+        }
+        for beat in beats {
+            let mut later = db.prepare_cached("SELECT 1 FROM gateway WHERE id = ?1 AND beat ->> 'seen_us' >= ?2")?;
+            if !later.exists(params![beat.gateway, beat.seen_us])? {
+                put_beat(db, beat, *slot)?;
+            }
         }
     }
     Ok(())

@@ -56,8 +56,8 @@ pub enum CoordinatorUrl {
     Postgres(String),
     /// `etcd://HOST:PORT,HOST:PORT/PREFIX`; `etcds://` speaks TLS.
     Etcd {
-        /// `etcd` or `etcds`.
-        scheme: String,
+        /// Whether it is `etcds://`.
+        has_tls: bool,
         /// Each as `HOST:PORT`.
         members: Vec<String>,
         /// Of its keys.
@@ -92,7 +92,7 @@ impl TryFrom<String> for CoordinatorUrl {
                     Some(bad) => Err(format!("{bad:?} is not HOST:PORT: {WANTED}")),
                     None if members.is_empty() => Err(format!("there is no member of etcd: {WANTED}")),
                     None => Ok(CoordinatorUrl::Etcd {
-                        scheme: scheme.to_owned(),
+                        has_tls: scheme == "etcds",
                         members,
                         prefix: prefix.trim_matches('/').to_owned(),
                     }),
@@ -108,7 +108,9 @@ impl From<CoordinatorUrl> for String {
         match url {
             CoordinatorUrl::Sqlite => "sqlite".into(),
             CoordinatorUrl::Postgres(url) => url,
-            CoordinatorUrl::Etcd { scheme, members, prefix } => format!("{scheme}://{}/{prefix}", members.join(",")),
+            CoordinatorUrl::Etcd { has_tls, members, prefix } => {
+                format!("{}://{}/{prefix}", if has_tls { "etcds" } else { "etcd" }, members.join(","))
+            }
         }
     }
 }
@@ -129,7 +131,7 @@ pub(crate) async fn open(url: &CoordinatorUrl, directory: &Path) -> Result<Arc<d
             let pool = crate::shard::postgres::pool(url).map_err(|e| CoordinatorError(e.to_string()))?;
             Arc::new(Postgres::open(pool).await?)
         }
-        CoordinatorUrl::Etcd { scheme, members, prefix } => Arc::new(Etcd::new(scheme == "etcds", members, prefix)?),
+        CoordinatorUrl::Etcd { has_tls, members, prefix } => Arc::new(Etcd::new(*has_tls, members, prefix)?),
     })
 }
 

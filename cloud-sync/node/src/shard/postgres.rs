@@ -86,17 +86,17 @@ impl From<tokio_postgres::Error> for ShardError {
     }
 }
 
-/// What a URL says; a part that only we know is left out.
-pub(super) fn config(url: &str) -> anyhow::Result<Config> {
-    Ok(Config::from_str(&without_root(url).0)?)
+/// What a URL says, and the file of certificates that it names, which is a part that only we know.
+pub(super) fn config(url: &str) -> anyhow::Result<(Config, Option<String>)> {
+    let (url, root) = without_root(url);
+    Ok((Config::from_str(&url)?, root))
 }
 
 /// A pool for a database. Beyond loopback and sockets the connection is encrypted and the server's certificate
 /// checked, against the system's authorities or those of `sslrootcert=FILE` in the URL; `sslmode=disable` there
 /// says that somebody wants it otherwise.
 pub(crate) fn pool(url: &str) -> Result<Pool, ShardError> {
-    let root = without_root(url).1;
-    let mut config = config(url).map_err(|e| ShardError::Down(format!("{e:#}")))?;
+    let (mut config, root) = config(url).map_err(|e| ShardError::Down(format!("{e:#}")))?;
     config.connect_timeout(CONNECT_TIMEOUT).application_name("tidegate-cloud");
     // Who stops in the middle of a transaction must not hold its locks for ever.
     let options = config.get_options().unwrap_or_default().to_owned();

@@ -4,7 +4,7 @@
 //! themselves is merged here. Always holds: an answer is of one map, which every shard that
 //! answers has checked; a shard that does not answer is named, never left out in silence.
 
-use super::router::Router;
+use super::router::{Router, TRIES};
 use super::shard::{Beat, Partial, Question as ShardQuestion, ShardError, add_cell, check_cells};
 use daemon::aggregates::answer::{Cell, Cells, Head, Sink};
 use daemon::aggregates::{Answer, GroupKey, Question, Starts};
@@ -15,10 +15,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
-
-/// How often a question is asked again with a newer map.
-const TRIES: usize = 40;
-const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -174,11 +170,7 @@ where
         if !fenced {
             return Ok((parts, missing));
         }
-        match router.refresh().await {
-            Ok(true) => {}
-            Ok(false) => tokio::time::sleep(TRY_AGAIN).await,
-            Err(e) => return Err(QueryError::Unavailable(e.to_string())),
-        }
+        router.catch_up().await.map_err(|e| QueryError::Unavailable(e.to_string()))?;
     }
     Err(QueryError::Unavailable(last))
 }

@@ -28,8 +28,8 @@ use wire::Batch;
 
 /// How often a change of the map is tried again.
 const CANCEL_TRIES: u32 = 10;
-/// How often a push is tried again with a newer map before its sender is asked to.
-const TRIES: u32 = 40;
+/// How often a push or a question is tried again with a newer map before whoever asks is told to.
+pub(crate) const TRIES: u32 = 40;
 /// For so long a shard that did not answer in time is asked with less patience, and with how much.
 const SILENT: Duration = Duration::from_secs(60);
 const SILENT_PATIENCE: Duration = Duration::from_secs(2);
@@ -194,6 +194,14 @@ impl Router {
         }
     }
 
+    /// Takes over a newer map, which a shard that refuses may know, or waits until there may be one.
+    pub(crate) async fn catch_up(&self) -> Result<(), RouterError> {
+        if !self.refresh().await? {
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        Ok(())
+    }
+
     /// Reads the map again; true if it is another one.
     pub(crate) async fn refresh(&self) -> Result<bool, RouterError> {
         let _only = self.refreshing.lock().await;
@@ -319,10 +327,7 @@ impl Router {
             match written {
                 Err(ShardFailure { shard, error: error @ ShardError::Fenced { .. } }) => {
                     last = format!("shard {shard}: {error}");
-                    let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
-                    if !known {
-                        tokio::time::sleep(TRY_AGAIN).await;
-                    }
+                    self.catch_up().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
                 }
                 Err(ShardFailure { shard, error: ShardError::Lacking(held) }) => {
                     return Err(PushFailure::Lacking(vec![(shard, held)]));
@@ -372,10 +377,7 @@ impl Router {
                 Some((_, ShardError::Refused(text))) => return Err(PushFailure::Refused(text)),
                 Some((_, error @ ShardError::Disputed(_))) => return Err(self.dispute(sender, &error).await),
                 Some((_, ShardError::Fenced { .. })) if try_number + 1 < TRIES => {
-                    let known = self.refresh().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
-                    if !known {
-                        tokio::time::sleep(TRY_AGAIN).await;
-                    }
+                    self.catch_up().await.map_err(|e| PushFailure::Unavailable(e.to_string()))?;
                 }
                 Some((name, error)) => return Err(PushFailure::Unavailable(format!("shard {name}: {error}"))),
             }
